@@ -101,6 +101,8 @@ class StoredRunway(RunwayFigures, RunwaySubject):
     probability_365_days: float | None
     is_outdated: bool
     """Whether limits, steps or plans of its server were declared after the forecast."""
+    stands_for_itself: bool
+    """Whether no volume or server limits it: what is shared counts once, as the volume or server."""
     ahead: Sequence[ForecastDay] = field(default=())
     planned: PlannedRunway | None = None
     """The runway with planned limits; None: no plan raises its limit, or no day is known."""
@@ -248,13 +250,6 @@ def newest_runways(
     largest_first = of_databases.order_by(_R.size_mb.desc(), _R.server, _R.name).limit(most_databases)
     found = _runways(connection, today, of_servers)
     return [*found, *_runways(connection, today, largest_first)] if labels else found
-
-
-def actions_needed(connection: sa.Connection, thresholds: Thresholds) -> set[SubjectKey]:
-    """Return what needs action by the newest forecasts, apart from decisions; shared space is named once."""
-    is_soon = _R[f"probability_{thresholds.days}_days"] >= thresholds.act_percent / 100
-    chosen = sa.select(_R.server_id, _R.subject, _R.name).where(_R.stands_for_itself, sa.or_(is_soon, _R.state == FULL))
-    return {_key(row) for row in rows(connection, chosen)}
 
 
 def runway_of(connection: sa.Connection, today: date, server_id: int, subject: str, name: str) -> StoredRunway | None:

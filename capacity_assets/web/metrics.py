@@ -23,7 +23,7 @@ from capacity_assets.forecast.decisions import is_left_out
 from capacity_assets.forecast.results import DATABASE, SERVER, VOLUME
 from capacity_assets.reading.access import limit_seconds
 from capacity_assets.reading.coverage import unmeasured_servers
-from capacity_assets.reading.forecasts import StoredRunway, actions_needed, forecast_day, newest_runways
+from capacity_assets.reading.forecasts import StoredRunway, forecast_day, needs_action, newest_runways
 from capacity_assets.reading.sizes import fleet_now, last_sizes
 from capacity_assets.reading.subjects import active_servers
 from capacity_assets.reading.windows import newest_window, stale_windows
@@ -130,10 +130,9 @@ def _samples(reader: Reader, today: date, scope: MetricsScope) -> Iterator[Sampl
             start = None if window is None else window.start
             yield "window_timestamp_seconds", _seconds(start, scope.zone), _labels(period=period.name)
         yield from _of_servers(connection, today, scope.zone)
-        needing = actions_needed(connection, reader.thresholds)
         for runway in newest_runways(connection, today, scope.database_labels, most_databases=MOST_DATABASES):
-            needs_action = runway.key in needing and not is_left_out(runway.decision)
-            yield from _of_runway(runway, scope.zone, needs_action=needs_action)
+            is_urgent = runway.stands_for_itself and needs_action(runway, reader.thresholds)
+            yield from _of_runway(runway, scope.zone, needs_action=is_urgent and not is_left_out(runway.decision))
 
 
 def _of_servers(connection: Connection, today: date, zone: ZoneInfo) -> Iterator[Sample]:

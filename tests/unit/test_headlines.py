@@ -43,6 +43,7 @@ def runway(subject: str = "database", name: str = "billing", **values: Any) -> S
         "recent_mb_per_day": None,
         "history_days": 400,
         "is_outdated": False,
+        "stands_for_itself": True,
         "volumes": None,
         "allocated_mb": None,
     }
