@@ -44,6 +44,11 @@ def human_change_mb(change_mb: int) -> str:
     return f"+{human_mb(change_mb)}" if change_mb > 0 else human_mb(change_mb)
 
 
+def whole_mb(size_bytes: float) -> int:
+    """Return bytes in MiB, cut toward zero."""
+    return int(size_bytes / BYTES_PER_MB)
+
+
 def percent_of(change_mb: int, of_mb: int) -> Decimal | None:
     """Return a change in percent, one decimal, half away from zero; None from 0."""
     if not of_mb:

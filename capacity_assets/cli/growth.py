@@ -14,7 +14,7 @@ from capacity_assets.aggregates.task_runner import follow_labels
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import BYTES_PER_MB, human_change_mb, human_day, human_mb
+from capacity_assets.base.units import human_change_mb, human_day, human_mb, whole_mb
 from capacity_assets.cli import options
 from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.database.engine import snapshot
@@ -209,28 +209,20 @@ def inside(
             f"The tables and indexes of {database} were not measured twice from {human_day(first_day)}, or the month "
             f"before, to {human_day(last_day)}. CAPACITY_OBJECTS names the servers of which they are measured."
         )
+    before, after = human_mb(whole_mb(found.before_bytes)), human_mb(whole_mb(found.after_bytes))
     title = (
-        f"{found.database} on {found.server}: {_human_bytes(found.before_bytes)} on {human_day(found.first_day)}, "
-        f"{_human_bytes(found.after_bytes)} on {human_day(found.last_day)}, {_human_change(found.change_bytes)}."
+        f"{found.database} on {found.server}: {before} on {human_day(found.first_day)}, "
+        f"{after} on {human_day(found.last_day)}, {human_change_mb(whole_mb(found.change_bytes))}."
     )
     if by == "schema":
         return Report(by_schema(found), [title, _schemas_table(found, limit)])
     return Report(found, [title, _objects_table(found, limit)])
 
 
-def _human_bytes(size_bytes: int) -> str:
-    """Render bytes as a size, cut toward zero."""
-    return human_mb(int(size_bytes / BYTES_PER_MB))
-
-
-def _human_change(change_bytes: int) -> str:
-    return human_change_mb(int(change_bytes / BYTES_PER_MB))
-
-
 def _object_cells(one: ObjectChange) -> list[object]:
-    before = f"{'at most ' if one.before_is_bound else ''}{_human_bytes(one.before_bytes)}"
-    after = f"{'at most ' if one.after_is_bound else ''}{_human_bytes(one.after_bytes)}"
-    change = f"{'at least ' if one.is_bound else ''}{_human_change(one.change_bytes)}"
+    before = f"{'at most ' if one.before_is_bound else ''}{human_mb(whole_mb(one.before_bytes))}"
+    after = f"{'at most ' if one.after_is_bound else ''}{human_mb(whole_mb(one.after_bytes))}"
+    change = f"{'at least ' if one.is_bound else ''}{human_change_mb(whole_mb(one.change_bytes))}"
     return [one.label, one.kind, before, after, change]
 
 
@@ -238,7 +230,7 @@ def _objects_table(found: DatabaseGrowth, limit: int) -> Table:
     listed, hidden = found.objects[:limit], found.objects[limit:]
     rows = []
     for one in listed:
-        free = "" if one.free_bytes is None else _human_bytes(one.free_bytes)
+        free = "" if one.free_bytes is None else human_mb(whole_mb(one.free_bytes))
         rows.append([*_object_cells(one), free, "" if one.estimated_rows is None else f"{one.estimated_rows:,}"])
     rows += [[name, "", "", "", change, "", ""] for name, change in _sums(found, hidden)]
     return Table("What grew inside", (*CHANGE_HEADINGS, ">Free", ">Rows (estimated)"), rows)
@@ -248,7 +240,7 @@ def _schemas_table(found: DatabaseGrowth, limit: int) -> Table:
     schemas = by_schema(found)
     rows: list[list[object]] = []
     for one in schemas[:limit]:
-        rows.append([one.schema, one.objects, _human_change(one.change_bytes)])
+        rows.append([one.schema, one.objects, human_change_mb(whole_mb(one.change_bytes))])
     rows += [[name, "", change] for name, change in _sums(found, schemas[limit:])]
     return Table("What grew inside, by schema", ("Schema", ">Changed", ">Change"), rows)
 
@@ -261,7 +253,7 @@ def _sums(found: DatabaseGrowth, hidden: Sequence[ObjectChange | SchemaGrowth]) 
         ("unexplained", found.unexplained_change_bytes),
         ("the database", found.change_bytes),
     ]
-    return [(name, _human_change(change)) for name, change in sums]
+    return [(name, human_change_mb(whole_mb(change))) for name, change in sums]
 
 
 @click.command()

@@ -102,7 +102,7 @@ class StoredRunway(RunwayFigures, RunwaySubject):
     is_outdated: bool
     """Whether limits, steps or plans of its server were declared after the forecast."""
     stands_for_itself: bool
-    """Whether no volume or server limits it: what is shared counts once, as the volume or server."""
+    """Whether no other forecast says the same at least as urgently, as that of a volume does for its databases."""
     ahead: Sequence[ForecastDay] = field(default=())
     planned: PlannedRunway | None = None
     """The runway with planned limits; None: no plan raises its limit, or no day is known."""

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Row
 
 from capacity_assets.base.periods import Window
-from capacity_assets.base.units import BYTES_PER_MB, human_change_mb, human_days
+from capacity_assets.base.units import human_change_mb, human_days, whole_mb
 from capacity_assets.collection.storing import LARGEST_LISTED
 from capacity_assets.database.sql import with_queries
 from capacity_assets.reading.access import records, rows
@@ -100,7 +100,7 @@ class ListedObject(ObjectChange, ObjectPlace):
         """Its change and the compared days, as in 'table public.audit: at least +30 GiB, 2 to 9 Mar 2026'."""
         least = "at least " if self.is_bound else ""
         days = human_days(self.first_day, self.last_day)
-        return f"{self.kind} {self.label}: {least}{human_change_mb(int(self.change_bytes / BYTES_PER_MB))}, {days}"
+        return f"{self.kind} {self.label}: {least}{human_change_mb(whole_mb(self.change_bytes))}, {days}"
 
 
 @dataclass(frozen=True)

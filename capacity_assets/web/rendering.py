@@ -31,6 +31,7 @@ from capacity_assets.base.units import (
     human_days,
     human_mb,
     human_percent,
+    whole_mb,
 )
 from capacity_assets.charts.drawing import (
     CENTS,
@@ -233,9 +234,8 @@ def billed_groups(history: Sequence[MonthlyAmount]) -> list[MonthlyAmount]:
 FILTERS: Mapping[str, Callable[..., object]] = {
     "size": size,
     "change": change,
-    # Bytes are cut toward zero to MiB.
-    "size_of_bytes": lambda value: size(None if value is None else int(value / BYTES_PER_MB)),
-    "change_of_bytes": lambda value: change(None if value is None else int(value / BYTES_PER_MB)),
+    "size_of_bytes": lambda value: size(None if value is None else whole_mb(value)),
+    "change_of_bytes": lambda value: change(None if value is None else whole_mb(value)),
     "percent": lambda value: UNKNOWN if value is None else f"{value:+,.2f} %" if value else "0 %",
     "chance": lambda value: UNKNOWN if value is None else f"{100 * value:.0f} %",
     "share": lambda value, places=1: DASH if value is None else f"{value:.{places}f} %",
