@@ -78,13 +78,15 @@ def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False)
 
     Raises:
         ValidationError: the role can write, and that is not allowed.
-        DatabaseError: a newer version created the schema.
+        DatabaseError: a newer version created the schema, or there is no embedded server yet.
         UnreachableError: no connection within the time limit.
         EmbeddedServerError: the embedded server did not start.
     """
     from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write, role_to_read_with
 
     own = settings.web_database_url
+    if own is None:
+        refuse_an_absent_embedded_server(settings)
     variable = "CAPACITY_DATABASE_URL" if own is None else "CAPACITY_WEB_DATABASE_URL"
     given = settings.capacity_url if own is None else url_for_driver(own, CAPACITY_DRIVER)
     with _served(settings, given, CAPACITY_DATABASE) as url:

@@ -12,7 +12,7 @@ import click
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.cli.options import CommandFailedError, command, say
-from capacity_assets.runtime import open_reading_engine, refuse_an_absent_embedded_server
+from capacity_assets.runtime import open_reading_engine
 
 HOST = "127.0.0.1"
 PAGES_PORT = 3001
@@ -44,8 +44,6 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
     from capacity_assets.web.app import WebOptions, create_app, limits
     from capacity_assets.web.reader import Reader
 
-    if settings.web_database_url is None:
-        refuse_an_absent_embedded_server(settings)
     listener = listen(port, host)
     serving = WebOptions(
         Clock(settings.zone),
@@ -94,8 +92,6 @@ def mcp(settings: Settings, /) -> None:
     from capacity_assets.web.reader import Reader
     from capacity_assets.web.tools import serve_tools
 
-    if settings.web_database_url is None:
-        refuse_an_absent_embedded_server(settings)
     with open_reading_engine(settings) as engine:
         serving = WebOptions(Clock(settings.zone), settings.label_keys)
         serve_tools(PageServer(Reader(engine, settings.thresholds), serving))
