@@ -51,8 +51,8 @@ from capacity_assets.report.page import Edition, make_report_folder, next_editio
 
 REPORT_PERIOD, DIGEST_PERIOD = "monthly", "weekly"
 REPORT_GROUP, SHOWBACK_GROUP, EXPORT_GROUP = "reports", "showback", "exports"
-GROWTH_REPORT, GROWTH_REPORT_JOB, GROWTH_REPORT_SENSOR = "growth_report", "growth_report_job", "growth_report_sensor"
-SHOWBACK, SHOWBACK_JOB, SHOWBACK_SENSOR = "showback", "showback_job", "showback_sensor"
+GROWTH_REPORT, GROWTH_REPORT_JOB = "growth_report", "growth_report_job"
+SHOWBACK, SHOWBACK_JOB = "showback", "showback_job"
 DIGEST, DIGEST_JOB, DIGEST_SCHEDULE = "digest", "digest_job", "digest_schedule"
 DIGEST_SENT, DIGEST_SENT_DESCRIPTION = "digest_sent", "Every receiver got the newest digest."
 WAITING_WEEK = "waiting_week"

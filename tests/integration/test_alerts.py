@@ -20,7 +20,6 @@ from capacity_assets.orchestration.aggregates import COMPUTED_WINDOWS_SENSOR, LA
 from capacity_assets.orchestration.alerts import ALERT_SENSOR, ReceiverError, alert_definitions
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.collection import SAMPLE_DAYS_SENSOR
-from capacity_assets.orchestration.documents import GROWTH_REPORT_SENSOR, SHOWBACK_SENSOR
 from capacity_assets.orchestration.graph import Graph
 from capacity_assets.ownership.labels import Label, declare_labels
 from tests.alerted_fleet import clock_at
@@ -612,10 +611,10 @@ def test_without_a_receiver_there_is_no_sensor_and_with_one_its_address_is_not_i
     names = [sensor.name for sensor in build_definitions(Settings()).get_repository_def().sensor_defs]
     assert names == [
         COMPUTED_WINDOWS_SENSOR,
-        GROWTH_REPORT_SENSOR,
+        "growth_report_sensor",
         LATE_DATA_SENSOR,
         SAMPLE_DAYS_SENSOR,
-        SHOWBACK_SENSOR,
+        "showback_sensor",
     ]
 
     monkeypatch.setenv("CAPACITY_ALERT_WEBHOOK_URL", "https://hooks.example/services/secret-path")

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.documents import GROWTH_REPORT, GROWTH_REPORT_JOB, GROWTH_REPORT_SENSOR
+from capacity_assets.orchestration.documents import GROWTH_REPORT, GROWTH_REPORT_JOB
 from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows
@@ -75,7 +75,7 @@ def test_a_report_is_requested_when_both_levels_of_its_month_were_made_and_not_b
         again = requested(after.cursor)
         assert again.get_requested_partitions(dg.AssetKey(GROWTH_REPORT)) == {"2025-02-01"}
         assert requested(again.cursor).total_requested == 0
-    [sensor] = [one for one in definitions.get_repository_def().sensor_defs if one.name == GROWTH_REPORT_SENSOR]
+    [sensor] = [one for one in definitions.get_repository_def().sensor_defs if one.name == "growth_report_sensor"]
     assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
 
 
