@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from capacity_assets.base.declarations import key_and_value
 from capacity_assets.base.errors import DatabaseError, ValidationError
 from capacity_assets.base.periods import FIRST_YEAR, LAST_YEAR, PERIODS, Period, Window
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, HORIZONS_DAYS, Thresholds
@@ -338,12 +339,7 @@ class PageQuery:
     def label(self) -> tuple[str, str] | None:
         """Return the label to filter by; with an empty value, everything without this key is wanted."""
         text = self.text("label")
-        if not text:
-            return None
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ValidationError("label must be written as team=payments.")
-        return key, value
+        return key_and_value(text) if text else None
 
     @property
     def rows_shown(self) -> int:
