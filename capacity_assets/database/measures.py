@@ -35,12 +35,12 @@ class SizeKind:
         return self.stem.replace("_", " ")
 
 
+USED_SIZE = "used_size"
 SIZE_KINDS = (
     SizeKind("data_size", "the data files"),
     SizeKind("log_size", "the log files"),
-    SizeKind("used_size", "the used space inside the data files", since="0022"),
+    SizeKind(USED_SIZE, "the used space inside the data files", since="0022"),
 )
-USED_SIZE = SIZE_KINDS[-1].stem
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from capacity_assets.database import tables
 from capacity_assets.database.changes import STALE_WINDOWS_VIEW
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.labels import SPANS_BY_SERVER, labels_in, labels_of
-from capacity_assets.database.measures import SIZE_KINDS, SizeKind
+from capacity_assets.database.measures import SIZE_KINDS
 from capacity_assets.database.partitions import PARTITIONED
 from capacity_assets.database.sql import SERVER_SIZES, View, ViewColumn, execute, literal, quoted, text_of, views_in
 
@@ -413,25 +413,26 @@ def _further(stem: str, last: str) -> str:
 """
 
 
-def _parts(parts: Sequence[SizeKind]) -> str:
+def _parts(*, added_later: bool) -> str:
     return "".join(
         f"a.avg_{part.stem}_mb AS {part.stem}_mb,  -- Mean size of {part.files}, MiB; null: not measured\n       "
-        for part in parts
+        for part in SIZE_KINDS
+        if bool(part.since) is added_later
     )
 
 
 def _growth(rows: str, labels: str) -> str:
-    """Return the query of the growth of databases; the first two parts of a size come before other columns."""
+    """Return the query of the growth of databases; later parts of a size come after other columns."""
     return f"""{_WINDOW_AND_SERVER}
        a.database_name AS database,  -- Name of the database
        a.avg_size_mb AS size_mb,  -- Mean total size, rounded down, MiB
        a.max_size_mb AS largest_size_mb,  -- Largest total size, MiB
        a.min_size_mb AS smallest_size_mb,  -- Smallest total size, MiB
-       {_parts(SIZE_KINDS[:2])}a.size_change_mb AS change_mb,
+       {_parts(added_later=False)}a.size_change_mb AS change_mb,
           -- Change of the mean against the window before, MiB; null: unknown
        a.size_change_percent AS change_percent,  -- The same in percent; null: unknown, or from 0
        a.trend_direction AS trend,  -- growing, shrinking or stable; null: nothing to compare with
-       {_SAMPLED}{_further("size", "last_size_mb")}       {_parts(SIZE_KINDS[2:])}{labels} AS labels
+       {_SAMPLED}{_further("size", "last_size_mb")}       {_parts(added_later=True)}{labels} AS labels
           -- Labels on the last day of the window, as JSON: labels ->> 'team'
 FROM {rows}"""
 

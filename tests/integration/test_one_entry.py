@@ -18,7 +18,7 @@ from tests.forked import COMMAND, run_forked
 ROOT = Path(__file__).resolve().parents[2]
 PART = """
 import capacity_assets.database.measures as parts
-parts.SIZE_KINDS = (*parts.SIZE_KINDS, parts.SizeKind("temp_size", "the temporary files"))
+parts.SIZE_KINDS = (*parts.SIZE_KINDS, parts.SizeKind("temp_size", "the temporary files", since="9999"))
 """
 PERIOD = """
 import capacity_assets.base.periods as periods
