@@ -306,9 +306,11 @@ DEFAULT_SCHEDULE_HOUR = 4
 DEFAULT_JUMP_PERCENT = 100
 DEFAULT_PARALLEL_SLICES = 2
 LONGEST_SETTLING = 30
-# 400 days hold a year and the month before it. Of volumes no aggregate is made, so their samples are kept as long.
-# Forecasts use as many days as `daily` keeps: HISTORY_DAYS in forecast/model.py.
-DEFAULT_RETENTION_DAYS = "raw=400,daily=1096,volume_size_stats=1096"
+YEAR_AND_MONTH_DAYS = 400
+"""As many as a year and the month before it have, and a few more."""
+HISTORY_DAYS = 1096
+"""Days that a forecast uses; fewer are enough. Of volumes no aggregate is made, so their samples are kept as long."""
+DEFAULT_RETENTION_DAYS = f"raw={YEAR_AND_MONTH_DAYS},daily={HISTORY_DAYS},volume_size_stats={HISTORY_DAYS}"
 DEFAULT_HOME = Path(".capacity")
 DEFAULT_COLLECTION_CONCURRENCY = 32
 # systemd mounts credentials of a unit below the second.

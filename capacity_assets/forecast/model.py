@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.settings import HISTORY_DAYS, HORIZONS_DAYS
 from capacity_assets.forecast.results import LEAST_CHANGES, LEAST_ERRORS, ORIGIN_STEP_DAYS, SHARES
 
 
@@ -39,9 +39,6 @@ def without_steps(sizes: Sizes, steps: Sequence[Sequence[int]]) -> Sizes:
 
 
 Sizes: TypeAlias = NDArray[np.float64]
-
-HISTORY_DAYS = 1096
-"""Days that a forecast uses, as many as daily aggregates are kept by default; fewer are enough."""
 
 DRIFT_DAYS = 400
 """The drift is the mean of the daily changes of so many days."""

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.settings import HISTORY_DAYS, HORIZONS_DAYS
 from capacity_assets.forecast.model import (
     BAND,
     DRIFT_DAYS,
     GROWTH_OF_ERRORS,
-    HISTORY_DAYS,
     JUDGED_BY_DAYS,
     LARGEST_FREE,
     LEAST_FREE,

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.settings import YEAR_AND_MONTH_DAYS
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.windows import newest_day, today_of
@@ -23,8 +24,6 @@ from capacity_assets.reading.windows import newest_day, today_of
 ATTEMPT_DAYS = 7
 """Days in which attempts are searched; each day has one per server."""
 SILENT_DAYS = 3
-DERIVED_DAYS = 400
-"""Days in which samples of servers without totals are searched."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def newest_measured_days(connection: Connection, servers: Sequence[int], until: 
             SELECT server_id, max(day) AS day FROM capacity_samples
             WHERE day = ANY (CAST(:days AS date[])) AND server_id = ANY (CAST(:servers AS integer[]))
             GROUP BY server_id"""
-        recent = [until - timedelta(days=back) for back in range(DERIVED_DAYS)]
+        recent = [until - timedelta(days=back) for back in range(YEAR_AND_MONTH_DAYS)]
         days |= {row.server_id: row.day for row in rows(connection, statement, days=recent, servers=without)}
     return days
 

@@ -16,6 +16,7 @@ from capacity_assets.aggregates.figures import contradictory_trend
 from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS, RawTable
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.periods import PERIODS, Period, Window
+from capacity_assets.base.settings import YEAR_AND_MONTH_DAYS
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.cluster import is_distributed
 from capacity_assets.database.engine import TODAY
@@ -202,16 +203,12 @@ def stored_windows(connection: Connection, periods: Sequence[str]) -> list[Store
     return stored
 
 
-# Bounds how much of a long history is read.
-TREND_DAYS = 400
-
-
 def wrong_trends(connection: Connection) -> list[WrongTrends]:
     """Return the tables with rows of the last thirteen months whose trend another application did not update."""
     tables = []
     for level in SERVER_LEVELS.values():
         start = level.target.c.period_start
-        recent = start >= func.current_date() - TREND_DAYS
+        recent = start >= func.current_date() - YEAR_AND_MONTH_DAYS
         counts = select(func.count(), func.min(start)).where(recent, contradictory_trend(level.target))
         count, first_day = connection.execute(counts).one()
         if count:

@@ -7,13 +7,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.settings import HISTORY_DAYS, HORIZONS_DAYS
 from capacity_assets.database.views import RUNWAY_VIEWS, STANDS_FOR_ITSELF
 from capacity_assets.forecast.model import (
     BAND,
     DRIFT_DAYS,
     GROWTH_OF_ERRORS,
-    HISTORY_DAYS,
     JUDGED_BY_DAYS,
     LARGEST_FREE,
     MOST_ORIGINS,
