@@ -81,6 +81,10 @@ class Level:
     target: sa.Table
     keys: tuple[str, ...]
     measures: tuple[Measure, ...]
+    view: str
+    """The view that readers have of it."""
+    view_order: tuple[str, ...]
+    """Columns of the view that order its rows within a window."""
     ratios: tuple[Ratio, ...] = ()
     void_flag: str | None = None
     sum_per_day: bool = False
@@ -174,6 +178,8 @@ DATABASE = Level(
     target=tables.database_size_aggregations,
     keys=("instance_id", "database_name"),
     measures=tables.DATABASE_MEASURES,
+    view="capacity_growth",
+    view_order=("server", "database"),
 )
 
 INSTANCE = Level(
@@ -182,6 +188,8 @@ INSTANCE = Level(
     target=tables.instance_size_aggregations,
     keys=("instance_id",),
     measures=tables.INSTANCE_MEASURES,
+    view="capacity_server_growth",
+    view_order=("server",),
     ratios=(Ratio("avg_size_mb", numerator="total_size_mb", denominator="database_count"),),
     void_flag="is_deleted",
     # The unique index allows one live row per day; a legacy table without it may hold several.
@@ -207,6 +215,8 @@ GROUP = Level(
     target=tables.group_size_aggregations,
     keys=("label_key", "label_value"),
     measures=tables.GROUP_MEASURES,
+    view="capacity_groups",
+    view_order=("grouped_by", "group_name"),
     made_of=(tables.database_size_stats, tables.instance_size_stats),
     rule=GROUP_DAYS,
 )

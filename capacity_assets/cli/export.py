@@ -20,7 +20,7 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted
 from capacity_assets.cli import options
 from capacity_assets.cli.options import Report
-from capacity_assets.history.exporting import VIEWS_OF_LEVELS, WRITERS, Query, copy_csv, open_driver, rows_of_view
+from capacity_assets.history.exporting import WRITERS, Query, copy_csv, open_driver, rows_of_view
 from capacity_assets.runtime import open_task_runner
 
 RUNWAY_VIEW = "capacity_runway"
@@ -50,7 +50,7 @@ class Export:
         """The view that is written."""
         if self.objects:
             return OBJECT_VIEW
-        return RUNWAY_VIEW if self.runway else VIEWS_OF_LEVELS[self.level][0]
+        return RUNWAY_VIEW if self.runway else SERVER_LEVELS[self.level].view
 
     def checked_format(self) -> str:
         """Return the format, by the extension if it is not given; raises ValidationError for contradicting options."""
@@ -152,5 +152,5 @@ def _query(runner: AggregationTaskRunner, chosen: Export, *, is_guarded: bool) -
         # The whole window of the first day is included.
         start = date.min if chosen.first_day is None else period.window_of(chosen.first_day).start
         condition += sql.SQL(" AND period = {} AND window_start BETWEEN {} AND {}").format(chosen.period, start, last)
-        order = ["window_start", *VIEWS_OF_LEVELS[chosen.level][1]]
+        order = ["window_start", *SERVER_LEVELS[chosen.level].view_order]
     return rows_of_view(chosen.view, condition, order, is_guarded=is_guarded)

@@ -19,6 +19,7 @@ from psycopg.errors import Error as PostgresError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.errors import CapacityError, database_error
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import FORMULA
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
     from xlsxwriter import Workbook
     from xlsxwriter.worksheet import Worksheet
 
-VIEWS_OF_LEVELS = {
-    "database": ("capacity_growth", ("server", "database")),
-    "instance": ("capacity_server_growth", ("server",)),
-    "group": ("capacity_groups", ("grouped_by", "group_name")),
-}
-"""The view that readers have of each level, and what orders its rows within a window."""
 Query: TypeAlias = sql.SQL | sql.Composed
 ROWS_AT_ONCE = 50_000
 # The most rows of a sheet below its headings.
@@ -205,7 +200,7 @@ class WrittenFile(NamedTuple):
     bytes: int
 
 
-def write_window(engine: Engine, url: str, level: str, period: Period, window: Window) -> WrittenFile:
+def write_window(engine: Engine, url: str, level: Level, period: Period, window: Window) -> WrittenFile:
     """Write the rows of a window as a file of the data set in a folder or at another address that fsspec knows.
 
     The folders name level, period and window, as Hive does. The file is written beside the former one, which it then
@@ -213,13 +208,12 @@ def write_window(engine: Engine, url: str, level: str, period: Period, window: W
 
     Raises CapacityError: the file cannot be written, a package is missing, or the database failed.
     """
-    view, order = VIEWS_OF_LEVELS[level]
     condition = sql.SQL("period = {} AND window_start = {}").format(period.name, window.start)
-    query = rows_of_view(view, condition, order, without={"period"})
+    query = rows_of_view(level.view, condition, level.view_order, without={"period"})
     with tempfile.TemporaryDirectory() as scratch, open_driver(engine) as connection:
         file = Path(scratch) / "rows"
         rows = _write_parquet(connection, query, file)
-        path = _replace(file, url, f"level={level}/period={period.name}/window={window.key}")
+        path = _replace(file, url, f"level={level.name}/period={period.name}/window={window.key}")
         return WrittenFile(path, rows, file.stat().st_size)
 
 

@@ -275,7 +275,8 @@ def export(graph: Graph, period: Period) -> dg.Definitions:
     url = str(graph.settings.export_url)
 
     def make(runner: AggregationTaskRunner, window: Window) -> MetadataMapping:
-        return export_metadata([write_window(runner.service.engine, url, level, period, window) for level in LEVELS])
+        engine = runner.service.engine
+        return export_metadata([write_window(engine, url, level, period, window) for level in LEVELS.values()])
 
     return _followed(
         graph,

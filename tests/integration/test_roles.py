@@ -82,7 +82,7 @@ def test_the_runner_computes_checks_writes_and_rebuilds_and_cannot_touch_samples
             runner.run_checks(run, level)
             window_sizes(engine, PERIODS["monthly"], LEVELS[level], MARCH)
             runner.incomplete_windows(PERIODS["monthly"], level)
-            assert write_window(engine, str(tmp_path), level, PERIODS["monthly"], MARCH[0]).rows > 0
+            assert write_window(engine, str(tmp_path), LEVELS[level], PERIODS["monthly"], MARCH[0]).rows > 0
         runner.stale_windows()
         again = runner.run_period("monthly", MARCH, RunOptions(overwrite=True))
         read_report(engine, PERIODS["monthly"], MARCH[0], by="team")
