@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.series import Series, histories, origins, read
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.forecast.model import PIECES, RISE_DAYS, Sizes, evidence, fill_days, forecast
+from capacity_assets.forecast.model import PIECES, RISE_DAYS, Sizes, compute_fill_days, evidence, forecast
 
 LIMITS_ABOVE_PERCENT = (1, 2, 5, 10, 20, 50, 100)
 STEP_SHARE = 0.5
@@ -86,7 +86,7 @@ def _cases(source: str, values: Sizes, horizon: int) -> tuple[NDArray[np.generic
     known, said = [], []
     for column in free.T:
         known.append(evidence(made, values[days] + column)[:, shown[0]])
-        said.append(np.nan_to_num(fill_days(made, values[days] + column).probability[:, shown[1]]))
+        said.append(np.nan_to_num(compute_fill_days(made, values[days] + column).probability[:, shown[1]]))
     above = np.tile(LIMITS_ABOVE_PERCENT, (len(days), 1))
     in_rows = np.stack(known, axis=1).reshape(-1, len(PIECES)), np.stack(said, axis=1).ravel()
     return np.full(above.size, source), above.ravel(), *in_rows, fill_day.ravel(), by_step.ravel()

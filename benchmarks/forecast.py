@@ -32,7 +32,7 @@ from benchmarks.calibration import Cases, cases_of, from_others, watermark
 from benchmarks.series import Series, histories, origins, read
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.forecast.history import BATCH
-from capacity_assets.forecast.model import Sizes, fill_days, forecast
+from capacity_assets.forecast.model import Sizes, compute_fill_days, forecast
 
 JUDGED_DAYS = (30, 90)
 THRESHOLDS_PERCENT = (10, 20, 30, 50)
@@ -224,7 +224,7 @@ def speed_line(databases: int, days: int) -> str:
     # Processor time: what else the machine does is not counted.
     began = time.process_time()
     for _ in range(0, databases, BATCH):
-        fill_days(forecast(batch), np.full(BATCH, 200_000.0))
+        compute_fill_days(forecast(batch), np.full(BATCH, 200_000.0))
     took, began = time.process_time() - began, time.process_time()
     for _ in range(0, databases, BATCH):
         batch.sum()

@@ -29,7 +29,7 @@ from capacity_assets.base.units import (
 from capacity_assets.charts.drawing import size_axis
 from capacity_assets.database.engine import snapshot
 from capacity_assets.forecast.results import day_text
-from capacity_assets.messages.message import Message, MessageLine, Section, Sentence, html_of, text_of
+from capacity_assets.messages.message import Message, MessageLine, Section, Sentence, html_of, plain_text
 from capacity_assets.messages.sending import (
     CONCURRENT_DELIVERIES,
     DIGEST,
@@ -49,7 +49,7 @@ from capacity_assets.reading.changes import (
     with_objects,
 )
 from capacity_assets.reading.coverage import SilentServer, silent_servers
-from capacity_assets.reading.forecasts import FillDate, fill_dates
+from capacity_assets.reading.forecasts import FillDateChange, moved_fill_dates
 from capacity_assets.reading.groups import group_sizes, short_servers
 from capacity_assets.reading.sizes import SizeInWindow, fleet_history, mark_partial, partial_windows
 from capacity_assets.reading.space import LargeSlot, large_slots
@@ -74,9 +74,9 @@ class Digest:
     label: tuple[str, str] | None
     size_mb: int
     change_mb: int | None
-    soon: Sequence[FillDate]
+    soon: Sequence[FillDateChange]
     growers: Sequence[UnusualChange]
-    runways: Sequence[FillDate]
+    runways: Sequence[FillDateChange]
     silent: Sequence[SilentServer]
     new: Sequence[DatabaseOfOneWindow]
     gone: Sequence[DatabaseOfOneWindow]
@@ -85,7 +85,7 @@ class Digest:
     has_forecast: bool = True
     """Whether a forecast was issued in the week; without one, fill dates are unknown."""
     shrinkers: Sequence[UnusualChange] = ()
-    later: Sequence[FillDate] = ()
+    later: Sequence[FillDateChange] = ()
     declines: Sequence[ShrunkDatabase] = ()
     """The largest decreases besides `shrinkers`; empty unless the total shrank."""
     is_partial: bool = False
@@ -134,7 +134,7 @@ def _read(
     unmeasured = SizeInWindow(week.start, week.end, None)
     newest = next((size for size in sizes if size.window_start == week.start), unmeasured)
     unusual = with_objects(connection, week, unusual_changes(connection, WEEKLY, week, label))
-    dates = fill_dates(connection, week.start, week.end, label, thresholds, today)
+    dates = moved_fill_dates(connection, week.start, week.end, label, thresholds, today)
     has_shrunk = not newest.is_change_partial and (newest.change_mb or 0) < 0
     shrinkers = [change for change in unusual if change.change_mb < 0]
     named = {(one.server_id, one.database) for one in shrinkers}
@@ -178,7 +178,7 @@ def _sizes(connection: Connection, windows: Sequence[Window], label: tuple[str, 
     return mark_partial(sizes, {one.window_start for one in short_servers(connection, WEEKLY, windows, *label)})
 
 
-def subject_of(digest: Digest) -> str:
+def mail_subject(digest: Digest) -> str:
     """Return the subject line."""
     change = "change unknown" if digest.change_mb is None else human_change_mb(digest.change_mb)
     if digest.is_change_partial:
@@ -215,9 +215,11 @@ def sections(digest: Digest, pages_url: str | None = None) -> list[Section]:
     ]
 
 
-def _page_of(one: FillDate | UnusualChange | ShrunkDatabase | DatabaseOfOneWindow | SilentServer | LargeSlot) -> str:
+def _page_of(
+    one: FillDateChange | UnusualChange | ShrunkDatabase | DatabaseOfOneWindow | SilentServer | LargeSlot,
+) -> str:
     match one:
-        case FillDate():
+        case FillDateChange():
             return subject_address(one.subject, one.server_id, one.name)
         case LargeSlot() | SilentServer():
             return subject_address("server", one.server_id)
@@ -237,12 +239,12 @@ def _behind(one: UnusualChange | ShrunkDatabase) -> str:
     return f". Most by {one.behind.sentence}" if one.behind else ""
 
 
-def _moved_date_text(one: FillDate) -> str:
+def _moved_date_text(one: FillDateChange) -> str:
     day, before = (human_day(day) if day else "not within a year" for day in (one.day, one.before))
     return f"{one.display_name} on {one.server}: {day}; a week ago {before}"
 
 
-def _risk_text(one: FillDate) -> str:
+def _risk_text(one: FillDateChange) -> str:
     risk = f"{one.severity}, probability {100 * one.probability:.0f} %, {day_text(one.day)}"
     return f"{one.display_name} on {one.server}: {risk}"
 
@@ -298,12 +300,12 @@ def message_of(digest: Digest, pages_url: str | None = None) -> Message:
         sentences = [Sentence(" ".join([*map(str, others), last.text]), last.command)]
     page = "/" if digest.label is None else address("/group", by=digest.label[0], name=digest.label[1])
     link = None if pages_url is None else MessageLine(f"More about {digest.whose}", page_url(pages_url, page))
-    return Message(subject_of(digest), sentences, sections(digest, pages_url) if digest.has_news else (), link)
+    return Message(mail_subject(digest), sentences, sections(digest, pages_url) if digest.has_news else (), link)
 
 
 def as_text(digest: Digest, pages_url: str | None = None) -> str:
     """Return the digest as plain text."""
-    return f"{text_of(message_of(digest, pages_url))}\n"
+    return f"{plain_text(message_of(digest, pages_url))}\n"
 
 
 def as_html(digest: Digest, pages_url: str | None = None) -> str:

@@ -21,7 +21,7 @@ import uvicorn
 from sqlalchemy import URL
 
 from capacity_assets.reading.access import reading_engine
-from capacity_assets.web.app import WebOptions, create_app, limits
+from capacity_assets.web.app import WebOptions, create_app, uvicorn_limits
 from capacity_assets.web.reader import Reader
 from tests.clocks import fixed_clock
 from tests.servers import free_port
@@ -82,7 +82,7 @@ def served_pages(database: URL, role: str | None = None, **options: Any) -> Iter
 @contextmanager
 def served(app: Any, port: int) -> Iterator[None]:
     """Serve an application in the same way as the pages, until the block ends."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", **limits()))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", **uvicorn_limits()))
     thread = threading.Thread(target=server.run)
     thread.start()
     deadline = time.monotonic() + 30

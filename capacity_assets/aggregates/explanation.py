@@ -176,7 +176,7 @@ NAMES_COMPARED = 10_000
 
 
 @dataclass(frozen=True)
-class Subject:
+class ExplainedSubject:
     """A server, or one of its databases."""
 
     instance_id: int
@@ -219,7 +219,7 @@ class Figure:
 class Explanation:
     """A window of one subject: its samples, those of the window before and of a year before, and the figures."""
 
-    subject: Subject
+    subject: ExplainedSubject
     period: Period
     window: Window
     samples: SamplesOfWindows
@@ -277,7 +277,7 @@ class Explanation:
         )
 
 
-def find_subjects(engine: Engine, database: str | None, server: str | None) -> list[Subject]:
+def find_subjects(engine: Engine, database: str | None, server: str | None) -> list[ExplainedSubject]:
     """Return the databases of that exact name, or the server itself; of one server if it is named.
 
     A database is known by its samples or, if these are gone, by its aggregates.
@@ -292,7 +292,7 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
         rows = connection.execute(text(servers), asked).all()
         if not rows:
             raise _unknown(connection, asked)
-    return [Subject(row.id, row.name, database, row.active) for row in rows]
+    return [ExplainedSubject(row.id, row.name, database, row.active) for row in rows]
 
 
 def _unknown(connection: Connection, asked: Mapping[str, object]) -> NotFoundError:
@@ -360,7 +360,9 @@ LIMIT :most
 """
 
 
-def explanation_of(engine: Engine, subject: Subject, period: Period, window: Window, today: date) -> Explanation:
+def explanation_of(
+    engine: Engine, subject: ExplainedSubject, period: Period, window: Window, today: date
+) -> Explanation:
     """Read the samples and the stored row of one window; raises DatabaseError."""
     level, target, raw = subject.level, subject.level.target, subject.level.source
     day, sums = raw.c.collected_date, [func.sum(raw.c[name]) for name in level.values]

@@ -18,7 +18,7 @@ from capacity_assets.base.declarations import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.database import tables
 from capacity_assets.database.labels import GROUP_DAYS
 from capacity_assets.database.measures import Measure
-from capacity_assets.database.sql import text_of
+from capacity_assets.database.sql import sql_text
 from capacity_assets.database.tables import (
     database_limit_stats,
     object_size_stats,
@@ -48,11 +48,11 @@ def insert_samples(level: Level, source: str, *, replace: bool = True) -> str:
     condition = sa.text(f"{level.void_flag} = false") if level.void_flag else None
     of_key: dict[str, Any] = {"index_elements": key, "index_where": condition}
     if not replace:
-        return text_of(insertion.on_conflict_do_nothing(**of_key))
+        return sql_text(insertion.on_conflict_do_nothing(**of_key))
     new = insertion.excluded
     differs = sa.tuple_(*(raw.c[name] for name in values)).is_distinct_from(sa.tuple_(*(new[name] for name in values)))
     taken = {name: new[name] for name in (*values, "collected_at", "updated_at")}
-    return text_of(insertion.on_conflict_do_update(**of_key, set_=taken, where=differs))
+    return sql_text(insertion.on_conflict_do_update(**of_key, set_=taken, where=differs))
 
 
 class Comparison(NamedTuple):

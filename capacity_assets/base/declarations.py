@@ -230,7 +230,7 @@ WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def text_of(path: Path, largest_bytes: int = LARGEST_BYTES) -> str:
+def read_text_file(path: Path, largest_bytes: int = LARGEST_BYTES) -> str:
     """Return the text of a file in UTF-8; raises ValidationError, which repeats none of it: it may be a password."""
     try:
         with path.open("rb") as file:
@@ -297,9 +297,9 @@ Item = TypeVar("Item", bound=DeclaredItem)
 
 
 def toml_document(path: Path) -> dict[str, Any]:
-    """Read a file; raises as `text_of`."""
+    """Read a file; raises as `read_text_file`."""
     try:
-        return tomllib.loads(text_of(path))
+        return tomllib.loads(read_text_file(path))
     except tomllib.TOMLDecodeError as error:
         # The first part names what was expected and where; the rest may repeat the text.
         raise ValidationError(f"{path} cannot be read: {str(error).partition(':')[0]}.") from None
@@ -377,9 +377,9 @@ def refuse_lacking(row: Mapping[str, str], needed: Sequence[str]) -> None:
 def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Return the headings, and each row by heading, with the number of its line; empty fields are left out.
 
-    Raises ValidationError: as `text_of`; there is no row, or one with more fields than there are headings.
+    Raises ValidationError: as `read_text_file`; there is no row, or one with more fields than there are headings.
     """
-    file = StringIO(text_of(path), newline="")
+    file = StringIO(read_text_file(path), newline="")
     try:
         first = next_line(file)
         if not first.strip():

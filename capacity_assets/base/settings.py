@@ -39,7 +39,7 @@ from capacity_assets.base.declarations import (
     NOT_KEYS,
     checked_label,
     is_web_address,
-    text_of,
+    read_text_file,
     unfit_keys,
 )
 from capacity_assets.base.errors import ValidationError
@@ -54,14 +54,14 @@ VIRTUAL_ENVIRONMENT = "pyvenv.cfg"
 def env_file_values() -> dict[str, str]:
     """Return the variables in the file of the working folder; none if there is no file.
 
-    Raises ValidationError: as `text_of`; it is no file, or has a line that is no variable.
+    Raises ValidationError: as `read_text_file`; it is no file, or has a line that is no variable.
     """
     path = Path(ENV_FILE)
     if not path.exists() or (path / VIRTUAL_ENVIRONMENT).exists():
         return {}
     if not path.is_file():
         raise ValidationError(f"{path.resolve()} is not a file. Rename it, or start capacity in another folder.")
-    text = text_of(path.resolve(), LARGEST_BYTES)
+    text = read_text_file(path.resolve(), LARGEST_BYTES)
     for binding in parse_stream(io.StringIO(text)):
         if binding.error:
             raise ValidationError(f"line {binding.original.line} of {path.resolve()} is not NAME=value.")

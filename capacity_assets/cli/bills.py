@@ -75,7 +75,7 @@ def set_(
       capacity prices set 0.40 --currency EUR --engine oracle --always
       capacity prices set 0.05 --currency EUR --label environment=test --from 2026-01-01 --restate
     """
-    wanted = Price(price_list.price_of(price), currency, *_subject(session, **subject), first_day)
+    wanted = Price(price_list.parse_price(price), currency, *_subject(session, **subject), first_day)
     changes = _declare(session, [wanted], restate=restate or first_day == ALWAYS)
     [declared] = changes.prices
     if declared.price is None:

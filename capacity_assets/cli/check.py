@@ -35,7 +35,7 @@ from capacity_assets.database.embedded import EmbeddedServerError, others_can_wr
 from capacity_assets.database.engine import UnreachableError, check_today, safe_url
 from capacity_assets.database.locks import ask_redis
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, schema_state
-from capacity_assets.forecast.history import HistoryScope, reading
+from capacity_assets.forecast.history import HistoryScope, open_history_reader
 from capacity_assets.history.retention import Retention, parse_retention
 from capacity_assets.messages.sending import Receiver, SendingSettings, receivers_of, unreachable
 from capacity_assets.orchestration.instance import dagster_storage
@@ -400,7 +400,7 @@ def _labels_of_metrics(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 def _limits(engine: Engine, today: date) -> Iterator[Finding]:
     """Count the databases without a known limit, which have no fill date."""
-    with engine.connect() as connection, reading(connection, HistoryScope(today), kinds=()) as reader:
+    with engine.connect() as connection, open_history_reader(connection, HistoryScope(today), kinds=()) as reader:
         unknown = sum(reader.without_limit().values())
     if unknown:
         count = counted(unknown, "database")

@@ -11,9 +11,9 @@ import click
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.explanation import (
+    ExplainedSubject,
     Explanation,
     Figure,
-    Subject,
     ValuesOfDay,
     explanation_of,
     find_subjects,
@@ -122,7 +122,7 @@ def _refuse_subjects(
         raise ValidationError("--volume needs --runway, and replaces the database.")
 
 
-def _only(subjects: Sequence[Subject]) -> Subject:
+def _only(subjects: Sequence[ExplainedSubject]) -> ExplainedSubject:
     if len(subjects) > 1:
         names = first_of((subject.server for subject in subjects), SERVERS_NAMED)
         raise ValidationError(
@@ -152,7 +152,7 @@ def _group(
         lines.append(f"and {counted(hidden, 'smaller part')}; --all lists them.")
     lines.append(_verdict(group))
     if changed_at:
-        lines.append(ownership.being_computed(changed_at))
+        lines.append(ownership.stale_groups_notice(changed_at))
     return Report(document, lines)
 
 

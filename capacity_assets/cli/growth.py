@@ -278,7 +278,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
         if now:
             follow_labels(runner, None)
         with database_errors(doing="reading groups"), runner.service.engine.connect() as connection:
-            rows = groups_of(connection, chosen, window, by, ownership.fills_first(connection, by))
+            rows = groups_of(connection, chosen, window, by, ownership.first_fill_date_of_groups(connection, by))
             changed_at = None if by == "server" else ownership.groups_changed_at(connection, chosen, [window])
     if not rows:
         raise ValidationError(
@@ -295,7 +295,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
     ]
     lines += measured_notes(rows, by)
     if changed_at:
-        lines.append(ownership.being_computed(changed_at))
+        lines.append(ownership.stale_groups_notice(changed_at))
     if [group.name for group in rows] == [None]:
         lines.append("No database has such a label yet. `capacity labels set` declares one.")
     return Report(rows, lines)

@@ -81,7 +81,7 @@ def set_(
 def _notes(engine: Engine, declared: Sequence[Label]) -> Iterator[str]:
     """Return labels with a similar spelling, and the number of databases that a pattern matches."""
     for label in declared:
-        alike = ownership.written_otherwise(engine, label.key, label.value or "")
+        alike = ownership.values_differing_in_case(engine, label.key, label.value or "")
         if alike:
             yield f"note: {label.key} also has {first_of(alike, CHANGES_NAMED)}, which is another group."
     database = declared[0].database

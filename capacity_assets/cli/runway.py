@@ -52,7 +52,7 @@ from capacity_assets.forecast.runway import RunwayWithSizes
 from capacity_assets.ownership import scenario_results as results
 from capacity_assets.ownership.bills import group_named, money, money_change
 from capacity_assets.ownership.labels import default_grouping, labels_of_each, refuse_unknown_label
-from capacity_assets.ownership.scenario_results import BudgetChange, RunwayFigures, ScenarioResult
+from capacity_assets.ownership.scenario_results import BudgetChange, ScenarioResult, ScenarioRunway
 from capacity_assets.reading.forecasts import EarlierForecast, earlier_forecasts, figures_of, issue_of
 from capacity_assets.reading.subjects import SampleOrigin, origins_of, server_id_of
 
@@ -304,11 +304,11 @@ def _budget_cells(name: str, one: BudgetChange) -> list[object]:
     return [name, *sizes, money(one.amount_before), money(one.amount_after), money_change(one.difference)]
 
 
-def _scenario_cells(after: RunwayFigures) -> list[object]:
+def _scenario_cells(after: ScenarioRunway) -> list[object]:
     return [after.text, after.range_text, _chance(after)]
 
 
-def _chance(figures: RunwayFigures) -> str:
+def _chance(figures: ScenarioRunway) -> str:
     return "" if figures.within_365_days is None else f"{figures.within_365_days:.0%}"
 
 
@@ -433,7 +433,7 @@ def _days_agree(runway: Runway, first: SizeForecasts, second: ReferenceForecast)
     """Whether the days of both calculations agree, apart from one day, which rounding may decide."""
     if runway.state != FORECAST or runway.limit_mb is None:
         return True
-    ends, beyond = model.fill_days(first, np.array([float(runway.limit_mb)])), RISE_DAYS[-1] + 1
+    ends, beyond = model.compute_fill_days(first, np.array([float(runway.limit_mb)])), RISE_DAYS[-1] + 1
     for share, [day] in zip(SHARES, (ends.early_days, ends.middle_days, ends.late_days), strict=True):
         again = second.day(runway.limit_mb, round(100 * share))
         found = beyond if day == model.NOT_WITHIN_HORIZON else day

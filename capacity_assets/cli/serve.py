@@ -41,7 +41,7 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
     """
     import uvicorn
 
-    from capacity_assets.web.app import WebOptions, create_app, limits
+    from capacity_assets.web.app import WebOptions, create_app, uvicorn_limits
     from capacity_assets.web.reader import Reader
 
     listener = listen(port, host)
@@ -64,7 +64,7 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
             app,
             log_level="warning",
             server_header=False,
-            **limits(),
+            **uvicorn_limits(),
             # Ctrl-C does not wait for a browser that keeps its connection open.
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )

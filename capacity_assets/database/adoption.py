@@ -24,7 +24,7 @@ from sqlalchemy.schema import CreateColumn
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.units import counted
-from capacity_assets.database.sql import DIALECT, SchemaStep, free_name, literal, quoted, text_of
+from capacity_assets.database.sql import DIALECT, SchemaStep, free_name, literal, quoted, sql_text
 
 Index = sa.Row[Any]
 """An index in the database, see `_INDEXES`."""
@@ -495,7 +495,7 @@ def _duplicates(connection: sa.Connection, wanted: sa.Table, key: WantedIndex) -
 
 
 def _in_one_line(statement: sa.ClauseElement) -> str:
-    return " ".join(text_of(statement).split())
+    return " ".join(sql_text(statement).split())
 
 
 _LEAVES = """

@@ -43,7 +43,7 @@ from capacity_assets.database.sql import (
     current_schema,
     literal,
     quoted,
-    text_of,
+    sql_text,
     with_queries,
 )
 from capacity_assets.database.tables import AGGREGATES, SAMPLES, capacity_labels, changes, instances
@@ -295,7 +295,7 @@ _ALL_FIRE = """
 SELECT bool_and(t.tgenabled IS NOT NULL AND t.tgenabled IN ('O', 'A')) AS is_on FROM wanted
 LEFT JOIN pg_trigger t ON t.tgrelid = to_regclass(wanted.table_name) AND t.tgname = wanted.trigger_name
 """
-TRACKING = text_of(text(_ALL_FIRE).columns().add_cte(select(_WANTED).cte("wanted")))
+TRACKING = sql_text(text(_ALL_FIRE).columns().add_cte(select(_WANTED).cte("wanted")))
 """Whether every trigger exists and fires."""
 
 
@@ -428,7 +428,7 @@ UNION ALL
 SELECT period_type, level, period_start, false FROM capacity_computed_windows
 WHERE computed IS NOT NULL AND EXISTS (SELECT true FROM capacity_changes WHERE days IS NULL)
 """
-STALE_WHEN_GATHERED = text_of(
+STALE_WHEN_GATHERED = sql_text(
     with_queries(_GATHERED, materialized=["changed"], changed=_UNREAD, touched=_TOUCHED, gathered=_STALE)
 )
 """The rows of the view for a run, which has just gathered, without planning for the samples of servers put into
@@ -437,11 +437,11 @@ column."""
 STALE_WINDOWS_VIEW = View(
     STALE_WINDOWS,
     "Computed windows that a new computation may change.",
-    text_of(
+    sql_text(
         with_queries(_STALE, materialized=["changed"], unread=_UNREAD, changed=_UNREAD_OF_SERVERS, touched=_TOUCHED)
     ),
     # A view does not ask nodes: what they recorded, and servers put into service, count once they are gathered.
-    query_on_nodes=text_of(with_queries(_STALE, materialized=["changed"], changed=_UNREAD, touched=_TOUCHED)),
+    query_on_nodes=sql_text(with_queries(_STALE, materialized=["changed"], changed=_UNREAD, touched=_TOUCHED)),
 )
 
 

@@ -131,7 +131,7 @@ def temporary_table(name: str, *columns: Column[Any]) -> Table:
     return Table(name, MetaData(), *columns, prefixes=["TEMPORARY"], postgresql_on_commit="DROP")
 
 
-def text_of(statement: ClauseElement) -> str:
+def sql_text(statement: ClauseElement) -> str:
     """Return a statement without parameters as text."""
     return str(statement.compile(dialect=_NAMED_DIALECT, compile_kwargs={"literal_binds": True}))
 

@@ -23,7 +23,7 @@ from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.labels import SPANS_BY_SERVER, labels_in, labels_of
 from capacity_assets.database.measures import SIZE_KINDS
 from capacity_assets.database.partitions import PARTITIONED
-from capacity_assets.database.sql import SERVER_SIZES, View, ViewColumn, execute, literal, quoted, text_of, views_in
+from capacity_assets.database.sql import SERVER_SIZES, View, ViewColumn, execute, literal, quoted, sql_text, views_in
 
 GROUP_VIEWS = views_in(r"""
 -- Labels of servers and databases, each with the days on which it holds.
@@ -467,7 +467,7 @@ _NEWEST_WINDOWS = sa.union_all(
         for name in PERIODS
     )
 )
-_OF_NEWEST_WINDOWS = f"""({text_of(_NEWEST_WINDOWS)}) AS newest
+_OF_NEWEST_WINDOWS = f"""({sql_text(_NEWEST_WINDOWS)}) AS newest
 JOIN database_size_aggregations a ON a.period_type = newest.name AND a.period_start = newest.period_start"""
 # The rows of a window, and the rows of the window before of servers that have none in it.
 _FLEET_AND_COVERAGE = views_in("""
@@ -531,7 +531,7 @@ def _beside_servers(name: str, comment: str, rows: sa.Table, *columns: str | tup
     if "is_deleted" in rows.c:
         query = query.where(sa.text("NOT s.is_deleted"))
     described = tuple(ViewColumn(name, comment) for _, name, comment in listed)
-    return View(name, comment, text_of(query), described=described)
+    return View(name, comment, sql_text(query), described=described)
 
 
 def _listed(rows: sa.Table, columns: str | tuple[str, str, str]) -> Iterator[tuple[str, str, str]]:

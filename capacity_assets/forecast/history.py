@@ -113,7 +113,9 @@ def newest_day(connection: Connection, today: date) -> date | None:
 
 
 @contextmanager
-def reading(connection: Connection, scope: HistoryScope, kinds: Sequence[str] = KINDS) -> Iterator[HistoryReader]:
+def open_history_reader(
+    connection: Connection, scope: HistoryScope, kinds: Sequence[str] = KINDS
+) -> Iterator[HistoryReader]:
     """Open a reader for series of these kinds, within a transaction; raises DBAPIError.
 
     Where tables are distributed, the nodes first fill temporary tables with `SOURCES`, which last until the block ends.

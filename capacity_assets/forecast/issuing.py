@@ -274,7 +274,7 @@ def _stage(connection: Connection, scope: history.HistoryScope) -> list[str]:
     plans = coming_plans(connection, scope.as_of)
     # Groups are only issued with all servers.
     kinds = (*KINDS, GROUP) if scope.servers is None else KINDS
-    with history.reading(connection, scope, kinds) as reader:
+    with history.open_history_reader(connection, scope, kinds) as reader:
         for kind in kinds:
             for batch in reader.series(kind):
                 made = runways_of_batch(batch, plans)

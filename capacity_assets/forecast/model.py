@@ -286,7 +286,7 @@ class FillDays:
     has_band: NDArray[np.bool_]
 
 
-def fill_days(forecasts: SizeForecasts, limits: Sizes) -> FillDays:
+def compute_fill_days(forecasts: SizeForecasts, limits: Sizes) -> FillDays:
     """Compare forecasts with limits, in the unit of the sizes: NaN is an unknown limit, infinity means unlimited.
 
     The days follow from the probabilities: a day lies within a horizon if and only if the probability there is at least

@@ -21,7 +21,14 @@ from capacity_assets.base.units import first_of
 from capacity_assets.forecast import history
 from capacity_assets.forecast.history import KINDS, LimitedSubject
 from capacity_assets.forecast.limits import DECLARED
-from capacity_assets.forecast.model import NOT_WITHIN_HORIZON, FillDays, SizeForecasts, Sizes, fill_days, forecast
+from capacity_assets.forecast.model import (
+    NOT_WITHIN_HORIZON,
+    FillDays,
+    SizeForecasts,
+    Sizes,
+    compute_fill_days,
+    forecast,
+)
 from capacity_assets.forecast.results import (
     DATABASE,
     FORECAST,
@@ -145,7 +152,7 @@ def compute_runways(engine: Engine, today: date, server: str | None = None, data
         scope = history.HistoryScope(as_of, servers, database, every=server is not None)
         kinds = KINDS if database is None else (DATABASE,)
         plans = coming_plans(connection, as_of)
-        with history.reading(connection, scope, kinds) as reader:
+        with history.open_history_reader(connection, scope, kinds) as reader:
             rows = [
                 runway
                 for kind in kinds
@@ -179,7 +186,7 @@ def runway_with_sizes(
             return None
         scope = history.HistoryScope(as_of, None if server is None else (server,), name, every=True)
         plans = coming_plans(connection, as_of)
-        with history.reading(connection, scope, (kind,)) as reader:
+        with history.open_history_reader(connection, scope, (kind,)) as reader:
             series = [
                 RunwayWithSizes(*three)
                 for batch in reader.series(kind)
@@ -204,7 +211,7 @@ def runways_of_batch(batch: history.SeriesBatch, plans: Plans) -> BatchRunways:
     made = forecast(batch.smooth, batch.sizes)
     bound = binding_limits(batch)
     limits = limits_of(bound)
-    rows = runway_rows(batch, made, fill_days(made, limits), bound, made.last >= limits)
+    rows = runway_rows(batch, made, compute_fill_days(made, limits), bound, made.last >= limits)
     return BatchRunways(with_plans(rows, batch, made, plans), made)
 
 
@@ -224,7 +231,7 @@ def raised_limit(bound: BindingLimit, add_mb: int) -> BindingLimit:
 
 
 def limits_of(bound: Sequence[BindingLimit]) -> Sizes:
-    """Return limits as an array for `fill_days`."""
+    """Return limits as an array for `compute_fill_days`."""
     return np.array([_limit(one) for one in bound], dtype=np.float64)
 
 
@@ -258,7 +265,7 @@ def with_plans(
             row = planned[1]
             size = _size_on(row.free_day, row.last_day, batch.files[place])
             limits[place] = _limit(raised_limit(binding_limit(row, float(batch.files[place][-1]), size), add_mb))
-    ends = fill_days(made, limits)
+    ends = compute_fill_days(made, limits)
     return [
         row if planned is None else replace(row, planned=_planned(row, planned[0], place, limits[place], ends))
         for place, (row, planned) in enumerate(zip(rows, raised, strict=True))

@@ -33,7 +33,14 @@ from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_change_mb, human_day, human_mb, suggestion
 from capacity_assets.forecast import history
 from capacity_assets.forecast.history import LimitedSubject
-from capacity_assets.forecast.model import NOT_WITHIN_HORIZON, FillDays, SizeForecasts, Sizes, fill_days, forecast
+from capacity_assets.forecast.model import (
+    NOT_WITHIN_HORIZON,
+    FillDays,
+    SizeForecasts,
+    Sizes,
+    compute_fill_days,
+    forecast,
+)
 from capacity_assets.forecast.results import DATABASE, SERVER, VOLUME, Runway, RunwayList
 from capacity_assets.forecast.runway import (
     BatchRunways,
@@ -327,7 +334,7 @@ def _compared(  # noqa: PLR0913, PLR0917 -- what is read, and what is made of it
     shown: tuple[str | None, str | None],
 ) -> ScenarioComparison:
     plans = coming_plans(connection, scope.as_of)
-    with history.reading(connection, scope, kinds) as reader:
+    with history.open_history_reader(connection, scope, kinds) as reader:
         measured = _measurements(reader, scenario, kinds)
         _refuse_unknown(scenario, measured)
         _refuse_contradictions(scenario, measured, scope.as_of)
@@ -553,7 +560,7 @@ class _ScenarioForecaster:
         last_days = np.array([row.last_day.toordinal() for row in batch.subjects])
         starts = [np.maximum(day.toordinal() - last_days, 0) for day in self._days]
         intervals = [self._interval(batch, base, day) for day in self._days]
-        ends = _combined(starts, [fill_days(one.made, limits_of(one.bound)) for one in intervals])
+        ends = _combined(starts, [compute_fill_days(one.made, limits_of(one.bound)) for one in intervals])
         newest = intervals[-1]
         # The interval of today is the last one that has begun.
         now = np.sum([start == 0 for start in starts], axis=0) - 1

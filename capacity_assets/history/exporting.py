@@ -39,7 +39,7 @@ TIME_FORMAT = "yyyy-mm-dd hh:mm:ss"
 # Columns of names, which others chose and a spreadsheet might run as a formula.
 NAMES = {"server", "engine", "database", "name", "labels", "volumes", "schema_name", "table_name", "object_name"}
 # Compounded over twelve months, a percentage can exceed the digits of a Parquet decimal.
-TEXTS = {"yearly_rate_percent"}
+COLUMNS_AS_TEXT = {"yearly_rate_percent"}
 _AS_TEXT = sql.SQL("CAST({name} AS text) AS {name}")
 # The same as base.units.as_plain_text, in SQL, because the rows do not pass through Python.
 _GUARDED = sql.SQL(f"regexp_replace(CAST({{name}} AS text), '{FORMULA}', '''\\1', 'g') AS {{name}}")
@@ -74,7 +74,7 @@ def rows_of_view(
 def _expression(column: str, *, is_guarded: bool) -> sql.SQL:
     if column in NAMES and is_guarded:
         return _GUARDED
-    return _AS_TEXT if column in NAMES | TEXTS else sql.SQL("{name}")
+    return _AS_TEXT if column in NAMES | COLUMNS_AS_TEXT else sql.SQL("{name}")
 
 
 @contextmanager
@@ -213,11 +213,11 @@ def write_window(engine: Engine, url: str, level: Level, period: Period, window:
     with tempfile.TemporaryDirectory() as scratch, open_driver(engine) as connection:
         file = Path(scratch) / "rows"
         rows = _write_parquet(connection, query, file)
-        path = _replace(file, url, f"level={level.name}/period={period.name}/window={window.key}")
+        path = _upload(file, url, f"level={level.name}/period={period.name}/window={window.key}")
         return WrittenFile(path, rows, file.stat().st_size)
 
 
-def _replace(file: Path, url: str, folder: str) -> str:
+def _upload(file: Path, url: str, folder: str) -> str:
     from fsspec.core import url_to_fs
 
     try:

@@ -95,7 +95,7 @@ class Message:
         return None if self.link is None else self.link.url
 
 
-def text_of(message: Message) -> str:
+def plain_text(message: Message) -> str:
     """Return the message as plain text, without its title."""
     lines = list(map(str, message.opening))
     for section in message.sections:
@@ -124,7 +124,7 @@ def mail_of(message: Message, sender: str, to: Sequence[str], html: str | None =
     mail = EmailMessage()
     mail["Subject"], mail["From"], mail["To"] = message.title, sender, ", ".join(to)
     mail["Auto-Submitted"] = "auto-generated"
-    mail.set_content(f"{text_of(message)}\n")
+    mail.set_content(f"{plain_text(message)}\n")
     if html != "":
         mail.add_alternative(html_of(message) if html is None else html, subtype="html")
     return mail
@@ -136,7 +136,7 @@ def _template() -> Template:
 
 
 def _text(message: Message) -> dict[str, Any]:
-    body = text_of(message)
+    body = plain_text(message)
     return {"text": f"{message.title}\n{body}" if body else message.title}
 
 
@@ -244,7 +244,8 @@ def pagerduty_events(message: Message, routing_key: str) -> list[dict[str, Any]]
 
 
 def _events(message: Message) -> list[tuple[Section, Event]]:
-    whole = Section(message.title, [MessageLine(text_of(message), name="Text")], url=message.url, event=message.event)
+    line = MessageLine(plain_text(message), name="Text")
+    whole = Section(message.title, [line], url=message.url, event=message.event)
     return [(section, section.event) for section in (*message.sections, whole) if section.event is not None]
 
 

@@ -32,7 +32,7 @@ VIEW_GROUP, PAGES_GROUP, PAGES = "views", "pages", "pages"
 PAGES_DESCRIPTION = "The pages of the fleet, its groups, servers, databases and disks, as `capacity serve` shows them."
 
 
-def reader_definitions(graph: Graph) -> dg.Definitions:
+def consumer_definitions(graph: Graph) -> dg.Definitions:
     """Return the views that read a table of the graph, and the pages, which read them all."""
     views = {view.name: view for view in VIEWS}
     sources = _sources(graph)
@@ -90,7 +90,7 @@ SUBJECTS = (
     runway_definitions,
     maintenance_definitions,
     document_definitions,
-    reader_definitions,
+    consumer_definitions,
     alert_definitions,
 )
 

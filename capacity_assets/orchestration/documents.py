@@ -73,7 +73,7 @@ MakeDocument = Callable[[AggregationTaskRunner, Window], MetadataMapping]
 """Makes the document of a window; returns what its partition shows."""
 
 
-def _document(
+def _document_asset(
     graph: Graph, name: str, period: Period, **more: Any
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """Return the decorator of an asset downstream of the aggregates of its period."""
@@ -89,10 +89,12 @@ def _make_each(context: dg.AssetExecutionContext, period: Period, make: MakeDocu
             context.add_asset_metadata(make(runner, window), partition_key=window.key)
 
 
-def _followed(graph: Graph, name: str, period: Period, make: MakeDocument, what: str, **more: Any) -> dg.Definitions:
+def _automated_document(
+    graph: Graph, name: str, period: Period, make: MakeDocument, what: str, **more: Any
+) -> dg.Definitions:
     """Return the asset of a document that is made whenever its aggregates are, with its job and sensor."""
 
-    @_document(graph, name, period, automation_condition=whenever_aggregates_are_made(), **more)
+    @_document_asset(graph, name, period, automation_condition=whenever_aggregates_are_made(), **more)
     def make_documents(context: dg.AssetExecutionContext) -> None:
         _make_each(context, period, make)
 
@@ -149,7 +151,7 @@ def growth_report(graph: Graph, period: Period) -> dg.Definitions:
             ) from None
         return report_metadata(report, edition, path)
 
-    return _followed(
+    return _automated_document(
         graph,
         GROWTH_REPORT,
         period,
@@ -216,7 +218,7 @@ def showback(graph: Graph, period: Period) -> dg.Definitions:
             return {"bill": markdown(escaped(str(nothing)))}
         return bill_metadata(bills.read_bill(engine, window, default_grouping(label_keys)))
 
-    return _followed(
+    return _automated_document(
         graph,
         SHOWBACK,
         period,
@@ -278,7 +280,7 @@ def export(graph: Graph, period: Period) -> dg.Definitions:
         engine = runner.service.engine
         return export_metadata([write_window(engine, url, level, period, window) for level in LEVELS.values()])
 
-    return _followed(
+    return _automated_document(
         graph,
         f"{period.name}_export",
         period,
@@ -321,7 +323,7 @@ def digest(graph: Graph, period: Period) -> dg.Definitions:
     """Return the asset, its job and its schedule: Monday, and two days more for receivers that were not reached."""
     settings = graph.settings
 
-    @_document(
+    @_document_asset(
         graph,
         DIGEST,
         period,

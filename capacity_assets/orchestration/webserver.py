@@ -34,7 +34,7 @@ from capacity_assets.orchestration.private import (
     WorkspaceRequestContext,
     setup_interrupt_handlers,
 )
-from capacity_assets.web.app import SecurityHeaders, limits
+from capacity_assets.web.app import SecurityHeaders, uvicorn_limits
 
 READING = {"GET", "HEAD"}
 # A report holds no script, and must not be made to load anything by what a database is called.
@@ -126,7 +126,7 @@ def main(  # noqa: PLR0913 -- one argument per option
         with WorkspaceProcessContext(instance, target, version=__version__, read_only=read_only) as context:
             dagster = GuardedWebserver(context, {*own, *names}, reports).create_asgi_app()
             app = SecurityHeaders(dagster, FRAMED_BY_ITSELF)
-            uvicorn.run(app, host=host, port=port, log_level="warning", **limits())
+            uvicorn.run(app, host=host, port=port, log_level="warning", **uvicorn_limits())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from datetime import date, timedelta
 from sqlalchemy import text
 
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.database.sql import text_of
+from capacity_assets.database.sql import sql_text
 
 # Lines count from their version on, and are taken back by the next one: what a later version leaves unchanged adds up
 # to nothing, and all charges up to a version add up to its lines. The total is rounded once, so each version has a
@@ -109,4 +109,4 @@ def charges_of_bill(month: date, issue: int, by: str, issuer: str) -> str:
     `by` is the grouping that gives the sub account, as in `read_bill`; `issuer` names who provides and bills.
     """
     until = PERIODS["monthly"].window_of(month).end + timedelta(days=1)
-    return text_of(text(CHARGES).bindparams(month=month, until=until, issue=issue, by=by, issuer=issuer))
+    return sql_text(text(CHARGES).bindparams(month=month, until=until, issue=issue, by=by, issuer=issuer))

@@ -206,7 +206,7 @@ def refuse_unknown_label(engine: Engine, key: str, value: str) -> None:
         raise NotFoundError(f"{refusal} `capacity labels list` has them.")
 
 
-def written_otherwise(engine: Engine, key: str, value: str) -> list[str]:
+def values_differing_in_case(engine: Engine, key: str, value: str) -> list[str]:
     """Return values of a key that differ from this one in capitals only; raises DatabaseError."""
     rows = rows_of(engine, "labels", ALIKE, key=key, value=value)
     return [row.value for row in rows if row.value != value]
@@ -386,7 +386,7 @@ def default_grouping(keys: Sequence[str]) -> str:
     return next(iter(keys), WITHOUT_LABEL[0])
 
 
-def fill_dates(connection: Connection, by: str, most: int) -> dict[str | None, list[GroupFillDate]]:
+def fill_dates_of_groups(connection: Connection, by: str, most: int) -> dict[str | None, list[GroupFillDate]]:
     """Return what of each group fills first, at most so many of each, by the newest forecasts; raises DBAPIError."""
     parts = {"filling": _FILLING, "issued": _ISSUED, "subjects": _SUBJECTS, "labels_held": LABELS_OF_SUBJECTS}
     query = with_queries(_FILL_DATES, **parts)
@@ -396,9 +396,9 @@ def fill_dates(connection: Connection, by: str, most: int) -> dict[str | None, l
     return groups
 
 
-def fills_first(connection: Connection, by: str) -> dict[str | None, GroupFillDate]:
+def first_fill_date_of_groups(connection: Connection, by: str) -> dict[str | None, GroupFillDate]:
     """Return what of each group fills first; raises DBAPIError."""
-    return {name: dates[0] for name, dates in fill_dates(connection, by, 1).items()}
+    return {name: dates[0] for name, dates in fill_dates_of_groups(connection, by, 1).items()}
 
 
 def groups_changed_at(connection: Connection, period: Period, windows: Sequence[Window]) -> datetime | None:
@@ -408,7 +408,7 @@ def groups_changed_at(connection: Connection, period: Period, windows: Sequence[
     return changed_at
 
 
-def being_computed(changed_at: datetime) -> str:
+def stale_groups_notice(changed_at: datetime) -> str:
     """Say that groups do not show the newest changes yet."""
     moment = changed_at.astimezone(UTC)
     return (

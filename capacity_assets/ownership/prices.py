@@ -89,7 +89,7 @@ class PriceChanges:
         return [*(bill.month for bill in self.bills), *self.older_months]
 
 
-def price_of(written: str) -> Decimal | None:
+def parse_price(written: str) -> Decimal | None:
     """Read a price per GiB and month, 0 or more to six decimals, or `none`; raises ValidationError otherwise."""
     if written.strip().lower() == NO_PRICE:
         return None
@@ -125,7 +125,7 @@ def _price(row: Mapping[str, str], keys: Sequence[str]) -> Price:
     written = row.get("from", "")
     valid_from = ALWAYS if written == IN_ALL_OF_HISTORY else day_of(written) if written else None
     label = label_of(row.get("label"), keys)
-    return Price(price_of(row["price"]), row["currency"], row.get("engine", EVERYTHING), *label, valid_from)
+    return Price(parse_price(row["price"]), row["currency"], row.get("engine", EVERYTHING), *label, valid_from)
 
 
 def declare_prices(

@@ -31,7 +31,7 @@ LONGEST_HORIZON = 365
 
 
 @dataclass(frozen=True)
-class RunwayFigures:
+class ScenarioRunway:
     """When a subject is full, with or without the assumptions."""
 
     state: str
@@ -46,7 +46,7 @@ class RunwayFigures:
     """The 80 % range of the middle day as people read it; empty if it is a single day or unknown."""
 
     @classmethod
-    def of(cls, row: Runway) -> RunwayFigures:
+    def of(cls, row: Runway) -> ScenarioRunway:
         """Return those of a runway."""
         within, longest = (row.probabilities.get(days) for days in (WITHIN_DAYS, LONGEST_HORIZON))
         beyond = row.last_day + timedelta(days=LONGEST_HORIZON)
@@ -70,8 +70,8 @@ class RunwayChange:
     display_name: str
     last_day: date
     size_mb: int
-    before: RunwayFigures
-    after: RunwayFigures
+    before: ScenarioRunway
+    after: ScenarioRunway
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ class NewDatabaseFit:
     display_name: str
     headroom_mb: int
     """What that limit leaves today."""
-    before: RunwayFigures
-    after: RunwayFigures
+    before: ScenarioRunway
+    after: ScenarioRunway
 
 
 def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Sequence[str]) -> ScenarioResult:
@@ -136,8 +136,8 @@ def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Se
     changed = [
         RunwayChange(
             *(before.server, before.subject, before.name, before.display_name, before.last_day, before.size_mb),
-            before=RunwayFigures.of(before),
-            after=RunwayFigures.of(after),
+            before=ScenarioRunway.of(before),
+            after=ScenarioRunway.of(after),
         )
         for before, after in found.pairs
         if before != after and (before.server, before.subject, before.name) in named
@@ -188,7 +188,8 @@ def fits(found: ScenarioComparison) -> list[NewDatabaseFit]:
     ordered.sort(key=lambda pair: not pair[1].probabilities)
     return [
         NewDatabaseFit(
-            after.server, after.display_name, after.headroom_mb or 0, RunwayFigures.of(before), RunwayFigures.of(after)
+            *(after.server, after.display_name, after.headroom_mb or 0),
+            *(ScenarioRunway.of(before), ScenarioRunway.of(after)),
         )
         for before, after in ordered
     ]

@@ -384,7 +384,7 @@ def _usage(own: StoredRunway, binding: Sequence[StoredRunway], thresholds: Thres
     return Usage(**values)
 
 
-def fill_days(connection: sa.Connection) -> dict[SubjectKey, date]:
+def stored_fill_days(connection: sa.Connection) -> dict[SubjectKey, date]:
     """Return the fill dates of subjects; databases limited by a shared disk or server are left out."""
     dated = sa.select(_R.server_id, _R.subject, _R.name, _R.full_middle)
     dated = dated.where(_R.stands_for_itself, _R.full_middle.is_not(None))
@@ -551,7 +551,7 @@ A new date counts as sooner, and one that is no longer within a year as later.
 
 
 @dataclass(frozen=True)
-class FillDate:
+class FillDateChange:
     """A fill date by the forecasts of a week, and that of the week before; None: not within a year."""
 
     server_id: int
@@ -574,33 +574,33 @@ class FillDate:
 
 
 @dataclass(frozen=True)
-class FillDates:
+class FillDateChanges:
     """What fills soon, and what fills sooner or later than forecast a week before; unknown without a forecast."""
 
     has_forecast: bool
-    soon: Sequence[FillDate] = ()
+    soon: Sequence[FillDateChange] = ()
     """What to watch or act on, most probable first."""
-    sooner: Sequence[FillDate] = ()
-    later: Sequence[FillDate] = ()
+    sooner: Sequence[FillDateChange] = ()
+    later: Sequence[FillDateChange] = ()
     decided: int = 0
     """Number of fill dates that decisions leave out."""
 
 
-def fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is judged
+def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is judged
     connection: sa.Connection,
     first: date,
     last: date,
     label: tuple[str, str] | None,
     thresholds: Thresholds,
     today: date,
-) -> FillDates:
+) -> FillDateChanges:
     """Return the fill dates of the fleet or of a label, by the newest issue of a week or of the day after it.
 
     Subjects that decisions leave out are only counted.
     """
     newest = newest_day_of_issue(connection, first, last + timedelta(days=1))
     if newest is None:
-        return FillDates(has_forecast=False)
+        return FillDateChanges(has_forecast=False)
     older = newest_day_of_issue(connection, first - timedelta(days=7), first)
     before = _full_days(connection, older) if older is not None else {}
     latest = newest + timedelta(days=WITHIN_DAYS)
@@ -610,7 +610,7 @@ def fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is judged
         labelled = labels_of_each(connection.engine, list(dict.fromkeys(subjects.values())), newest, label=label)
         runways = [one for one in runways if subjects[one.key] in labelled]
     dates = [
-        FillDate(
+        FillDateChange(
             *(one.server_id, one.server, one.subject, one.name, one.display_name, one.full_middle, before.get(one.key)),
             probability=one.probability_within(thresholds.days) or 0.0,
             severity=severity_of(one, thresholds),
@@ -619,7 +619,7 @@ def fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is judged
         if not is_left_out(one.decision)
     ]
     compared = dates if older is not None and older < newest else []
-    return FillDates(
+    return FillDateChanges(
         True,
         sorted((one for one in dates if one.severity), key=lambda one: -one.probability),
         [one for one in compared if one.day is not None and one.day <= latest and one.days_moved <= -MOVED_DAYS],

@@ -19,7 +19,7 @@ from capacity_assets.base.settings import Thresholds
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.coverage import UnmeasuredServer, partial_servers
-from capacity_assets.reading.forecasts import SubjectKey, Usage, fill_days, usages_of
+from capacity_assets.reading.forecasts import SubjectKey, Usage, stored_fill_days, usages_of
 
 UNKNOWN_ENGINE = "unknown"
 """The engine of servers that are no longer registered, as in the views."""
@@ -407,7 +407,7 @@ def name_index(connection: Connection, today: date) -> NameIndex:
         UNION ALL
         SELECT DISTINCT 'volume', volume, server_id, server FROM capacity_volumes
         WHERE day = (SELECT max(day) FROM capacity_volumes WHERE day <= :today)"""
-    days = fill_days(connection)
+    days = stored_fill_days(connection)
     names = records(NameMatch, connection, statement, today=today)
     for number, match in enumerate(names):
         full_by = days.get(SubjectKey(match.server_id, match.kind, "" if match.kind == "server" else match.name))

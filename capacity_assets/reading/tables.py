@@ -451,7 +451,9 @@ ORDER BY days.day DESC LIMIT 1
 """
 
 
-def price_of(connection: Connection, month: date, issue: int, server_id: int, database: str) -> Decimal | None:
+def mean_price_of_database(
+    connection: Connection, month: date, issue: int, server_id: int, database: str
+) -> Decimal | None:
     """Return the mean price per GiB of a database in an issue of a bill; None: it has none. Raises DBAPIError."""
     of_database = "SELECT price FROM prices WHERE server_id = :server_id AND database = :database"
     asked = {"start": month, "issue": issue, "by": "", "name": "", "server_id": server_id, "database": database}

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.database.engine import snapshot
-from capacity_assets.ownership.labels import fills_first
+from capacity_assets.ownership.labels import first_fill_date_of_groups
 from capacity_assets.reading.access import plan_with_loops
 from capacity_assets.reading.changes import (
     NOT_COMPARABLE,
@@ -182,7 +182,7 @@ def read_report(  # noqa: PLR0913 -- one argument per choice of a report
         report = replace(report, runways=with_histories(connection, issued) if issued else None)
         if by is None or server is not None:
             return report
-        groups = groups_of(connection, period, window, by, fills_first(connection, by))
+        groups = groups_of(connection, period, window, by, first_fill_date_of_groups(connection, by))
         has_labels = any(group.name is not None for group in groups)
         return replace(report, grouped_by=by, groups=groups) if has_labels else report
 

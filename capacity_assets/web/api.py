@@ -29,7 +29,7 @@ ABOUT = (
 )
 OWN, SHARED = "#/$defs/", "#/components/schemas/"
 REFERENCE = re.compile(r'"#/\$defs/(\w+)"')
-REFUSALS = {
+REFUSAL_TEXTS = {
     "400": "A parameter is unknown or makes no sense.",
     "404": "There is no such thing.",
     "503": "The database gave no answer.",
@@ -133,7 +133,7 @@ def openapi(pages: tuple[PageRoute, ...]) -> dict[str, Any]:
             "schemas": {**schemas, "Refusal": {**refusal, "description": "Why there is no answer."}},
             "responses": {
                 status: {"description": text, "content": _json({"$ref": f"{SHARED}Refusal"})}
-                for status, text in REFUSALS.items()
+                for status, text in REFUSAL_TEXTS.items()
             },
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "CAPACITY_WEB_TOKEN"}},
         },
@@ -158,7 +158,7 @@ def _operation(page: PageRoute, schema: Mapping[str, object]) -> dict[str, objec
         ],
         "responses": {
             "200": {"description": page.description, "content": _json(schema)},
-            **{status: {"$ref": f"#/components/responses/{status}"} for status in REFUSALS},
+            **{status: {"$ref": f"#/components/responses/{status}"} for status in REFUSAL_TEXTS},
         },
     }
 

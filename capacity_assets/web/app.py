@@ -210,7 +210,7 @@ PAGES = (
 )
 PAGE_OF = {page.path: page for page in PAGES}
 BY_GROUP = {"/groups", "/bill"}
-REFUSALS = (ValidationError, NotFoundError, DatabaseError, *DATABASE_FAILURES)
+REFUSED_ERRORS = (ValidationError, NotFoundError, DatabaseError, *DATABASE_FAILURES)
 """What a reader is told in a sentence."""
 TITLES = {400: "Invalid request", 404: "Not found"}
 """Titles of error pages, by status."""
@@ -348,7 +348,7 @@ class PageServer:
         return answer
 
     def json_of(self, page: PageRoute, given: Mapping[str, str]) -> bytes:
-        """Return an answer of the API as JSON; raises REFUSALS."""
+        """Return an answer of the API as JSON; raises REFUSED_ERRORS."""
         refuse_unknown_parameters(page, given)
         self._reader.refuse_a_newer_schema()
         return page.json(self._read(page, self._query(page.path, given)).content)
@@ -358,7 +358,7 @@ class PageServer:
         try:
             self._reader.refuse_a_newer_schema()
             packed = read_metrics(self._reader, self._serving.clock.today(), self._metrics_scope)
-        except REFUSALS as error:
+        except REFUSED_ERRORS as error:
             status, sentence = refusal_of(error)
             return PlainTextResponse(f"{sentence}\n", status)
         takes_openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
@@ -418,7 +418,7 @@ class PageServer:
             form = query.one_of("format", PAGE_FORMATS)
             self._reader.refuse_a_newer_schema()
             answer = self._read(page, query)
-        except REFUSALS as error:
+        except REFUSED_ERRORS as error:
             return self._refused(request, *refusal_of(error))
         if form == "json":
             return Response(page.json(answer.content), media_type="application/json")
@@ -475,7 +475,7 @@ def _slow(seconds: int) -> str:
 
 
 def refusal_of(error: Exception) -> tuple[int, str]:
-    """Return the status and the sentence of one of REFUSALS."""
+    """Return the status and the sentence of one of REFUSED_ERRORS."""
     if isinstance(error, ValidationError | NotFoundError):
         return 400 if isinstance(error, ValidationError) else 404, str(error)
     return 503, _trouble(error)
@@ -563,7 +563,7 @@ MOST_CONNECTIONS = 1000
 BACKLOG = 64
 
 
-def limits() -> dict[str, Any]:
+def uvicorn_limits() -> dict[str, Any]:
     """Return the uvicorn options that limit clients."""
     return {"http": LimitedConnection, "h11_max_incomplete_event_size": LARGEST_HEAD_BYTES, "backlog": BACKLOG}
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Thresholds
-from capacity_assets.ownership.labels import default_grouping, fills_first
+from capacity_assets.ownership.labels import default_grouping, first_fill_date_of_groups
 from capacity_assets.reading.coverage import (
     Coverage,
     MissedDays,
@@ -21,8 +21,7 @@ from capacity_assets.reading.coverage import (
     servers_in_service,
     unmeasured_servers,
 )
-from capacity_assets.reading.forecasts import FreeCapacity, StoredRunway, free_capacity
-from capacity_assets.reading.forecasts import fills_first as runways_by_day
+from capacity_assets.reading.forecasts import FreeCapacity, StoredRunway, fills_first, free_capacity
 from capacity_assets.reading.groups import Group, GroupSpace, groups_of, space_of_groups
 from capacity_assets.reading.lists import DatabaseRow, most_changed
 from capacity_assets.reading.risks import Headline, next_to_fill
@@ -185,14 +184,14 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
     space: list[GroupSpace] = []
     if "monthly" in complete:
         month = (connection, PERIODS["monthly"], complete["monthly"], grouped_by)
-        groups = groups_of(*month, fills_first(connection, grouped_by))
+        groups = groups_of(*month, first_fill_date_of_groups(connection, grouped_by))
         space = space_of_groups(*month, groups)
     bills, currency = total_amounts(connection)
     active = servers_in_service(connection).active
     coverage = Coverage(None, [], 0)
     if unmeasured.day is not None:
         coverage = coverage_of(connection, unmeasured.day, TRUST_DAYS, shown=MISSED_SHOWN)
-    fills, free = runways_by_day(connection, today, shown=FILLING_SHOWN), free_capacity(connection, thresholds)
+    fills, free = fills_first(connection, today, shown=FILLING_SHOWN), free_capacity(connection, thresholds)
     first, now = next(iter(fills), None), fleet_now(connection, today)
     return FleetPage(
         period="",

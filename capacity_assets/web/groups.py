@@ -19,13 +19,12 @@ from capacity_assets.ownership.budgets import BudgetLine
 from capacity_assets.ownership.labels import (
     WITHOUT_LABEL,
     GroupFillDate,
-    being_computed,
-    fill_dates,
-    fills_first,
+    fill_dates_of_groups,
+    first_fill_date_of_groups,
     groups_changed_at,
+    stale_groups_notice,
 )
-from capacity_assets.reading.forecasts import StoredRunway, forecast_day, runways_of
-from capacity_assets.reading.forecasts import fills_first as runways_by_day
+from capacity_assets.reading.forecasts import StoredRunway, fills_first, forecast_day, runways_of
 from capacity_assets.reading.groups import (
     Group,
     GroupSpace,
@@ -183,21 +182,21 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
 
 def _notice(connection: Connection, period: Period, windows: Sequence[Window], by: str) -> str | None:
     changed_at = None if by == "server" else groups_changed_at(connection, period, windows)
-    return being_computed(changed_at) if changed_at else None
+    return stale_groups_notice(changed_at) if changed_at else None
 
 
 def _fills_first(reader: Reader, by: str) -> dict[str | None, GroupFillDate]:
     if by == "server":
         # There are as many groups as servers, so only the first name of each is kept.
         return reader.read_cached(
-            ("fills first", by, shared_revision(reader)), partial(fills_first, by=by), FILLS_SECONDS
+            ("fills first", by, shared_revision(reader)), partial(first_fill_date_of_groups, by=by), FILLS_SECONDS
         )
     return {name: dates[0] for name, dates in _filling(reader, by).items()}
 
 
 def _filling(reader: Reader, by: str) -> dict[str | None, list[GroupFillDate]]:
     """Return what fills first in each group, for the list of groups and for the page of each."""
-    read = partial(fill_dates, by=by, most=MEMBERS_SHOWN)
+    read = partial(fill_dates_of_groups, by=by, most=MEMBERS_SHOWN)
     return reader.read_cached(("filling", by, shared_revision(reader)), read, FILLS_SECONDS)
 
 
@@ -255,7 +254,7 @@ def _ahead(reader: Reader, query: PageQuery, by: str, name: str | None) -> list[
     with reader.transaction() as connection:
         if by == "server":
             # The name of a server is the name of its group.
-            return runways_by_day(connection, query.today, shown=MEMBERS_SHOWN, server=name)
+            return fills_first(connection, query.today, shown=MEMBERS_SHOWN, server=name)
         return runways_of(connection, query.today, keys)
 
 

@@ -102,7 +102,7 @@ def read_metrics(reader: Reader, today: date, scope: MetricsScope) -> bytes:
     return reader.cached(("metrics", today, scope, shared_revision(reader)), read, METRICS_SECONDS)
 
 
-Sample = tuple[str, float | int | None, str]
+MetricSample = tuple[str, float | int | None, str]
 """Name without the prefix, value (None: unknown) and labels."""
 
 
@@ -110,7 +110,7 @@ def _labels(**values: object) -> str:
     return ",".join(f'{key}="{str(value).translate(_ESCAPED)}"' for key, value in values.items())
 
 
-def _samples(reader: Reader, today: date, scope: MetricsScope) -> Iterator[Sample]:
+def _samples(reader: Reader, today: date, scope: MetricsScope) -> Iterator[MetricSample]:
     yield "build_info", 1, _labels(version=version("capacity_assets"))
     # What takes too long is left out, so that the other figures are known.
     with suppress(DBAPIError):
@@ -135,7 +135,7 @@ def _samples(reader: Reader, today: date, scope: MetricsScope) -> Iterator[Sampl
             yield from _of_runway(runway, scope.zone, needs_action=is_urgent and not is_left_out(runway.decision))
 
 
-def _of_servers(connection: Connection, today: date, zone: ZoneInfo) -> Iterator[Sample]:
+def _of_servers(connection: Connection, today: date, zone: ZoneInfo) -> Iterator[MetricSample]:
     servers = active_servers(connection)
     sizes = last_sizes(connection, [one.server_id for one in servers], today)
     unmeasured = {one.server_id for one in unmeasured_servers(connection, today).servers}
@@ -151,7 +151,7 @@ def _of_servers(connection: Connection, today: date, zone: ZoneInfo) -> Iterator
             yield "server_sample_timestamp_seconds", _seconds(size.day, zone), server
 
 
-def _of_runway(runway: StoredRunway, zone: ZoneInfo, *, needs_action: bool) -> Iterator[Sample]:
+def _of_runway(runway: StoredRunway, zone: ZoneInfo, *, needs_action: bool) -> Iterator[MetricSample]:
     subject = runway.subject
     labels = _labels(server=runway.server)
     if subject != SERVER:

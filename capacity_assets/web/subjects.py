@@ -52,9 +52,9 @@ from capacity_assets.reading.tables import (
     TableSize,
     are_measured,
     growth_inside,
+    mean_price_of_database,
     newest_day_of_table,
     objects,
-    price_of,
     table_history,
 )
 from capacity_assets.reading.windows import complete_window, newest_window
@@ -291,7 +291,7 @@ def read_table(reader: Reader, query: PageQuery) -> TablePage:
         days = shown.windows(newest) if shown.name else DAILY.back(newest, TABLE_DAYS)
         history = table_history(connection, *place, [day.start for day in days])
         bill = subjects.newest_final(subjects.bill_issues(connection))
-        price = None if bill is None else price_of(connection, bill.month, bill.issue, number, database)
+        price = None if bill is None else mean_price_of_database(connection, bill.month, bill.issue, number, database)
     now = history.listed[-1] if history.listed else None
     return TablePage(
         server=server,

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from capacity_assets.web.api import ABOUT, answer_schema, arguments_schema
-from capacity_assets.web.app import PAGE_OF, PAGES, REFUSALS, PageServer, refusal_of
+from capacity_assets.web.app import PAGE_OF, PAGES, REFUSED_ERRORS, PageServer, refusal_of
 from capacity_assets.web.rendering import PageRoute
 
 if TYPE_CHECKING:
@@ -85,6 +85,6 @@ def called(answers: PageServer, name: str, arguments: dict[str, Any]) -> CallToo
         return CallToolResult(content=[TextContent(text=text)], is_error=True)
     try:
         text = answers.json_of(PAGE_BY_NAME[name], given).decode()
-    except REFUSALS as error:
+    except REFUSED_ERRORS as error:
         return CallToolResult(content=[TextContent(text=refusal_of(error)[1])], is_error=True)
     return CallToolResult(content=[TextContent(text=text)], structured_content=json.loads(text))

@@ -9,7 +9,7 @@ import pytest
 
 from capacity_assets.collection.engines import mysql
 from capacity_assets.collection.servers import Server, register_servers
-from capacity_assets.database.sql import text_of, with_queries
+from capacity_assets.database.sql import sql_text, with_queries
 from tests.collecting import OBJECTS_THAT_ADD_UP, PASSWORD, Collection, ceiling_mb, failures, granting
 from tests.mysql_servers import MySQLServer
 
@@ -262,7 +262,7 @@ def test_sizes_are_as_by_every_table_and_no_table_is_opened_for_them(
     assert failures(summary) == {}
     assert summary.not_counted == ()
     assert opened_by_us < 200, "of more than 420 tables"
-    files_by_schema = text_of(with_queries(mysql.FILES_BY_SCHEMA, files=mysql.MYSQL.files))
+    files_by_schema = sql_text(with_queries(mysql.FILES_BY_SCHEMA, files=mysql.MYSQL.files))
     assert sorted(asked(measured_mysql, files_by_schema)) == sorted(asked(measured_mysql, BY_TABLES))
     shared = dict(asked(measured_mysql, mysql.MYSQL.shared))
     shared.pop("mysql")

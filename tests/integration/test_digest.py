@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_day, human_days, human_mb
-from capacity_assets.digest import Digest, as_html, as_text, read_digest, sections, subject_of
+from capacity_assets.digest import Digest, as_html, as_text, mail_subject, read_digest, sections
 from capacity_assets.orchestration.alerts import alert_definitions
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.documents import DIGEST_JOB, DIGEST_SCHEDULE, digest_text
@@ -119,14 +119,14 @@ def test_a_week_in_which_a_database_shrank_is_no_week_as_usual(engine: Engine) -
 
     assert [(one.database, one.change_mb, one.usual_mb) for one in digest.shrinkers] == [("emptied", -9_000, 300)]
     assert "Shrank more than usual:\n- emptied on server-1: -8.8 GiB; in the twelve weeks before" in as_text(digest)
-    assert not subject_of(digest).endswith("unusual")
+    assert not mail_subject(digest).endswith("unusual")
     assert digest.declines == [], "it is named once"
     before = read_digest(engine, WEEKLY.previous(WEEK))
     assert (
         "No database changed more than usual, none was created or removed, and no server stopped being measured."
         in as_text(before)
     )
-    assert subject_of(before).endswith(", nothing unusual")
+    assert mail_subject(before).endswith(", nothing unusual")
 
 
 def test_where_the_size_shrank_the_databases_that_shrank_are_named(engine: Engine) -> None:
@@ -163,11 +163,11 @@ def test_a_week_in_which_a_server_was_not_measured_is_partly_measured_and_no_dro
         f"The fleet: {size} in the week of {human_days(WEEK.start, WEEK.end)}. Not everything was measured "
         "in that week, so no change is shown."
     )
-    assert subject_of(digest).endswith(": partly measured")
+    assert mail_subject(digest).endswith(": partly measured")
     html = as_html(digest)
     assert (html.count('bgcolor="#9cc4e0"'), html.count('bgcolor="#0066a8"')) == (1, 14)
     assert "Lighter bars: partly measured." in html
-    assert subject_of(replace(digest, is_partial=False)).endswith(": change unknown"), "only the week before was"
+    assert mail_subject(replace(digest, is_partial=False)).endswith(": change unknown"), "only the week before was"
 
 
 @pytest.mark.usefixtures("week")
@@ -423,6 +423,6 @@ def test_the_command_shows_a_week_as_text_json_and_a_file(tmp_path: Path, engine
         **NEWS_OF_THE_WEEK,
     }
     assert (tmp_path / "digest.html").read_text() == as_html(digest)
-    assert "\n" not in subject_of(digest)
+    assert "\n" not in mail_subject(digest)
     assert "The whole week" not in shown
     assert date.fromisoformat(found["week"]["start"]) == WEEK.start

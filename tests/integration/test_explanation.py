@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregates.explanation import Subject, explanation_of
+from capacity_assets.aggregates.explanation import ExplainedSubject, explanation_of
 from capacity_assets.aggregates.levels import DATABASE, SERVER_LEVELS
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
@@ -33,7 +33,7 @@ def test_the_explanation_of_every_row_of_the_sample_agrees_with_it(engine: Engin
     for level in SERVER_LEVELS.values():
         for row in stored(engine, level):
             period = PERIODS[str(row["period_type"])]
-            subject = Subject(row["instance_id"], "server", row.get("database_name"))  # type: ignore[arg-type]
+            subject = ExplainedSubject(row["instance_id"], "server", row.get("database_name"))  # type: ignore[arg-type]
             explanation = explanation_of(engine, subject, period, period.window_of(row["period_start"]), TODAY)  # type: ignore[arg-type]
             assert explanation.verdict == "Every stored figure is what its samples give.", (row, explanation.figures)
             explained += 1
@@ -160,7 +160,9 @@ def test_log_sizes_that_were_never_measured_are_unknown_and_not_zero(
     february = monthly.window_of(date(2025, 2, 1))
     figures = {
         figure.name: figure
-        for figure in explanation_of(engine, Subject(1, "server-1", "orders"), monthly, february, TODAY).figures
+        for figure in explanation_of(
+            engine, ExplainedSubject(1, "server-1", "orders"), monthly, february, TODAY
+        ).figures
     }
 
     assert (figures["avg_log_size_mb"].computed, figures["log_size_change_mb"].computed) == (None, None)

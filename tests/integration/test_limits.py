@@ -309,7 +309,7 @@ def test_several_live_totals_of_a_day_are_added_up(engine: Engine) -> None:
 def test_a_large_fleet_is_read_in_batches(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "BATCH", 1)
     scope = history.HistoryScope(TODAY, every=True)
-    with engine.connect() as connection, history.reading(connection, scope) as reader:
+    with engine.connect() as connection, history.open_history_reader(connection, scope) as reader:
         batches = list(reader.series("database"))
 
     assert [[row.name for row in batch.subjects] for batch in batches] == [["orders"], ["still"], ["young"]]

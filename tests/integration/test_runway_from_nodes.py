@@ -53,7 +53,7 @@ def test_a_sample_that_comes_between_the_series_and_what_was_measured_last_waits
 
     def newest() -> tuple[object, float]:
         scope = history.HistoryScope(TOMORROW, servers=("server-1",), every=True)
-        with engine.connect() as connection, history.reading(connection, scope) as reader:
+        with engine.connect() as connection, history.open_history_reader(connection, scope) as reader:
             [batch] = reader.series("database")
         place = [row.name for row in batch.subjects].index("orders")
         measured = batch.sizes[place][np.isfinite(batch.sizes[place])]

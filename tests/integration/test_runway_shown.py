@@ -22,7 +22,7 @@ from capacity_assets.digest import read_digest
 from capacity_assets.forecast import issuing
 from capacity_assets.forecast.issuing import issue_runways, update_forecasts
 from capacity_assets.forecast.limits import Limit, declare_limits, forget_limit
-from capacity_assets.ownership.labels import Label, declare_labels, fills_first
+from capacity_assets.ownership.labels import Label, declare_labels, first_fill_date_of_groups
 from capacity_assets.reading.forecasts import ForecastIssue, figures_of, issue_of, newest_issue
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
@@ -455,7 +455,7 @@ def test_a_replica_whose_disk_is_full_is_shown_where_others_are_and_counts_in_no
         assert pages.document("/filling")["runways"][0]["name"] == "copy"
         assert pages.document("/group?by=team&name=red")["fills_first"][0]["name"] == "copy"
     with engine.connect() as connection:
-        assert fills_first(connection, "team")["red"].name == "copy"
+        assert first_fill_date_of_groups(connection, "team")["red"].name == "copy"
     digest = read_digest(engine, week, today=TODAY)
     assert [(one.server, one.display_name) for one in digest.soon] == [("server-2", "copy"), ("server-1", "orders")]
     assert read_digest(engine, week, ("team", "red"), today=TODAY).soon == digest.soon

@@ -25,7 +25,7 @@ from capacity_assets.forecast.model import (
     WINSORISED_SHARE,
     SizeForecasts,
     Sizes,
-    fill_days,
+    compute_fill_days,
     forecast,
     without_steps,
 )
@@ -71,7 +71,7 @@ def test_a_series_that_grows_evenly_goes_on_so_and_its_limit_has_a_date() -> Non
     assert made.drift.tolist() == [5]
     assert made.middle[0].tolist() == [12_495 + 5 * days for days in HORIZONS_DAYS]
     assert made.lower[0, :3].tolist() == made.upper[0, :3].tolist() == [12_495 + 5 * days for days in (7, 30, 90)]
-    ends = fill_days(made, np.array([12_495.0 + 5 * 40]))
+    ends = compute_fill_days(made, np.array([12_495.0 + 5 * 40]))
     assert (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) == (24, 40, 91)
     assert ends.probability[0].round(3).tolist() == [0.018, 0.140, 0.899, 0.975]
 
@@ -81,7 +81,7 @@ def test_the_middle_day_of_even_growth_is_the_one_on_which_its_line_meets_the_li
     days_before: int, per_day: float, due: int
 ) -> None:
     made = one(line(per_day, start=per_day * days_before))
-    ends = fill_days(made, made.last + per_day * due)
+    ends = compute_fill_days(made, made.last + per_day * due)
 
     # Where the last digit of a size decides whether a past rise reaches the limit, it is the day after.
     assert due <= ends.middle_days[0] <= due + 1
@@ -110,7 +110,7 @@ def test_how_far_the_days_of_even_growth_are_apart_depends_on_its_history(
     history: int, due: int, days: tuple[int, int, int]
 ) -> None:
     made = one(line(5, history))
-    ends = fill_days(made, made.last + 5 * due)
+    ends = compute_fill_days(made, made.last + 5 * due)
 
     assert (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) == days
 
@@ -122,7 +122,7 @@ def test_a_limit_one_part_in_a_thousand_higher_moves_days_of_even_growth_by_litt
 ) -> None:
     made = one(line(per_day, history))
     free = per_day * due
-    low, high = (fill_days(made, made.last + more) for more in (free, free * 1.001))
+    low, high = (compute_fill_days(made, made.last + more) for more in (free, free * 1.001))
 
     for name in ("early_days", "middle_days", "late_days"):
         before, after = (
@@ -134,18 +134,18 @@ def test_a_limit_one_part_in_a_thousand_higher_moves_days_of_even_growth_by_litt
 
 def test_a_series_that_stands_still_is_seldom_full_but_nothing_is_certain() -> None:
     made = one(line(0))
-    nearly_full = fill_days(made, np.array([10_001.0]))
+    nearly_full = compute_fill_days(made, np.array([10_001.0]))
 
     assert nearly_full.probability[0].round(3).tolist() == [0.005, 0.025, 0.071, 0.213]
     assert (nearly_full.early_days[0], nearly_full.middle_days[0]) == (121, NOT_WITHIN_HORIZON)
-    assert fill_days(made, np.array([20_000.0])).probability[0].round(3).tolist() == [0.003, 0.012, 0.031, 0.13]
+    assert compute_fill_days(made, np.array([20_000.0])).probability[0].round(3).tolist() == [0.003, 0.012, 0.031, 0.13]
 
 
 def test_only_what_is_full_is_certain() -> None:
     made = one(line(500, 1_096))
 
-    assert fill_days(made, made.last + 1).probability[0].max() == MOST_PROBABLE
-    assert fill_days(made, made.last).probability[0].tolist() == [1, 1, 1, 1]
+    assert compute_fill_days(made, made.last + 1).probability[0].max() == MOST_PROBABLE
+    assert compute_fill_days(made, made.last).probability[0].tolist() == [1, 1, 1, 1]
 
 
 def test_a_step_is_no_trend() -> None:
@@ -180,7 +180,7 @@ def test_where_the_drift_was_the_worse_forecast_the_last_value_stays() -> None:
 @pytest.mark.parametrize("changes", [0, 1, LEAST_CHANGES - 1, 55])
 def test_too_little_history_has_no_band_and_no_date(changes: int) -> None:
     made = one(line(50, changes + 1))
-    ends = fill_days(made, np.array([10_050.0]))
+    ends = compute_fill_days(made, np.array([10_050.0]))
 
     assert made.known_changes.tolist() == [changes]
     assert np.isnan(made.upper).all()
@@ -194,7 +194,7 @@ def test_fifty_six_known_changes_are_enough_for_a_band() -> None:
 
 
 def test_an_unknown_limit_gives_no_probability_and_no_limit_gives_none_of_being_full() -> None:
-    ends = fill_days(forecast(np.stack([line(5), line(5)])), np.array([np.nan, np.inf]))
+    ends = compute_fill_days(forecast(np.stack([line(5), line(5)])), np.array([np.nan, np.inf]))
 
     assert ends.is_known.tolist() == [False, True]
     assert np.isnan(ends.probability[0]).all()
@@ -205,7 +205,7 @@ def test_an_unknown_limit_gives_no_probability_and_no_limit_gives_none_of_being_
 def test_the_middle_day_agrees_with_the_probabilities() -> None:
     """Purged every sixty days: the last size stays, but most weeks end above it."""
     made = one(10_000 + 30.0 * (np.arange(805) % 60))
-    ends = fill_days(made, made.last + 150)
+    ends = compute_fill_days(made, made.last + 150)
 
     assert made.drift.tolist() == [0]
     assert ends.probability[0, 0] > 0.7
@@ -213,7 +213,7 @@ def test_the_middle_day_agrees_with_the_probabilities() -> None:
 
 
 def test_what_is_full_already_is_full_today() -> None:
-    ends = fill_days(one(line(5)), np.array([12_495.0]))
+    ends = compute_fill_days(one(line(5)), np.array([12_495.0]))
 
     assert (ends.early_days[0], ends.late_days[0]) == (0, 0)
     assert ends.probability[0].tolist() == [1, 1, 1, 1]
@@ -246,7 +246,7 @@ def test_a_forecast_depends_on_its_own_series_alone(every: list[Sizes]) -> None:
 
     for name in ("drift", "lower", "upper", "errors", "rises", "pace", "spread", "fallen"):
         np.testing.assert_array_equal(getattr(together, name)[order], getattr(shuffled, name))
-    ends, again = (fill_days(each, each.last * 1.05) for each in (together, shuffled))
+    ends, again = (compute_fill_days(each, each.last * 1.05) for each in (together, shuffled))
     np.testing.assert_array_equal(ends.probability[order], again.probability)
     for place, values in enumerate(every):
         np.testing.assert_array_equal(forecast(values[None, :]).upper[0], together.upper[place])
@@ -261,7 +261,7 @@ def test_the_forecast_equals_the_calculation_value_by_value(values: Sizes, missi
     other = reference([None if np.isnan(value) else float(value) for value in values])
     # No size is a whole number and a bit, so that the last digit of a sum decides nothing.
     limit = made.last[0] + missing + 0.3721
-    ends = fill_days(made, np.array([limit]))
+    ends = compute_fill_days(made, np.array([limit]))
 
     assert made.drift[0] == pytest.approx(other.drift, abs=1e-6)
     assert [len(errors) >= LEAST_ERRORS for errors in other.errors.values()] == (made.counts[0] > 0).tolist()
@@ -300,7 +300,7 @@ def test_a_raised_limit_is_never_reached_sooner_and_a_longer_horizon_never_less_
 ) -> None:
     made = forecast(np.stack([values, values]))
     limit = made.last[0] * (1 + share)
-    ends = fill_days(made, np.array([limit, limit * (1 + more)]))
+    ends = compute_fill_days(made, np.array([limit, limit * (1 + more)]))
 
     for days in (ends.early_days, ends.middle_days, ends.late_days):
         low, high = (HORIZONS_DAYS[-1] + 1 if day == NOT_WITHIN_HORIZON else day for day in days)
@@ -313,7 +313,7 @@ def test_a_raised_limit_is_never_reached_sooner_and_a_longer_horizon_never_less_
 @given(series())
 def test_the_early_day_comes_before_the_late_one(values: Sizes) -> None:
     made = one(values)
-    ends = fill_days(made, made.last * 1.05)
+    ends = compute_fill_days(made, made.last * 1.05)
     in_order = [
         HORIZONS_DAYS[-1] + 1 if day == NOT_WITHIN_HORIZON else day
         for day in (ends.early_days[0], ends.middle_days[0], ends.late_days[0])
@@ -369,7 +369,7 @@ def test_a_day_lies_within_a_horizon_if_and_only_if_the_probability_there_is_its
     values: Sizes, missing: float
 ) -> None:
     made = one(values)
-    ends = fill_days(made, made.last + missing)
+    ends = compute_fill_days(made, made.last + missing)
 
     for place, horizon in enumerate(HORIZONS_DAYS):
         for share, days in ((0.1, ends.early_days), (0.5, ends.middle_days), (0.9, ends.late_days)):

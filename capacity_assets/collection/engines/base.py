@@ -533,7 +533,7 @@ def closed_on_failure(connection: Any) -> Iterator[None]:
         raise
 
 
-def rows_of(connection: Any, query: str, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
+def query_server(connection: Any, query: str, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
     """Return the rows of a query; without parameters, `%` is itself. Raises MeasureError at too many rows."""
     with closing(connection.cursor()) as cursor:
         if parameters is None:

@@ -57,13 +57,13 @@ from capacity_assets.collection.engines.base import (
     is_excluded,
     objects_by_database,
     objects_of,
+    query_server,
     refuse_without_rights,
-    rows_of,
     used_by_database,
     volume_of,
 )
 from capacity_assets.database.measures import BINARY_LOG, REDO, RELAY_LOG, TEMPORARY, UNDO
-from capacity_assets.database.sql import text_of, with_queries
+from capacity_assets.database.sql import sql_text, with_queries
 
 if TYPE_CHECKING:
     import pymysql
@@ -254,13 +254,13 @@ BYTES_PER_KIB = 1024
 
 def limits_by_disks(connection: Any, names: Sequence[str]) -> Limits:
     """Return the volume of the data folder, on which every schema may grow, and those of logs."""
-    [(there,)] = rows_of(connection, HAS_DISKS)
+    [(there,)] = query_server(connection, HAS_DISKS)
     if not there:
         return Limits(unknown=NO_PLUGIN)
-    disks = {str(path): tuple(map(int, sizes)) for path, *sizes in rows_of(connection, DISKS)}
+    disks = {str(path): tuple(map(int, sizes)) for path, *sizes in query_server(connection, DISKS)}
     if not disks:
         return Limits(unknown=NO_RIGHT)
-    [(folder, *others)] = rows_of(connection, FOLDERS)
+    [(folder, *others)] = query_server(connection, FOLDERS)
     path = volume_of(str(folder), disks)
     if path is None:
         return Limits(unknown=NOT_LISTED.format(folder))
@@ -288,7 +288,7 @@ def binary_logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:
     import pymysql
 
     try:
-        logs = rows_of(connection, BINARY_LOGS)
+        logs = query_server(connection, BINARY_LOGS)
     except pymysql.err.Error as error:
         if _number_and_text(error)[0] == NO_BINARY_LOG:
             return []
@@ -308,21 +308,21 @@ def relay_logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:
 
 def undo_of(connection: Any, scope: PartScope) -> list[ServerPart]:
     """Return the size of the undo tablespaces; nothing if undo logs are in the shared tablespace."""
-    sizes = [size for (size,) in rows_of(connection, connection.dialect.undo)]
+    sizes = [size for (size,) in query_server(connection, connection.dialect.undo)]
     return [_part(UNDO, scope, sizes, counted(len(sizes), "tablespace"))] if sizes else []
 
 
 def redo_of(connection: Any, scope: PartScope) -> list[ServerPart]:
     """Return the size of the redo log files."""
-    capacity = rows_of(connection, REDO_CAPACITY)
-    files = dict(rows_of(connection, REDO_FILES))
+    capacity = query_server(connection, REDO_CAPACITY)
+    files = dict(query_server(connection, REDO_FILES))
     fixed = int(files.get("innodb_log_file_size", 0)) * int(files.get("innodb_log_files_in_group", 1))
     return [_part(REDO, scope, [capacity[0][1] if capacity else fixed])]
 
 
 def temporary_of(connection: Any, scope: PartScope) -> list[ServerPart]:
     """Return the size of InnoDB's temporary tablespaces; no server reports the files in `@@tmpdir`."""
-    return [_part(TEMPORARY, scope, (size for (size,) in rows_of(connection, connection.dialect.temporary)))]
+    return [_part(TEMPORARY, scope, (size for (size,) in query_server(connection, connection.dialect.temporary)))]
 
 
 def _part(kind: str, scope: PartScope, sizes: Iterable[Any], detail: str | None = None, name: str = "") -> ServerPart:
@@ -394,9 +394,9 @@ SELECT CAST(SUM(FILE_SIZE) AS UNSIGNED) FROM information_schema.INNODB_TABLESPAC
 UNION ALL SELECT CAST(SUM(SIZE) AS UNSIGNED) FROM information_schema.INNODB_SESSION_TEMP_TABLESPACES
 """
 MYSQL = Dialect(
-    files=text_of(with_queries(_MYSQL_FILES, own=_MYSQL_OWN)),
-    shared=text_of(with_queries(_MYSQL_SHARED, own=_MYSQL_OWN)),
-    shared_sizes=text_of(with_queries(_MYSQL_SHARED_SIZES, own=_MYSQL_OWN)),
+    files=sql_text(with_queries(_MYSQL_FILES, own=_MYSQL_OWN)),
+    shared=sql_text(with_queries(_MYSQL_SHARED, own=_MYSQL_OWN)),
+    shared_sizes=sql_text(with_queries(_MYSQL_SHARED_SIZES, own=_MYSQL_OWN)),
     undo="SELECT FILE_SIZE FROM information_schema.INNODB_TABLESPACES WHERE SPACE_TYPE = 'Undo'",
     temporary=_MYSQL_TEMPORARY,
     replicas="SHOW REPLICA STATUS",
@@ -524,7 +524,7 @@ def files_of(connection: Any, query: str, *parameters: object) -> list[tuple[Any
         raise MeasureError(
             FailureKind.SETUP, f"version {version} cannot be measured by its files: register `sizing = statistics`"
         )
-    return rows_of(connection, text_of(with_queries(query, files=connection.dialect.files)), parameters or None)
+    return query_server(connection, sql_text(with_queries(query, files=connection.dialect.files)), parameters or None)
 
 
 @dataclass
@@ -634,17 +634,17 @@ class MySQL(EngineAdapter):
             connection.statement_seconds = access.statement_seconds
             # The time limit of statements; the driver has no public way to set it.
             connection._read_timeout = access.statement_seconds  # noqa: SLF001
-            [(connection.version,)] = rows_of(connection, "SELECT VERSION()")
+            [(connection.version,)] = query_server(connection, "SELECT VERSION()")
             connection.dialect = dialect_of(connection.version)
             # MariaDB takes seconds, and bounds every statement; MySQL takes milliseconds, and bounds only SELECT.
             is_mariadb, seconds = "MariaDB" in connection.version, access.statement_seconds
             limit = f"statement_time = {seconds:.3f}" if is_mariadb else f"execution_time = {round(seconds * 1000)}"
-            rows_of(connection, f"SET SESSION max_{limit}")
-            rows_of(connection, "SET SESSION TRANSACTION READ ONLY")
+            query_server(connection, f"SET SESSION max_{limit}")
+            query_server(connection, "SET SESSION TRANSACTION READ ONLY")
         return connection
 
     def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:
-        schemas = [str(name) for (name,) in rows_of(connection, SCHEMAS)]
+        schemas = [str(name) for (name,) in query_server(connection, SCHEMAS)]
         wanted = [name for name in schemas if not is_excluded(name, excluded)]
         total: Counter[str] = Counter()
         data = total
@@ -652,7 +652,7 @@ class MySQL(EngineAdapter):
         visible = _tables_by_engine(connection)
         if access.sizing == STATISTICS:
             data = Counter()
-            for name, size_bytes, data_bytes in rows_of(connection, STATISTICS_BY_SCHEMA):
+            for name, size_bytes, data_bytes in query_server(connection, STATISTICS_BY_SCHEMA):
                 total[name] += int(size_bytes)
                 data[name] += int(data_bytes)
         else:
@@ -684,14 +684,14 @@ class MySQL(EngineAdapter):
         if access.sizing != FILES:
             return NO_USED_SPACE
         if connection.dialect is not MARIADB:
-            rows_of(connection, FRESH)
+            query_server(connection, FRESH)
         large: dict[str, set[str]] = defaultdict(set)
         for schema, table, size_bytes, _ in files_of(connection, FILES_BY_TABLE, MOST_USED):
             if size_bytes >= LEAST_USED_BYTES:
                 large[str(schema)].add(str(table))
 
         def read(name: str) -> int:
-            return sum(int(free or 0) for _, free in rows_of(connection, FREE, [name, sorted(large[name])]))
+            return sum(int(free or 0) for _, free in query_server(connection, FREE, [name, sorted(large[name])]))
 
         free = used_by_database([one.name for one in sizes if one.name in large], read, self.failure)
         failed = large.keys() - free.used_bytes.keys()
@@ -739,13 +739,15 @@ class MySQL(EngineAdapter):
                 table.file_bytes += int(allocated_bytes if access.sizing == ALLOCATED else file_bytes)
         asked = TABLE_STATS
         try:
-            for schema, name, rows, clustered, others in rows_of(connection, STATISTICS_BY_TABLE, [MOST_STATISTICS]):
+            for schema, name, rows, clustered, others in query_server(
+                connection, STATISTICS_BY_TABLE, [MOST_STATISTICS]
+            ):
                 table = tables[str(schema)][_table_of(str(name), tables[str(schema)])]
                 table.rows = (table.rows or 0) + int(rows)
                 table.clustered_bytes += int(clustered)
                 table.others_bytes += int(others)
             asked = INDEX_STATS
-            _add_indexes(tables, rows_of(connection, STATISTICS_BY_INDEX, [MOST_STATISTICS]))
+            _add_indexes(tables, query_server(connection, STATISTICS_BY_INDEX, [MOST_STATISTICS]))
         except Exception as error:
             if not self.is_refusal(error):
                 raise
@@ -754,7 +756,7 @@ class MySQL(EngineAdapter):
 
     def facts(self, connection: Any) -> ServerFacts:
         named = connection.version if connection.dialect is MARIADB else f"MySQL {connection.version}"
-        encrypted = dict(rows_of(connection, "SHOW STATUS LIKE 'Ssl_cipher'")).get("Ssl_cipher")
+        encrypted = dict(query_server(connection, "SHOW STATUS LIKE 'Ssl_cipher'")).get("Ssl_cipher")
         return ServerFacts(named, bool(encrypted))
 
     def explained(self, error: Exception) -> MeasureError | None:
@@ -785,7 +787,7 @@ class MariaDB(MySQL):
 def _tables_by_engine(connection: Any) -> Mapping[str, Mapping[str, int]]:
     """Return the number of tables by schema and engine; raises MeasureError if the login does not see them."""
     tables_by_schema: dict[str, dict[str, int]] = defaultdict(dict)
-    for schema, engine, tables in rows_of(connection, TABLES_BY_ENGINE):
+    for schema, engine, tables in query_server(connection, TABLES_BY_ENGINE):
         tables_by_schema[str(schema)][engine or UNKNOWN] = int(tables)
     # Every server has more tables here than those that the documented grants name.
     if sum(tables_by_schema.get("mysql", {}).values()) <= len(GRANTED_TABLES):
@@ -800,14 +802,14 @@ def _of_other_engines(
     without = WITHOUT_BYTES | WITHOUT_REPORTED_SIZES
     if not set(visible.get(schema, {})) - without - {INNODB, UNKNOWN}:
         return []
-    return [row for row in rows_of(connection, query, [schema]) if row[0] not in without]
+    return [row for row in query_server(connection, query, [schema]) if row[0] not in without]
 
 
 def _add_shared(connection: Any, total: Counter[str], excluded: Sequence[str]) -> list[str]:
     """Add the tables in shared tablespaces by their statistics; return a sentence about those without."""
-    shared = rows_of(connection, connection.dialect.shared)
+    shared = query_server(connection, connection.dialect.shared)
     missing = sum(int(tables) for folder, tables in shared if not is_excluded(str(folder), excluded))
-    for name, tables, size_bytes in rows_of(connection, connection.dialect.shared_sizes) if missing else ():
+    for name, tables, size_bytes in query_server(connection, connection.dialect.shared_sizes) if missing else ():
         if not is_excluded(str(name), excluded):
             missing -= int(tables)
             total[str(name)] += int(size_bytes or 0)
@@ -838,7 +840,7 @@ def _with_free_bytes(connection: Any, database: DatabaseObjects) -> DatabaseObje
     names = [one.name for one in database.largest if one.kind == TABLE and one.free_bytes is None][:MOST_FREE]
     if not names:
         return database
-    free = {str(name): int(size) for name, size in rows_of(connection, FREE, [database.database, names]) if size}
+    free = {str(name): int(size) for name, size in query_server(connection, FREE, [database.database, names]) if size}
     largest = (
         replace(one, free_bytes=min(free[one.name], one.size_bytes)) if one.kind == TABLE and one.name in free else one
         for one in database.largest

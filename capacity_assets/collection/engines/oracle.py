@@ -36,7 +36,7 @@ from capacity_assets.collection.engines.base import (
     Volume,
     first_line,
     is_excluded,
-    rows_of,
+    query_server,
     without_driver,
 )
 from capacity_assets.database.measures import ARCHIVED_LOG, RECOVERY_AREA, REDO, TEMPORARY
@@ -95,7 +95,7 @@ OUTSIDE_ASM = "file system"
 def parts_by(query: str, kind: str, connection: Any, _scope: PartScope) -> list[ServerPart]:
     """Return the parts of a kind; their volume is the disk group at the beginning of a path."""
     parts = []
-    for name, size_bytes, files, path in rows_of(connection, query):
+    for name, size_bytes, files, path in query_server(connection, query):
         group = str(path).removeprefix("+").partition("/")[0] if str(path).startswith("+") else OUTSIDE_ASM
         detail = counted(int(files), "file")
         parts.append(ServerPart(kind, str(name or ""), int(size_bytes or 0), detail, group if path else None))
@@ -216,7 +216,7 @@ class Oracle(EngineAdapter):
         return connection
 
     def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:
-        [(container,)] = rows_of(connection, CONTAINER)
+        [(container,)] = query_server(connection, CONTAINER)
         if container == ROOT:
             raise MeasureError(
                 FailureKind.SETUP,
@@ -224,7 +224,7 @@ class Oracle(EngineAdapter):
                 "service of each pluggable database",
             )
         sizes, left_out = [], []
-        for name, size_bytes, files, sized_files in rows_of(connection, QUERY):
+        for name, size_bytes, files, sized_files in query_server(connection, QUERY):
             if is_excluded(name, excluded):
                 left_out.append(name)
             elif files != sized_files:
@@ -238,7 +238,7 @@ class Oracle(EngineAdapter):
 
     def used(self, connection: Any, access: Access, sizes: Sequence[DatabaseSize]) -> UsedSpace:
         try:
-            rows = rows_of(connection, USED)
+            rows = query_server(connection, USED)
         except Exception as error:
             if not self.is_refusal(error):
                 raise
@@ -249,11 +249,11 @@ class Oracle(EngineAdapter):
         return UsedSpace({name: int(used) for name, used, files in rows if not files}, unknown)
 
     def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:
-        limits = dict(rows_of(connection, CEILINGS))
-        places = rows_of(connection, GROUPS_OF_TABLESPACES)
+        limits = dict(query_server(connection, CEILINGS))
+        places = query_server(connection, GROUPS_OF_TABLESPACES)
         groups, unknown = [], None
         try:
-            groups = rows_of(connection, DISK_GROUPS) if any(group for _, group in places) else []
+            groups = query_server(connection, DISK_GROUPS) if any(group for _, group in places) else []
         except Exception as error:
             if not self.is_refusal(error):
                 raise
@@ -278,12 +278,12 @@ class Oracle(EngineAdapter):
 
     def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:
         rows: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
-        for tablespace, *row in rows_of(connection, OBJECTS, [CANDIDATES]):
+        for tablespace, *row in query_server(connection, OBJECTS, [CANDIDATES]):
             rows[tablespace].append(tuple(row))
         return Objects(tuple(objects_in(name, rows[name]) for name in names))
 
     def facts(self, connection: Any) -> ServerFacts:
-        [(version,)] = rows_of(connection, VERSION)
+        [(version,)] = query_server(connection, VERSION)
         return ServerFacts(f"Oracle Database {version}", encrypted=None)
 
     def explained(self, error: Exception) -> MeasureError | None:

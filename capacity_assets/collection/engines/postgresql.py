@@ -453,7 +453,7 @@ def _by_files(connection: psycopg.Connection, names: Sequence[str]) -> list[Data
 def _rows(
     connection: psycopg.Connection, query: str, parameters: Sequence[object] | None = None
 ) -> list[tuple[Any, ...]]:
-    """As `rows_of`, but row by row: libpq would otherwise keep an endless answer before returning its first row."""
+    """As `query_server`, but row by row: libpq would otherwise keep an endless answer before its first row."""
     rows: list[tuple[Any, ...]] = []
     connection.allowance.begin(connection.statement_seconds)  # type: ignore[attr-defined]  # of `_bounded_connection`
     with connection.cursor() as cursor:

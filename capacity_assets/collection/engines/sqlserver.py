@@ -43,8 +43,8 @@ from capacity_assets.collection.engines.base import (
     is_excluded,
     is_loopback,
     objects_by_database,
+    query_server,
     refuse_without_rights,
-    rows_of,
     used_by_database,
     without_driver,
 )
@@ -127,7 +127,7 @@ TEMPDB = "SELECT SUM(CAST(size AS bigint)) * 8192, MIN(physical_name) FROM tempd
 def logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:
     """Return the transaction log of each database."""
     parts = []
-    for name, size_bytes, path, waits_for in rows_of(connection, AZURE_LOG if is_azure(connection) else LOGS):
+    for name, size_bytes, path, waits_for in query_server(connection, AZURE_LOG if is_azure(connection) else LOGS):
         detail = None if waits_for in {None, "NOTHING"} else f"not truncated: {waits_for}"
         if size_bytes is not None:
             parts.append(ServerPart(TRANSACTION_LOG, name, int(size_bytes), detail, _place(scope, path)))
@@ -138,7 +138,7 @@ def tempdb_of(connection: Any, scope: PartScope) -> list[ServerPart]:
     """Return the size of tempdb, unless it is measured as a database; nothing on Azure SQL Database."""
     if is_azure(connection) or "tempdb" in scope.databases:
         return []
-    [(size_bytes, path)] = rows_of(connection, TEMPDB)
+    [(size_bytes, path)] = query_server(connection, TEMPDB)
     return [ServerPart(TEMPORARY, "tempdb", int(size_bytes), volume=_place(scope, path))]
 
 
@@ -199,7 +199,7 @@ SHARED = {AZURE_SQL_DATABASE: ("elastic pool", POOL), MANAGED_INSTANCE: ("reserv
 
 def edition_of(connection: Any) -> int:
     """Return the number of the edition of the server."""
-    return int(rows_of(connection, EDITION)[0][0])
+    return int(query_server(connection, EDITION)[0][0])
 
 
 def is_azure(connection: Any) -> bool:
@@ -288,14 +288,14 @@ class SQLServer(EngineAdapter):
         return connection
 
     def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:
-        [(edition, database)] = rows_of(connection, EDITION)
-        return measurement_of(rows_of(connection, query_for(int(edition), str(database))), excluded)
+        [(edition, database)] = query_server(connection, EDITION)
+        return measurement_of(query_server(connection, query_for(int(edition), str(database))), excluded)
 
     def used(self, connection: Any, access: Access, sizes: Sequence[DatabaseSize]) -> UsedSpace:
         is_one = is_azure(connection)
 
         def read(name: str) -> int | None:
-            [(used,)] = rows_of(connection, USED.format(database=prefix_of(None if is_one else name)))
+            [(used,)] = query_server(connection, USED.format(database=prefix_of(None if is_one else name)))
             return None if used is None else int(used)
 
         return used_by_database([size.name for size in sizes], read, self.failure)
@@ -303,15 +303,15 @@ class SQLServer(EngineAdapter):
     def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:
         edition, most_gb = edition_of(connection), None
         if edition == EXPRESS:
-            [(version,)] = rows_of(connection, MAJOR_VERSION)
+            [(version,)] = query_server(connection, MAJOR_VERSION)
             most_gb = EXPRESS_GB.get(int(version), EXPRESS_GB_BEFORE)
         if edition == AZURE_SQL_DATABASE:
-            ceilings = azure_ceiling(*rows_of(connection, AZURE_DATABASE)[0])
+            ceilings = azure_ceiling(*query_server(connection, AZURE_DATABASE)[0])
         else:
-            ceilings = ceilings_of(rows_of(connection, FILES), most_gb, names)
+            ceilings = ceilings_of(query_server(connection, FILES), most_gb, names)
         shared, query = SHARED.get(edition, (None, VOLUMES))
         try:
-            rows = rows_of(connection, query)
+            rows = query_server(connection, query)
         except Exception as error:
             if not self.is_refusal(error):
                 raise
@@ -339,13 +339,13 @@ class SQLServer(EngineAdapter):
         is_one = is_azure(connection)
 
         def read(name: str) -> DatabaseObjects:
-            return objects_from(name, rows_of(connection, objects_query(None if is_one else name), [CANDIDATES]))
+            return objects_from(name, query_server(connection, objects_query(None if is_one else name), [CANDIDATES]))
 
         return objects_by_database(names, read, self.failure)
 
     def facts(self, connection: Any) -> ServerFacts:
         """Return the version; only VIEW SERVER STATE shows whether the connection is encrypted."""
-        [(version,)] = rows_of(connection, "SELECT CAST(SERVERPROPERTY('ProductVersion') AS varchar(64))")
+        [(version,)] = query_server(connection, "SELECT CAST(SERVERPROPERTY('ProductVersion') AS varchar(64))")
         return ServerFacts(f"SQL Server {version}", encrypted=None)
 
     def explained(self, error: Exception) -> MeasureError | None:
