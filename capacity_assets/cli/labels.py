@@ -19,7 +19,7 @@ from capacity_assets.cli.bills import issue_bills
 from capacity_assets.cli.declaring import DECLARED, DeclarationReport, DeclarationSession
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import say
-from capacity_assets.database.declaring import subject_text
+from capacity_assets.database.declared_rows import subject_text
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.ownership import labels as ownership
 from capacity_assets.ownership.bills import unfinished_months

@@ -22,7 +22,7 @@ from capacity_assets.cli.options import DONE, FAILED
 from capacity_assets.collection import volumes as measured
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.prometheus import VARIABLE
-from capacity_assets.database.declaring import subject_text
+from capacity_assets.database.declared_rows import subject_text
 from capacity_assets.forecast import limits as declared_limits
 from capacity_assets.forecast.limits import UNLIMITED, Limit, SizeStep, StoredLimit, StoredStep
 

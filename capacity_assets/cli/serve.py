@@ -89,8 +89,8 @@ def mcp(settings: Settings, /) -> None:
     if find_spec("mcp") is None:
         raise CommandFailedError("The server needs the protocol's SDK: pip install 'capacity_assets[mcp]'.")
     from capacity_assets.web.app import PageServer, WebOptions
+    from capacity_assets.web.mcp_server import serve_tools
     from capacity_assets.web.reader import Reader
-    from capacity_assets.web.tools import serve_tools
 
     with open_reading_engine(settings) as engine:
         serving = WebOptions(Clock(settings.zone), settings.label_keys)

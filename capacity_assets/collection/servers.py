@@ -56,7 +56,7 @@ from capacity_assets.collection.engines.base import (
     engines,
     is_loopback,
 )
-from capacity_assets.database.declaring import declaring, rows_of_values
+from capacity_assets.database.declared_rows import declaring, rows_of_values
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import (
     SERVERS_IN_SERVICE,

@@ -31,7 +31,7 @@ from capacity_assets.collection.prometheus import (
     values_now,
 )
 from capacity_assets.collection.servers import registered_servers
-from capacity_assets.database.declaring import columns_of, declaring, ids_of, places_in_errors, refuse_repeated
+from capacity_assets.database.declared_rows import columns_of, declaring, ids_of, places_in_errors, refuse_repeated
 from capacity_assets.database.sql import with_queries
 
 IMPORTED = "imported"

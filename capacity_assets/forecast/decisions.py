@@ -32,7 +32,7 @@ from capacity_assets.base.declarations import (
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_day, human_mb, printable, suggestion
-from capacity_assets.database.declaring import (
+from capacity_assets.database.declared_rows import (
     UnknownSubjectError,
     declaring,
     ids_of,

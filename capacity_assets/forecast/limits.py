@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, text
 from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day, items_of_file, mb_of_gb
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.database.cluster import copied_for_reading
-from capacity_assets.database.declaring import (
+from capacity_assets.database.declared_rows import (
     WHOLE_SERVER,
     columns_of,
     declaring,

@@ -23,7 +23,7 @@ from capacity_assets.base.declarations import DeclaredItems, checked_label, day_
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import first_of, human_day, suggestion
-from capacity_assets.database.declaring import (
+from capacity_assets.database.declared_rows import (
     WHOLE_SERVER,
     clear_history,
     columns_of,

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, text
 from capacity_assets.base.declarations import checked_label, day_of, declarations, key_and_value, refuse_lacking
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.units import first_of
-from capacity_assets.database.declaring import (
+from capacity_assets.database.declared_rows import (
     clear_history,
     columns_of,
     declaring,

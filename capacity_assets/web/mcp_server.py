@@ -45,19 +45,19 @@ def tools_server(answers: PageServer) -> Server[Any]:
     from mcp.server.lowlevel.server import Server
     from mcp.types import ListToolsResult
 
-    async def list_tools(_context: object, _params: PaginatedRequestParams | None) -> ListToolsResult:
+    async def on_list(_context: object, _params: PaginatedRequestParams | None) -> ListToolsResult:
         # Describing the answers takes a second.
         return ListToolsResult(tools=await asyncio.to_thread(lambda: [tool_of(page) for page in PAGES]))
 
-    async def call_tool(_context: object, params: CallToolRequestParams) -> CallToolResult:
-        return await asyncio.to_thread(called, answers, params.name, params.arguments or {})
+    async def on_call(_context: object, params: CallToolRequestParams) -> CallToolResult:
+        return await asyncio.to_thread(call_tool, answers, params.name, params.arguments or {})
 
     return Server(
         "capacity",
         version=version("capacity_assets"),
         instructions=INSTRUCTIONS,
-        on_list_tools=list_tools,
-        on_call_tool=call_tool,
+        on_list_tools=on_list,
+        on_call_tool=on_call,
     )
 
 
@@ -75,7 +75,7 @@ def tool_of(page: PageRoute) -> Tool:
     )
 
 
-def called(answers: PageServer, name: str, arguments: dict[str, Any]) -> CallToolResult:
+def call_tool(answers: PageServer, name: str, arguments: dict[str, Any]) -> CallToolResult:
     """Return an answer, or a refusal in a sentence."""
     from mcp.types import CallToolResult, TextContent
 
