@@ -141,8 +141,8 @@ def _postgresql_url(value: SecretStr) -> SecretStr:
 
 def _export_url(value: str) -> str:
     if urlsplit(value).password or not (value.startswith("/") or "://" in value):
-        how = "write /srv/capacity, s3://bucket/capacity or another address of fsspec"
-        raise ValueError(f"is neither a whole path nor an address without a password; {how}")
+        how = "write /srv/capacity, s3://bucket/capacity or another URL of fsspec"
+        raise ValueError(f"must be an absolute path, or a URL without a password; {how}")
     return value.rstrip("/")
 
 
@@ -201,9 +201,9 @@ def _above_cost_of_acting(filling: Decimal | None, info: ValidationInfo) -> Deci
         return filling
     acting = info.data["cost_of_acting"]
     if (acting is None) != (filling is None):
-        raise ValueError("needs CAPACITY_COST_OF_ACTING beside it, and the other way round: set both or none")
+        raise ValueError("must be set together with CAPACITY_COST_OF_ACTING; set both or neither")
     if acting is not None and filling is not None and acting >= filling:
-        raise ValueError(f"{filling} is not more than CAPACITY_COST_OF_ACTING, {acting}: acting would never pay")
+        raise ValueError(f"{filling} is not greater than CAPACITY_COST_OF_ACTING, {acting}: acting would never pay")
     return filling
 
 
@@ -383,11 +383,11 @@ class Variables(BaseSettings):
     fills_soon_percent: int | None = None
     """Former name of CAPACITY_ACT_PERCENT, read if that is unset."""
     cost_of_acting: Decimal | None = Field(default=None, gt=0)
-    """What it costs to act on a forecast, in any unit. With `CAPACITY_COST_OF_FILLING`, the quotient of the two is the
-    probability from which something is marked *act*, and two fifths of it *watch*, each rounded up to a whole percent,
-    in place of `CAPACITY_ACT_PERCENT` and `CAPACITY_WATCH_PERCENT`."""
+    """Cost of acting on a forecast, in any unit. The cost of acting divided by the cost of filling sets the *act*
+    threshold; *watch* is 40 % of it. Overrides `CAPACITY_ACT_PERCENT` and `CAPACITY_WATCH_PERCENT`."""
     cost_of_filling: CostOfFilling = Field(default=None, validate_default=True, gt=0)
-    """What it costs if something fills that was not acted on, in the same unit; more than acting."""
+    """Cost of something filling up because nobody acted, in the same unit. Must be greater than
+    `CAPACITY_COST_OF_ACTING`."""
     fills_soon_severity: Literal["error", "warn"] = "error"
     """`error`: what that check names is sent as an alert; `warn`: it is only shown."""
     trend_percent: Decimal | None = Field(default=None, gt=0, le=1000, decimal_places=2)
@@ -445,8 +445,8 @@ class Variables(BaseSettings):
     """Password of the role `capacity_reader` while `capacity up --sql-port` is open, at least 16 characters. Unset:
     generated and stored in the file `sql-password` under CAPACITY_HOME."""
     metrics_databases: Labels = ()
-    """Databases with metrics at `/metrics` of the pages, beside servers and volumes: keys of labels such as `team`, and
-    labels such as `environment=production`, separated by commas. Unset: none."""
+    """Databases to export at `/metrics`, in addition to servers and volumes: label keys such as `team`, or labels such
+    as `environment=production`, separated by commas. Unset: none."""
     web_token: Token | None = None
     """Password for readers of the pages, at least 16 characters; browsers ask for it. Unset: none."""
     web_user_header: str | None = None

@@ -49,7 +49,7 @@ COMMANDS = [
     LazyCommand("demo", "demo:demo", "Load a sample fleet and compute every period through Dagster."),
     LazyCommand("up", "up:up", "Serve the pages and Dagster, its UI and daemon, until Ctrl-C."),
     LazyCommand("serve", "serve:serve", "Serve the pages until Ctrl-C."),
-    LazyCommand("mcp", "serve:mcp", "Answer the questions of a language model, as an MCP server."),
+    LazyCommand("mcp", "serve:mcp", "Run a read-only MCP server for language models."),
     LazyCommand("check", "check:check", "Check configuration, database and schema."),
     LazyCommand("init", "store:init", "Create the capacity tables, or upgrade them in place."),
     LazyCommand("distribute", "store:distribute", "Distribute the large tables over a Citus cluster."),

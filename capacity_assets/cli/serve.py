@@ -76,11 +76,11 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
 @click.command()
 @command
 def mcp(settings: Settings, /) -> None:
-    """Answer the questions of a language model, as an MCP server.
+    """Run a read-only MCP server for language models.
 
     Speaks the Model Context Protocol over standard input and output until its client ends it. It has one tool for each
-    answer of the API, and changes nothing. Needs the extra `mcp`. CAPACITY_WEB_DATABASE_URL is the address of a role
-    that can only read.
+    page of the API. Needs the extra `mcp`. CAPACITY_WEB_DATABASE_URL is the address of the database with a role that
+    can only read.
 
     \b
     Example, the entry of a client's configuration:

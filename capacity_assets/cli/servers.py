@@ -148,7 +148,7 @@ def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterato
     for reason, names in list(refused.items())[:NAMES_SHOWN]:
         yield f"Warning: {first_of(names, NAMES_SHOWN)} cannot be measured with this configuration. {reason}"
     if others := sum(map(len, list(refused.values())[NAMES_SHOWN:])):
-        yield f"Warning: nor can {counted(others, 'other server')}, for like reasons."
+        yield f"Warning: {counted(others, 'other server')} cannot be measured for similar reasons."
 
 
 @instances.command("import")

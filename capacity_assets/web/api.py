@@ -25,14 +25,15 @@ API = "/api/v1"
 DOCUMENT = f"{API}/openapi.json"
 ABOUT = (
     "What the pages show, read-only. Sizes are whole MiB, amounts are text, days are in the time zone of the capacity "
-    "database, and what is unknown is null. Names only come, within a version; none goes or changes its meaning."
+    "database, and what is unknown is null. Within a version, names may be added but are never removed or "
+    "changed."
 )
 OWN, SHARED = "#/$defs/", "#/components/schemas/"
 REFERENCE = re.compile(r'"#/\$defs/(\w+)"')
 REFUSAL_TEXTS = {
-    "400": "A parameter is unknown or makes no sense.",
-    "404": "There is no such thing.",
-    "503": "The database gave no answer.",
+    "400": "A parameter is unknown or invalid.",
+    "404": "Not found.",
+    "503": "The database did not respond.",
 }
 
 

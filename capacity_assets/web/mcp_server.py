@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from mcp.types import CallToolRequestParams, CallToolResult, ListToolsResult, PaginatedRequestParams, Tool
 
 INSTRUCTIONS = (
-    f"{ABOUT} Use groups with by=team and order=growth for which team grew most, databases with order=growth for which "
-    "database did, filling for what is full first, and search for the ID of a server. A group whose name is null is "
-    "what has no such label."
+    f"{ABOUT} To find the team that grew most, call groups with by=team and order=growth; the database that grew most, "
+    "databases with order=growth; what is full first, filling; the ID of a server, search. A null group name means "
+    "items without that label."
 )
 PAGE_BY_NAME = {page.name: page for page in PAGE_OF.values()}
 

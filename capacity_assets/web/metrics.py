@@ -62,8 +62,8 @@ DESCRIPTIONS = {
             "headroom_bytes": "Free space up to the limit.",
             "full_probability_ratio": "Calibrated probability of being full within a horizon.",
             "full_timestamp_seconds": "Day by which it is full with a probability; none: beyond a year, or unknown.",
-            "needs_action": "Whether it is full or reaches CAPACITY_ACT_PERCENT, shared space counted once, and no "
-            "decision leaves it out.",
+            "needs_action": "1 if it is full or reaches CAPACITY_ACT_PERCENT and no decision excludes it, otherwise 0. "
+            "Shared space counts once.",
         }.items()
     },
 }

@@ -53,7 +53,7 @@ def test_a_client_finds_the_team_that_grew_most_and_is_refused_in_a_sentence(dat
 
     assert [tool.name for tool in tools] == [page.name for page in PAGES]
     assert all(tool.annotations.read_only_hint for tool in tools)
-    assert "which team grew most" in instructions
+    assert "the team that grew most" in instructions
     # The client has checked each answer against the schema of its tool.
     team = grown.structured_content["groups"][0]
     assert (team["name"], team["change_mb"]) == ("payments", 50 * 30.5), (

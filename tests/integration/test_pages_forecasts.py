@@ -90,7 +90,7 @@ def test_a_chart_marks_bills_and_the_fill_date_of_the_disk_that_fills_first(page
 
 
 def test_a_chart_says_why_the_range_of_a_forecast_narrows(pages: Pages, engine: Engine) -> None:
-    said = "The range narrows where sizes that fell have usually grown back"
+    said = "The range can narrow when regular purges are followed by regrowth"
     even = pages.ask("/database?server=1&name=orders").text
     purged = "UPDATE capacity_runways SET lower_7_mb = size_mb / 2 WHERE name = 'orders' AND subject = 'database'"
     with engine.begin() as connection:

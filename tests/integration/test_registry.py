@@ -176,7 +176,7 @@ def test_a_password_that_cannot_be_read_is_told_once_for_all_servers_that_need_i
 
     assert len(lines) == 11
     assert lines[0].startswith("Warning: s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 and 20 more cannot be measured with")
-    assert lines[-1] == "Warning: nor can 11 other servers, for like reasons."
+    assert lines[-1] == "Warning: 11 other servers cannot be measured for similar reasons."
     assert len(registered_servers(engine)) == 50
 
 

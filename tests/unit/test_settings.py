@@ -86,13 +86,13 @@ def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
         ("CAPACITY_ACT_PERCENT", "10", "10 is less than CAPACITY_WATCH_PERCENT, 20"),
         ("CAPACITY_COST_OF_ACTING", "0", "Input should be greater than 0"),
         ("CAPACITY_COST_OF_FILLING", "-4", "Input should be greater than 0"),
-        ("CAPACITY_COST_OF_FILLING", "4", "needs CAPACITY_COST_OF_ACTING beside it"),
+        ("CAPACITY_COST_OF_FILLING", "4", "must be set together with CAPACITY_COST_OF_ACTING"),
         ("CAPACITY_FILLS_SOON_SEVERITY", "fatal", "Input should be 'error' or 'warn'"),
         ("CAPACITY_JUMP_PERCENT", "0", "Input should be greater than 0"),
         ("CAPACITY_START_DATE", "20260101", "'20260101' is not a date; write YYYY-MM-DD"),
         ("CAPACITY_START_DATE", "0001-01-01", "lies before 1970-01-01"),
-        ("CAPACITY_EXPORT_URL", f"sftp://dba:{SECRET}@host/capacity", "an address without a password; write /srv/"),
-        ("CAPACITY_EXPORT_URL", "files", "is neither a whole path nor an address"),
+        ("CAPACITY_EXPORT_URL", f"sftp://dba:{SECRET}@host/capacity", "a URL without a password; write /srv/"),
+        ("CAPACITY_EXPORT_URL", "files", "must be an absolute path, or a URL"),
         ("CAPACITY_HOME", __file__, "is a file; write the path of a folder"),
         ("CAPACITY_REDIS_URL", f"http://:{SECRET}@redis", "is not a Redis URL; write redis://"),
         ("CAPACITY_REDIS_URL", f"redis://:{SECRET}@redis/0?ssl_cert_reqs=none", "is not a Redis URL"),
@@ -159,10 +159,10 @@ def test_the_costs_of_acting_and_filling_set_the_thresholds(
 
 def test_acting_must_cost_less_than_filling_and_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPACITY_COST_OF_ACTING", "4")
-    with pytest.raises(ConfigurationError, match=r"^CAPACITY_COST_OF_FILLING: needs .* set both or none"):
+    with pytest.raises(ConfigurationError, match=r"^CAPACITY_COST_OF_FILLING: must be .* set both or neither"):
         load_settings()
     monkeypatch.setenv("CAPACITY_COST_OF_FILLING", "4")
-    with pytest.raises(ConfigurationError, match="4 is not more than CAPACITY_COST_OF_ACTING, 4: acting would never"):
+    with pytest.raises(ConfigurationError, match="4 is not greater than CAPACITY_COST_OF_ACTING, 4: acting"):
         load_settings()
 
 
