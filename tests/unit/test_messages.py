@@ -17,7 +17,7 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.forecast.results import Runway
 from capacity_assets.messages.alerts import AlertUpdate, SentAlert, dedup_key, is_worse, message_of
-from capacity_assets.messages.message import NEW, RENDERERS, RESOLVED, Message, pagerduty_events, text_of
+from capacity_assets.messages.message import NEW, RENDERERS, RESOLVED, Message, pagerduty_events, plain_text
 from capacity_assets.messages.sending import Receiver, SendingSettings, receivers_of, receivers_of_alerts, unreachable
 from capacity_assets.reading.forecasts import SubjectKey
 from capacity_assets.reading.risks import AlertRisk, OpenAlert
@@ -322,4 +322,4 @@ def test_the_page_on_alerts_shows_what_is_sent() -> None:
 
     shown = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     assert [json.loads(example) for example in shown] == sent
-    assert f"```text\n{told.title}\n\n{text_of(told)}\n```" in page
+    assert f"```text\n{told.title}\n\n{plain_text(told)}\n```" in page
