@@ -24,7 +24,14 @@ from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.reading.groups import Group, groups_of, measured_notes
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.subjects import was_ever_sampled
-from capacity_assets.reading.tables import DatabaseGrowth, ObjectChange, SchemaGrowth, by_schema, growth_inside, objects
+from capacity_assets.reading.table_growth import (
+    DatabaseGrowth,
+    ObjectChange,
+    SchemaGrowth,
+    by_schema,
+    growth_inside,
+    list_objects,
+)
 from capacity_assets.runtime import open_task_runner
 
 # By sort order. Except for `size`, rows have changed in that direction; unknown changes are left out.
@@ -98,7 +105,7 @@ def _top_objects(engine: Engine, period: Period, window: Window, server_id: int 
     """Return the tables and indexes that grew most, of all servers or one."""
     with engine.connect() as connection:
         servers = None if server_id is None else [server_id]
-        listed = objects(connection, window.start, window.end, order="growth", servers=servers, shown=limit)
+        listed = list_objects(connection, window.start, window.end, order="growth", servers=servers, shown=limit)
     found = listed.objects
     if not found:
         raise ValidationError(

@@ -25,7 +25,7 @@ from capacity_assets.database.labels import ENGINE, FLEET, TOTAL, WITHOUT
 from capacity_assets.database.tables import instances
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.sizes import fleet_sizes
-from capacity_assets.reading.tables import ListedObject, objects_behind
+from capacity_assets.reading.table_growth import ListedObject, objects_behind
 
 
 class ChangeKind(StrEnum):

@@ -51,7 +51,7 @@ from capacity_assets.charts.drawing import STYLES
 from capacity_assets.reading.access import MISSING_RIGHT, STATEMENT_TIMEOUT_SECONDS
 from capacity_assets.reading.lists import ORDERS, SERVER_ORDERS
 from capacity_assets.reading.subjects import address, subject_address
-from capacity_assets.reading.tables import ORDERS as TABLE_ORDERS
+from capacity_assets.reading.table_growth import ORDERS as TABLE_ORDERS
 from capacity_assets.web.api import API, DOCUMENT, openapi, refuse_unknown_parameters
 from capacity_assets.web.bills import read_bill_page, read_budget_page
 from capacity_assets.web.fleet import read_fleet

@@ -29,7 +29,7 @@ from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, B
 from capacity_assets.ownership.labels import WITHOUT_LABEL, default_grouping, refuse_unknown_grouping
 from capacity_assets.reading.space import UnchangedDatabases, unchanged_databases
 from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final
-from capacity_assets.reading.tables import FreeSpace, free_space
+from capacity_assets.reading.table_growth import FreeSpace, free_space
 from capacity_assets.web.reader import PageQuery, Reader, part_of_page, shared_revision
 
 MONTHLY = PERIODS["monthly"]

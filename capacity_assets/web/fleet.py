@@ -35,7 +35,7 @@ from capacity_assets.reading.sizes import (
     with_gaps,
 )
 from capacity_assets.reading.subjects import DeclaredStep, steps_between
-from capacity_assets.reading.tables import are_measured
+from capacity_assets.reading.table_growth import are_measured
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.bills import total_amounts
 from capacity_assets.web.forecasts import DecisionRow, decision_rows

@@ -40,7 +40,7 @@ from capacity_assets.reading.lists import DatabaseInList, DatabaseRow, databases
 from capacity_assets.reading.risks import Headline, next_to_fill
 from capacity_assets.reading.sizes import SizeInWindow, mark_partial, with_gaps
 from capacity_assets.reading.subjects import server_id_of
-from capacity_assets.reading.tables import FreeSpace
+from capacity_assets.reading.table_growth import FreeSpace
 from capacity_assets.web.bills import MONTHLY, GroupCost, cost_of, grouping_of, shared_budget, shared_free_space
 from capacity_assets.web.reader import (
     PARTIAL_SECONDS,

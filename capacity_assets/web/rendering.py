@@ -53,7 +53,7 @@ from capacity_assets.reading.risks import Headline, range_of
 from capacity_assets.reading.sizes import SizeInWindow
 from capacity_assets.reading.space import SpaceDay
 from capacity_assets.reading.subjects import DeclaredStep, address, subject_address, table_address
-from capacity_assets.reading.tables import TableSize
+from capacity_assets.reading.table_growth import TableSize
 from capacity_assets.web.forecasts import DecisionRow
 from capacity_assets.web.reader import MOST_COLUMNS, RANGES, PageQuery, Reader, every_few
 

@@ -43,8 +43,8 @@ from capacity_assets.reading.lists import (
 from capacity_assets.reading.risks import Headline, PageSubject, headline_of
 from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, used_history, volume_history
 from capacity_assets.reading.space import SpaceDay, SpaceUsage, in_cents, space_history, space_usage
-from capacity_assets.reading.tables import ORDERS as TABLE_ORDERS
-from capacity_assets.reading.tables import (
+from capacity_assets.reading.table_growth import ORDERS as TABLE_ORDERS
+from capacity_assets.reading.table_growth import (
     DatabaseGrowth,
     IndexSize,
     ListedObject,
@@ -52,9 +52,9 @@ from capacity_assets.reading.tables import (
     TableSize,
     are_measured,
     growth_inside,
+    list_objects,
     mean_price_of_database,
     newest_day_of_table,
-    objects,
     table_history,
 )
 from capacity_assets.reading.windows import complete_window, newest_window
@@ -546,7 +546,7 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
         asked["servers"] = servers if places is None else tuple(one.server_id for one in places)
         asked["databases"] = None if places is None else tuple(one.database for one in places)
         # Comparing the tables of a fleet takes seconds.
-        found = reader.read_cached(("tables", *asked.values()), partial(objects, **asked), TABLES_SECONDS)
+        found = reader.read_cached(("tables", *asked.values()), partial(list_objects, **asked), TABLES_SECONDS)
     return TablesPage(
         tables=found.objects,
         has_more=found.has_more,

@@ -29,9 +29,9 @@ from capacity_assets.forecast.runway import compute_runways
 from capacity_assets.ownership.bills import issue_bill
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.ownership.prices import Price, declare_prices
-from capacity_assets.reading import tables as reading
+from capacity_assets.reading import table_growth as reading
 from capacity_assets.reading.subjects import address
-from capacity_assets.reading.tables import growth_inside
+from capacity_assets.reading.table_growth import growth_inside
 from tests.clocks import TODAY, fixed_clock
 from tests.collecting import OBJECTS_THAT_ADD_UP
 from tests.command import capacity, printed

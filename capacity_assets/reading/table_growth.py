@@ -177,7 +177,7 @@ def growth_inside(
     )
 
 
-def objects(  # noqa: PLR0913 -- one argument per choice of a list
+def list_objects(  # noqa: PLR0913 -- one argument per choice of a list
     connection: Connection,
     first: date,
     last: date,
