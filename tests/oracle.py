@@ -119,10 +119,14 @@ def _further(period: str, days: Mapping[date, int], bounds: tuple[date, date], s
 
 
 def _kept(bounds: tuple[date, date], column: str, values: Sequence[int], *, counted: bool) -> Figures:
-    """Exact sum, and count of values where a sample may lack it; a single day keeps neither."""
+    """Exact sum, and count of values where a sample may lack it; a single day keeps neither.
+
+    No used space is no count, as in rows of before it was measured.
+    """
     is_longer = bounds[0] < bounds[1]
     kept: Figures = {f"sum_{column}": sum(values) if values and is_longer else None}
-    return kept | ({f"count_{column}": len(values) if is_longer else None} if counted else {})
+    has_count = is_longer and (values or column != "used_size_mb")
+    return kept | ({f"count_{column}": len(values) if has_count else None} if counted else {})
 
 
 def _values(rows: Iterable[Row], column: str) -> list[int]:
