@@ -20,7 +20,6 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Engine, Table, event, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from capacity_assets.base.errors import CapacityError, DatabaseError, ValidationError, database_errors
 from capacity_assets.base.periods import PERIODS, Period, Window
@@ -277,10 +276,7 @@ def _adopt(connection: Connection) -> list[str]:
             execute_steps(connection, steps)
             done += dict.fromkeys(f"changed: {step.reason}" for step in steps)
         else:
-            # Comments follow, with those of the other tables.
-            connection.execute(CreateTable(table))
-            for index in sorted(table.indexes, key=lambda index: str(index.name)):
-                connection.execute(CreateIndex(index))
+            table.create(connection)
             if table.dialect_options["postgresql"]["partition_by"]:
                 execute_steps(connection, default_partition_steps(connection, table))
             done.append(f"created table {table.name}")
