@@ -21,10 +21,21 @@ from capacity_assets.base.settings import CAPACITY_DRIVER, Settings
 from capacity_assets.base.units import human_day
 from capacity_assets.database.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.database.engine import capacity_engine
+from tests.databases import execute, rows
 from tests.e2e import demo_in_the_ui as ui
 from tests.e2e.conftest import FIRST_DAY, Demo
 from tests.e2e.foreign_pages import TAKEN, answer, login, nginx, proxy, questions
-from tests.e2e.stack import ask, free_ports, processes_naming, run, served, wait_for
+from tests.e2e.stack import (
+    ask,
+    free_ports,
+    launch,
+    processes_naming,
+    run,
+    served,
+    status,
+    wait_for,
+    waits_for_a_lock,
+)
 from tests.servers import free_port
 
 # A busy machine takes longer than the usual five seconds.
@@ -233,9 +244,54 @@ def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that
     expect(page.get_by_text(ui.HOSTILE).first).to_be_visible()
     expect(page.get_by_text("Largest growers")).to_be_visible()
     ui.picture(page, "summary")
-    page.goto(f"/assets/{ui.MONTHLY}/checks?checkDetail=servers_stored".replace("/checks?", "?view=checks&"))
-    expect(page.get_by_text("servers_stored").first).to_be_visible()
+    page.goto(f"/assets/{ui.MONTHLY}?view=checks&checkDetail=servers_stored")
+    page.get_by_role("tab", name="Partitions").nth(1).click()
+    # One run computed both months, and each has its own result.
+    expect(page.get_by_text("Failed (1)", exact=True)).to_be_visible()
+    expect(page.get_by_text("Missing (0)", exact=True)).to_be_visible()
     ui.picture(page, "checks")
+
+
+def test_what_was_wiped_is_computed_by_a_run_that_is_cancelled_and_run_again_from_its_failure(
+    page: Page, stack: ui.Stack
+) -> None:
+    port, engine, asset = stack.port, stack.engine, "quarterly_instance_aggregations"
+    quarter = PERIODS["quarterly"].window_of(date.fromisoformat(ui.months(engine)[0])).key
+    stored = "SELECT count(*) FROM instance_size_aggregations WHERE period_type = 'quarterly'"
+    before = rows(engine, stored)
+
+    def materialised() -> int:
+        [node] = [node for node in ask(port, ui.ASSETS)["assetNodes"] if node["assetKey"]["path"] == [asset]]
+        return int(node["partitionStats"]["numMaterialized"])
+
+    page.goto(f"/assets/{asset}?view=partitions")
+    page.get_by_role("button", name="Materialize…").first.locator("xpath=following::button[1]").click()
+    page.get_by_text("Wipe materializations").click()
+    page.get_by_role("button", name="Wipe", exact=True).click()
+    wait_for(lambda: materialised() == 0, "the materialisations to be wiped")
+    assert rows(engine, stored) == before > [(0,)], "only Dagster's records are wiped"
+
+    execute(engine, "UPDATE instance_size_stats SET total_size_mb = total_size_mb + 1 WHERE database_count > 1")
+    with engine.connect() as blocker:
+        blocker.execute(text("LOCK TABLE instance_size_aggregations IN SHARE ROW EXCLUSIVE MODE"))
+        cancelled = launch(port, "quarterly_aggregation_job", [], quarter)
+        wait_for(lambda: waits_for_a_lock(engine), "the run to write")
+        page.goto(f"/runs/{cancelled}")
+        page.get_by_role("button", name="Terminate").first.click()
+        page.get_by_role("button", name="Terminate 1 run").click()
+        wait_for(lambda: status(port, cancelled) == "CANCELING", "the request to end the run")
+        # Statements that run are finished.
+        blocker.rollback()
+    wait_for(lambda: status(port, cancelled) == "CANCELED", "the end of the run")
+    assert ui.materializations(port, asset, [quarter], {cancelled}) == {}
+
+    page.goto(f"/runs/{cancelled}")
+    page.get_by_role("button", name="Re-execute all (*)").locator("xpath=following::button[1]").click()
+    page.get_by_text("From failure", exact=True).click()
+    page.wait_for_url(lambda address: "/runs/" in address and cancelled not in address)
+    again = page.url.rpartition("/")[2]
+    wait_for(lambda: status(port, again) == "SUCCESS", "the run from the failure")
+    assert ui.materializations(port, asset, [quarter], {again}).keys() == {quarter}
 
 
 def test_a_schedule_is_switched_off_and_on_again(page: Page, stack: ui.Stack) -> None:
