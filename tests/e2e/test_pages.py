@@ -286,7 +286,7 @@ def test_no_page_scrolls_aside_on_any_screen_or_breaks_a_word(browser: Browser, 
             page.set_viewport_size({"width": width, "height": 800})
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
             if width != max(WIDTHS):
-                assert page.evaluate(BROKEN_WORDS) == [], path
+                assert page.evaluate(BROKEN_WORDS) == [], (path, width)
             if path.startswith("/decisions"):
                 expect(page.get_by_text("by capacity demo")).to_be_visible()
             if path == "/":
