@@ -210,9 +210,10 @@ def write_window(engine: Engine, url: str, level: Level, period: Period, window:
     """
     condition = sql.SQL("period = {} AND window_start = {}").format(period.name, window.start)
     query = rows_of_view(level.view, condition, level.view_order, without={"period"})
-    with tempfile.TemporaryDirectory() as scratch, open_driver(engine) as connection:
+    with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "rows"
-        rows = _write_parquet(connection, query, file)
+        with open_driver(engine) as connection:
+            rows = _write_parquet(connection, query, file)
         path = _upload(file, url, f"level={level.name}/period={period.name}/window={window.key}")
         return WrittenFile(path, rows, file.stat().st_size)
 
