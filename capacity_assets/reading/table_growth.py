@@ -92,7 +92,6 @@ class ListedObject(ObjectChange, ObjectPlace):
     """
 
     counted_bytes: int | None
-
     amount: Decimal | None
 
     @property

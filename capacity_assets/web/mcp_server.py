@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from capacity_assets.web.api import ABOUT, answer_schema, arguments_schema
-from capacity_assets.web.app import PAGE_OF, PAGES, REFUSED_ERRORS, PageServer, refusal_of
+from capacity_assets.web.app import PAGES, REFUSED_ERRORS, PageServer, refusal_of
 from capacity_assets.web.rendering import PageRoute
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ INSTRUCTIONS = (
     "databases with order=growth; what is full first, filling; the ID of a server, search. A null group name means "
     "items without that label."
 )
-PAGE_BY_NAME = {page.name: page for page in PAGE_OF.values()}
+PAGE_BY_NAME = {page.name: page for page in PAGES}
 
 
 def serve_tools(answers: PageServer) -> None:
