@@ -268,6 +268,9 @@ def test_what_was_wiped_is_computed_by_a_run_that_is_cancelled_and_run_again_fro
     page.get_by_role("button", name="Materialize…").first.locator("xpath=following::button[1]").click()
     page.get_by_text("Wipe materializations").click()
     page.get_by_role("button", name="Wipe", exact=True).click()
+    page.get_by_role("button", name="Wipe", exact=True).wait_for(state="hidden")
+    # A page that is open asks for what is new all the time.
+    page.goto("about:blank")
     wait_for(lambda: materialised() == 0, "the materialisations to be wiped")
     assert rows(engine, stored) == before > [(0,)], "only Dagster's records are wiped"
 
@@ -280,6 +283,7 @@ def test_what_was_wiped_is_computed_by_a_run_that_is_cancelled_and_run_again_fro
         page.get_by_role("button", name="Terminate").first.click()
         page.get_by_role("button", name="Terminate 1 run").click()
         wait_for(lambda: status(port, cancelled) == "CANCELING", "the request to end the run")
+        page.goto("about:blank")
         # Statements that run are finished.
         blocker.rollback()
     wait_for(lambda: status(port, cancelled) == "CANCELED", "the end of the run")
@@ -290,6 +294,7 @@ def test_what_was_wiped_is_computed_by_a_run_that_is_cancelled_and_run_again_fro
     page.get_by_text("From failure", exact=True).click()
     page.wait_for_url(lambda address: "/runs/" in address and cancelled not in address)
     again = page.url.rpartition("/")[2]
+    page.goto("about:blank")
     wait_for(lambda: status(port, again) == "SUCCESS", "the run from the failure")
     assert ui.materializations(port, asset, [quarter], {again}).keys() == {quarter}
 
