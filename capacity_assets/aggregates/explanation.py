@@ -19,6 +19,7 @@ from sqlalchemy import ARRAY, ColumnElement, Connection, Date, Engine, Table, an
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, Level
 from capacity_assets.base.errors import NotFoundError, database_errors
 from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.trend import explained_trend
 from capacity_assets.base.units import counted, suggestion
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.measures import Measure
@@ -69,8 +70,9 @@ def reference_figures(
         for name in kept.keys() & level.sums:
             yield name, kept[name] if window.days > 1 else ("not kept for a single day", None)
         if measure is level.headline:
-            yield "growth_rate", (f"{measure.change_percent} once more", _percent(now, before))
-            yield "trend_direction", _trend(now, before, period.trend_percent)
+            percent, total_before = _percent(now, before), sum(before.values()) if before else None
+            yield "growth_rate", (f"{measure.change_percent} once more", percent)
+            yield "trend_direction", explained_trend(percent, sum(now.values()), total_before, period.trend_percent)
     for ratio in level.ratios:
         above, below = (sum(_days(samples.own, name).values()) for name in (ratio.numerator, ratio.denominator))
         how = f"{above:,} / {below:,}, rounded down" if below else "no database: 0"
@@ -128,19 +130,6 @@ def _compared_figures(
     yield change, (f"{fractions}, cut toward zero", math.trunc(difference))
     how = f"{_shown(difference)} / {_shown(_mean(before))} x 100, half away from zero"
     yield change_percent, ("the mean before is 0: no percent" if percent is None else how, percent)
-
-
-def _trend(now: Days, before: Days, threshold: Decimal) -> Arithmetic:
-    if not before:
-        return "nothing to compare with", None
-    percent = _percent(now, before)
-    if percent is None:
-        return "from 0", "growing" if sum(now.values()) > 0 else "stable"
-    if percent > threshold:
-        return f"{percent} % is above {threshold} %", "growing"
-    if percent < -threshold:
-        return f"{percent} % is below -{threshold} %", "shrinking"
-    return f"{percent} % is within {threshold} %", "stable"
 
 
 def _percent(now: Days, before: Days) -> Decimal | None:

@@ -66,6 +66,7 @@ from sqlalchemy.sql.elements import FrameClause, FrameClauseType, Grouping
 
 from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.periods import Period
+from capacity_assets.base.trend import trend_direction
 from capacity_assets.base.units import BYTES_PER_MB, LARGEST_MB
 from capacity_assets.database.cluster import ROW_NUMBER_FUNCTION
 from capacity_assets.database.measures import Measure
@@ -404,7 +405,7 @@ def window_figures(level: Level, sources: StatementSources, *, fenced: bool) -> 
     derived: dict[str, Element] = {
         "period_end": end,
         "growth_rate": growth_rate,
-        "trend_direction": _trend(growth_rate, *sums),
+        "trend_direction": trend_direction(growth_rate, *sums, StatementParameters.trend_percent),
     }
     uncounted = {state_column("count", measure) for measure in level.measures if measure.since}
     for name in level.sums:
@@ -521,23 +522,6 @@ def _yearly_rate(measure: Measure, state: Columns) -> Element:
         and_(base > _whole(0), difference >= -base), and_(base < _whole(0), difference <= -base)
     )
     return case((mean_has_sign_of_base, _exact_two_decimals((above - below) * _whole(100), below)))
-
-
-def contradictory_trend(stored: FromClause) -> ColumnElement[bool]:
-    """Return the condition of stored rows whose trend cannot follow from their growth, whatever the threshold is."""
-    growth, trend = stored.c.growth_rate, stored.c.trend_direction
-    return or_(and_(growth < 0, trend == "growing"), and_(growth > 0, trend == "shrinking"))
-
-
-def _trend(percent: Element, total: Element, previous_total: Element) -> Element:
-    """Call a window growing, shrinking or stable; null without a window before. In words: `base.periods.trend_rule`."""
-    grew_from_nothing = and_(previous_total == 0, total > 0)
-    return case(
-        (previous_total.is_(None), null()),
-        (or_(percent > StatementParameters.trend_percent, grew_from_nothing), literal_column("'growing'", String)),
-        (percent < -StatementParameters.trend_percent, literal_column("'shrinking'", String)),
-        else_=literal_column("'stable'", String),
-    )
 
 
 def _whole(number: int) -> Element:

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, text
 
+from capacity_assets.base.trend import trend_percent
 from capacity_assets.base.units import MONTH_NAMES, human_day, human_days, human_month
 
 FIRST_YEAR, LAST_YEAR = 1900, 2999
@@ -57,8 +58,6 @@ DAYS_PER_YEAR = Decimal("365.2425")
 WEEKS_PER_YEAR = 52
 LEAP_DAY = (2, 29)
 NOUNS = {"daily": "day", "weekly": "week", "monthly": "month", "quarterly": "quarter", "yearly": "year"}
-# A window grows or shrinks beyond 20 % per year; for a quarter that is the 5 % of the legacy application.
-TREND_PERCENT_PER_YEAR = 20
 
 
 @dataclass(frozen=True, order=True)
@@ -95,8 +94,7 @@ class Period:
     Give either `days` (1, or 7 for weeks from Monday on) or `months` (a divisor of 12), the latter with the month in
     which a year of windows begins (`first_month`, for fiscal years). `scheduled_current` says which window is computed
     regularly: the one that holds today, or else the complete one before it. `trend_threshold` is the change in percent
-    beyond which a window counts as growing or shrinking; without it, it is the window's share of
-    `TREND_PERCENT_PER_YEAR`.
+    beyond which a window counts as growing or shrinking; without it, `base.trend` gives it.
     """
 
     name: str
@@ -129,7 +127,7 @@ class Period:
         if self.trend_threshold is not None:
             return self.trend_threshold
         years = Decimal(self.months) / MONTHS_PER_YEAR if self.months else Decimal(self.days) / DAYS_PER_YEAR
-        return (TREND_PERCENT_PER_YEAR * years).quantize(Decimal("0.01"), ROUND_HALF_UP)
+        return trend_percent(years)
 
     @property
     def cron(self) -> str:
@@ -242,11 +240,6 @@ def _month_start(months: int) -> date:
     """First day of the month that lies `months` months after January of year 0."""
     year, month = divmod(months, MONTHS_PER_YEAR)
     return date(year, month + 1, 1)
-
-
-def trend_rule(threshold: str) -> str:
-    """Return the rule of the trend in words; `aggregates.figures` computes it, `aggregates.explanation` once more."""
-    return f"growing or shrinking by more than {threshold}, growing from 0, else stable"
 
 
 def with_trend_threshold(periods: Mapping[str, Period], percent: Decimal | None) -> dict[str, Period]:

@@ -16,7 +16,8 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Integer, Numeric, String
 
-from capacity_assets.base.periods import PERIODS, trend_rule
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.trend import trend_rule
 
 
 @dataclass(frozen=True)

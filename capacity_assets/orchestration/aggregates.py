@@ -44,8 +44,9 @@ from capacity_assets.aggregates.ledger import StaleWindow
 from capacity_assets.aggregates.levels import INSTANCE, LEVELS, SERVER_LEVELS, Level
 from capacity_assets.aggregates.runs import RunOptions, RunSummary
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
-from capacity_assets.base.periods import Period, Window, adjacent_spans, trend_rule
+from capacity_assets.base.periods import Period, Window, adjacent_spans
 from capacity_assets.base.settings import LONGEST_SETTLING
+from capacity_assets.base.trend import trend_rule
 from capacity_assets.history.retention import MaintenanceError, MaintenanceReport
 from capacity_assets.orchestration.collection import COLLECTION_JOB, SAMPLES_RECENT
 from capacity_assets.orchestration.graph import (
