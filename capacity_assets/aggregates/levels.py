@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from capacity_assets.base.declarations import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.database import tables
-from capacity_assets.database.labels import GROUP_DAYS
+from capacity_assets.database.label_rules import GROUP_DAYS
 from capacity_assets.database.measures import Measure
 from capacity_assets.database.sql import sql_text
 from capacity_assets.database.tables import (

@@ -2,7 +2,7 @@
 
 A quarter is made of its months: stored shorter windows are read instead of samples if they are current by the ledger. A
 window that is only compared with is read from its stored rows if these are current, else from samples. For the level of
-groups, days that are not stored are added up from samples into a temporary table, by `database.labels.GROUP_DAYS`.
+groups, days that are not stored are added up from samples into a temporary table, by `database.label_rules.GROUP_DAYS`.
 
 Servers are processed in bounded slices, each in its own transaction, so that an interrupted run keeps what was written
 and the next one continues. If the rows of a slice cause an error, the slice is halved until the failing server, and
@@ -52,7 +52,7 @@ from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES
 from capacity_assets.base.units import counted
 from capacity_assets.database.changes import WRITER_SETTING
 from capacity_assets.database.cluster import SETTINGS_OF_A_SLICE, is_distributed
-from capacity_assets.database.labels import GROUP_DAYS, asked_days
+from capacity_assets.database.label_rules import GROUP_DAYS, asked_days
 
 ALL_LEVELS = tuple(LEVELS)
 SCOPE_ALL = "all"

@@ -20,7 +20,7 @@ from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.database import tables
 from capacity_assets.database.changes import STALE_WINDOWS_VIEW
 from capacity_assets.database.cluster import tables_are_distributed
-from capacity_assets.database.labels import SPANS_BY_SERVER, labels_in, labels_of
+from capacity_assets.database.label_rules import SPANS_BY_SERVER, labels_in, labels_of
 from capacity_assets.database.measures import SIZE_KINDS
 from capacity_assets.database.partitions import PARTITIONED
 from capacity_assets.database.sql import SERVER_SIZES, View, ViewColumn, execute, literal, quoted, sql_text, views_in

@@ -28,7 +28,7 @@ from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import MB_PER_GB, counted, first_of, human_day, human_mb
 from capacity_assets.database.declared_rows import declaring, refuse_repeated, replace_rows, rows_of
-from capacity_assets.database.labels import FLEET, LABELS_OF_SUBJECTS
+from capacity_assets.database.label_rules import FLEET, LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import capacity_budgets
 from capacity_assets.forecast.results import STALE_DAYS, TOO_LITTLE_HISTORY

@@ -1,7 +1,7 @@
 """Labels as people declare them (team, environment, service, whatever a fleet uses), and the groups that they make.
 
-Each has a first day, so that last year's figures keep last year's owners. `database.labels` has the rule which one
-holds for a database on a day; `PLACED` here and `GROUP_PARTS` there repeat its order.
+Each has a first day, so that last year's figures keep last year's owners. Which one holds for a database on a day is
+the rule of `database.label_rules`.
 
 To explain a group, its parts are added up from the samples, with the labels of each row, and compared with the stored
 row. The figures of groups are in `reading.groups`.
@@ -36,7 +36,7 @@ from capacity_assets.database.declared_rows import (
     rows_of,
     subject_text,
 )
-from capacity_assets.database.labels import GROUP_PARTS, LABELS_OF_SUBJECTS, asked_days
+from capacity_assets.database.label_rules import GROUP_PARTS, LABELS_OF_SUBJECTS, asked_days, precedence, ranks
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import ALWAYS, capacity_labels
 
@@ -274,7 +274,7 @@ def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
 # The first day of each label, and the declarations for its subject by day. A label holds from today where another one
 # `l` gave a value to something that it takes over: the server, or one of its databases `d` that it matches by name or
 # by a pattern of higher precedence.
-PLACED = """
+PLACED = f"""
 WITH given AS (
     SELECT * FROM unnest(
         CAST(:instance_ids AS integer[]), CAST(:database_patterns AS varchar[]), CAST(:database_likes AS varchar[]),
@@ -293,10 +293,8 @@ SELECT coalesce(g.valid_from, CASE WHEN g.value IS NULL OR EXISTS (
                      SELECT n.name FROM named n WHERE n.instance_id = g.instance_id AND n.name LIKE g.database_like
                  ) AS d
                  WHERE d.name LIKE l.database_like
-                   AND (g.database_pattern = d.name, g.database_pattern <> '',
-                        length(translate(g.database_pattern, '*?', '')), l.database_pattern)
-                     > (l.database_pattern = d.name, l.database_pattern <> '',
-                        length(translate(l.database_pattern, '*?', '')), g.database_pattern)))
+                   AND ({", ".join(ranks("g", "d.name"))}, l.database_pattern)
+                     > ({", ".join(ranks("l", "d.name"))}, g.database_pattern)))
        ) THEN CAST(:today AS date) ELSE CAST(:always AS date) END) AS first_day, history.*
 FROM given g
 CROSS JOIN LATERAL (
@@ -305,7 +303,7 @@ CROSS JOIN LATERAL (
     WHERE l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern AND l.key = g.key
 ) AS history
 ORDER BY g.number
-"""
+"""  # noqa: S608 -- the order is that of the rule
 # Databases of servers that already have pattern labels.
 NAMES = """
 SELECT instance_id, database_name FROM database_size_stats WHERE instance_id = ANY (CAST(:ids AS integer[]))
@@ -540,7 +538,7 @@ _ROWS_OF_SERVERS = {
         "SELECT * FROM instance_size_aggregations WHERE instance_id = ANY (CAST(:servers AS int[]))"
     ),
 }
-_PARTS = """
+_PARTS = f"""
 SELECT i.name, f.database_name, f.days, CAST(f.sum_mb AS bigint), nullif(held.database_pattern, ''),
        nullif(held.valid_from, DATE '0001-01-01')
 FROM (
@@ -555,12 +553,11 @@ LEFT JOIN LATERAL (
       AND CASE WHEN f.database_name IS NULL THEN l.database_pattern = ''
                ELSE l.database_pattern <> ''
                     AND (f.database_name = l.database_pattern OR f.database_name LIKE l.database_like) END
-    ORDER BY l.database_pattern = f.database_name DESC, length(translate(l.database_pattern, '*?', '')) DESC,
-             l.database_pattern
+    ORDER BY {precedence("l", "f.database_name")}
     LIMIT 1
 ) AS held ON true
 ORDER BY f.sum_mb DESC, i.name, f.database_name NULLS FIRST
-"""
+"""  # noqa: S608 -- the order is that of the rule
 # Labels do not change which days were measured.
 _NO_LABELS = "SELECT * FROM capacity_label_spans WHERE false"
 _DAYS = "SELECT count(DISTINCT collected_date) FROM parts WHERE label_key = '(fleet)'"

@@ -1,8 +1,8 @@
-"""Labels in SQL: which hold on a day, and what each group has on it (docs/semantics.md, "Groups").
+"""The rules of labels, in SQL: which labels hold on a day, and what each group has on it (docs/semantics.md, "Groups").
 
 A label of a database comes before one of a pattern, a longer pattern before a shorter one, and all of them before the
-label of the server. Views use this order by `labels_of` for each row, statements by `LABELS_OF_SUBJECTS` for many at
-once; `GROUP_PARTS` and `ownership.labels` repeat it.
+label of the server: `ranks`. Views read the labels of each row by `labels_of`, statements those of many at once by
+`LABELS_OF_SUBJECTS`.
 
 A server counts in a group with its total, or where it has none on the day, with the sum of its databases. A database
 with a label of its own leaves its server's group and enters its own with its size of that day. Everything is in whole
@@ -18,6 +18,21 @@ from datetime import date
 from sqlalchemy import ARRAY, Connection, Date, any_, literal, select
 
 from capacity_assets.database.tables import database_size_stats, instance_size_stats
+
+
+def ranks(label: str, database: str) -> tuple[str, str, str]:
+    """Return by what labels of a key come first for a database, the larger the earlier.
+
+    These are: it has the database's name, is not the server's, and has more characters that are no wildcards. Of equal
+    ones the first in the alphabet holds.
+    """
+    pattern = f"{label}.database_pattern"
+    return f"{pattern} = {database}", f"{pattern} <> ''", f"length(translate({pattern}, '*?', ''))"
+
+
+def precedence(label: str, database: str) -> str:
+    """Return the order in which labels of a key hold for a database."""
+    return ", ".join([*(f"{rank} DESC" for rank in ranks(label, database)), f"{label}.database_pattern"])
 
 
 def labels_of(instance: str, database: str | None, day: str) -> str:
@@ -47,10 +62,7 @@ def _labels(source: str, server: str, database: str | None, day: str) -> str:
     named = order = ""
     if database is not None:
         named = f" OR {database} = l.database_pattern OR {database} LIKE l.database_like"
-        order = (
-            f", l.database_pattern = {database} DESC, l.database_pattern <> '' DESC, "
-            "length(translate(l.database_pattern, '*?', '')) DESC, l.database_pattern"
-        )
+        order = f", {precedence('l', database)}"
     return f"""coalesce((
     SELECT jsonb_object_agg(held.key, held.value) FROM (
         SELECT DISTINCT ON (l.key) l.key, l.value FROM {source}
@@ -60,17 +72,16 @@ def _labels(source: str, server: str, database: str | None, day: str) -> str:
     ) AS held), CAST('{{}}' AS jsonb))"""  # noqa: S608 -- one expression for views and statements
 
 
-LABELS_OF_SUBJECTS = """
+LABELS_OF_SUBJECTS = f"""
 SELECT number, jsonb_object_agg(key, value) AS labels
 FROM (
     SELECT DISTINCT ON (s.number, l.key) s.number, l.key, l.value
     FROM subjects s JOIN capacity_label_spans l ON l.instance_id = s.instance_id AND l.value IS NOT NULL
         AND l.valid_from <= s.day AND s.day < l.valid_until
         AND (l.database_pattern = '' OR s.database_name = l.database_pattern OR s.database_name LIKE l.database_like)
-    ORDER BY s.number, l.key, l.database_pattern = s.database_name DESC, l.database_pattern <> '' DESC,
-             length(translate(l.database_pattern, '*?', '')) DESC, l.database_pattern
+    ORDER BY s.number, l.key, {precedence("l", "s.database_name")}
 ) AS held GROUP BY number
-"""
+"""  # noqa: S608 -- the order is defined once
 """The labels of many at once: of each row of `subjects` (number, instance_id, database_name, day) that has any.
 
 `database_name` null: the server. One by one, twenty thousand would take a tenth of a second.
@@ -83,7 +94,9 @@ cannot have these keys."""
 WITHOUT = ""
 """The value of what has no label of a key."""
 
-GROUP_PARTS = """
+_EXACT, _, _LONGEST = ranks("r", "d.database_name")
+# Its text, with the comment, is in the fingerprint of stored groups: if it changes, they count as stale.
+GROUP_PARTS = f"""
 WITH totals AS MATERIALIZED (
     SELECT instance_id, collected_date, sum(total_size_mb) AS size_mb, sum(database_count) AS databases
     FROM instance_size_stats
@@ -121,8 +134,8 @@ WITH totals AS MATERIALIZED (
     JOIN spans r ON r.instance_id = d.instance_id
         AND r.valid_from <= d.collected_date AND d.collected_date < r.valid_until AND r.database_pattern <> ''
         AND (d.database_name = r.database_pattern OR d.database_name LIKE r.database_like)
-    ORDER BY d.instance_id, d.database_name, d.collected_date, r.key, r.database_pattern = d.database_name DESC,
-             length(translate(r.database_pattern, '*?', '')) DESC, r.database_pattern
+    ORDER BY d.instance_id, d.database_name, d.collected_date, r.key, {_EXACT} DESC,
+             {_LONGEST} DESC, r.database_pattern
 )
 SELECT s.collected_date, b.label_key, b.label_value, s.instance_id, CAST(NULL AS varchar) AS database_name,
        s.size_mb, s.databases
@@ -142,7 +155,7 @@ LEFT JOIN spans l ON l.instance_id = d.instance_id AND l.key = d.key AND l.datab
     AND l.valid_from <= d.collected_date AND d.collected_date < l.valid_until
 CROSS JOIN LATERAL (VALUES (coalesce(l.value, ''), -1), (d.value, 1)) AS side (value, sign)
 WHERE d.value IS DISTINCT FROM l.value
-"""
+"""  # noqa: S608 -- the order is defined once
 """The parts of each group on each day: a server without its databases that have labels of their own, and each of these.
 
 Parameters are those of `asked_days`. Sizes above 8 EiB do not count.
