@@ -30,7 +30,7 @@ from capacity_assets.charts.drawing import size_axis
 from capacity_assets.database.engine import snapshot
 from capacity_assets.forecast.results import day_text
 from capacity_assets.messages.message import Message, MessageLine, Section, Sentence, html_of, plain_text
-from capacity_assets.messages.sending import (
+from capacity_assets.messages.transports import (
     CONCURRENT_DELIVERIES,
     DIGEST,
     Receiver,

@@ -37,7 +37,7 @@ from capacity_assets.database.locks import ask_redis
 from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, schema_state
 from capacity_assets.forecast.history import HistoryScope, open_history_reader
 from capacity_assets.history.retention import Retention, parse_retention
-from capacity_assets.messages.sending import Receiver, SendingSettings, receivers_of, unreachable
+from capacity_assets.messages.transports import Receiver, SendingSettings, receivers_of, unreachable
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.ownership.labels import label_of_nothing
 from capacity_assets.reading.space import slots_named_on

@@ -24,7 +24,7 @@ from capacity_assets.database.tables import capacity_alerts
 from capacity_assets.forecast.decisions import decide_command
 from capacity_assets.forecast.results import DATABASE, RECENT_DAYS, VOLUME_LIMIT
 from capacity_assets.messages.message import NEW, PAGERDUTY, RESOLVED, WORSE, Event, Message, MessageLine, Section
-from capacity_assets.messages.sending import (
+from capacity_assets.messages.transports import (
     CONCURRENT_DELIVERIES,
     Receiver,
     SendingError,

@@ -28,7 +28,7 @@ from capacity_assets.digest import send_digests
 from capacity_assets.forecast.decisions import newest_decision
 from capacity_assets.messages.alerts import send_alerts
 from capacity_assets.messages.message import NEW, Event, Message, Sentence
-from capacity_assets.messages.sending import (
+from capacity_assets.messages.transports import (
     DEFAULT,
     Receiver,
     SendingError,

@@ -1,6 +1,7 @@
-"""Receivers of digests and alerts, read from the file CAPACITY_RECEIVERS, and delivery by mail or webhook.
+"""Receivers of digests and alerts, read from the file CAPACITY_RECEIVERS, and the transports that deliver to them.
 
-Every delivery has a time limit. Error texts contain no webhook address and no password.
+A further transport is an entry of `TRANSPORTS` and a field of `Receiver`. Every delivery has a time limit. Error texts
+contain no webhook address and no password.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 import re
 import smtplib
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
@@ -94,8 +95,8 @@ class Receiver:
 
     @property
     def channels(self) -> list[str]:
-        """Webhook, mail or both."""
-        return [*([WEBHOOK] if self.webhook else []), *([MAIL] if self.to else [])]
+        """The names of its transports: webhook, mail or both."""
+        return [name for name, transport in TRANSPORTS.items() if transport.reaches(self)]
 
     def has(self, labels: Mapping[str, str]) -> bool:
         """Whether messages about something with these labels go to this receiver."""
@@ -208,11 +209,6 @@ class SendingSettings:
         )
 
     @property
-    def has_mail(self) -> bool:
-        """Whether mail can be sent."""
-        return self.smtp_url is not None and self.sender is not None
-
-    @property
     def seconds_left(self) -> float:
         """Remaining time; infinite without `ends_at`, zero or negative when it is over."""
         return math.inf if self.ends_at is None else self.ends_at - monotonic()
@@ -245,11 +241,17 @@ def send(
     """
     if settings.seconds_left <= 0:
         raise SendingError("No time was left after the other receivers.")
-    if channel == MAIL:
-        if settings.smtp_url is None or settings.sender is None:
-            raise SendingError("CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM are not set.")
-        mail = mail_of(message, settings.sender, receiver.to, html)
-        return _send_mail(settings.smtp_url, mail, min(MAIL_SECONDS, settings.seconds_left))
+    return TRANSPORTS[channel].deliver(message, receiver, settings, html)
+
+
+def unreachable(receivers: Sequence[Receiver], settings: SendingSettings) -> Iterator[str]:
+    """Yield what is not configured for these receivers."""
+    for receiver in receivers:
+        for channel in receiver.channels:
+            yield from TRANSPORTS[channel].problems(receiver, settings)
+
+
+def _deliver_to_webhook(message: Message, receiver: Receiver, settings: SendingSettings, _html: str | None) -> str:
     address = settings.webhook_of(receiver)
     if receiver.format == PAGERDUTY:
         url, payloads = receiver.events_url or PAGERDUTY_URL, pagerduty_events(message, address)
@@ -263,18 +265,41 @@ def send(
     return ""
 
 
-def unreachable(receivers: Sequence[Receiver], settings: SendingSettings) -> Iterator[str]:
-    """Yield what is not configured for these receivers."""
-    for receiver in receivers:
-        if receiver.to and not settings.has_mail:
-            yield "mail needs CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM too"
-        if receiver.webhook is True and settings.webhook_url is None:
-            yield "webhook = true needs CAPACITY_ALERT_WEBHOOK_URL too"
-        elif receiver.webhook:
-            try:
-                settings.webhook_of(receiver)
-            except SendingError as error:
-                yield f"{receiver.name}: {error}"
+def _problems_of_webhook(receiver: Receiver, settings: SendingSettings) -> Iterator[str]:
+    if receiver.webhook is not True:
+        try:
+            settings.webhook_of(receiver)
+        except SendingError as error:
+            yield f"{receiver.name}: {error}"
+    elif settings.webhook_url is None:
+        yield "webhook = true needs CAPACITY_ALERT_WEBHOOK_URL too"
+
+
+def _deliver_by_mail(message: Message, receiver: Receiver, settings: SendingSettings, html: str | None) -> str:
+    if settings.smtp_url is None or settings.sender is None:
+        raise SendingError("CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM are not set.")
+    mail = mail_of(message, settings.sender, receiver.to, html)
+    return _send_mail(settings.smtp_url, mail, min(MAIL_SECONDS, settings.seconds_left))
+
+
+def _problems_of_mail(_receiver: Receiver, settings: SendingSettings) -> Iterator[str]:
+    if settings.smtp_url is None or settings.sender is None:
+        yield "mail needs CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM too"
+
+
+@dataclass(frozen=True)
+class Transport:
+    """A way to receivers: whether one has it, its delivery (see `send`), and what is not configured for it."""
+
+    reaches: Callable[[Receiver], bool]
+    deliver: Callable[[Message, Receiver, SendingSettings, str | None], str]
+    problems: Callable[[Receiver, SendingSettings], Iterator[str]]
+
+
+TRANSPORTS = {
+    WEBHOOK: Transport(lambda receiver: bool(receiver.webhook), _deliver_to_webhook, _problems_of_webhook),
+    MAIL: Transport(lambda receiver: bool(receiver.to), _deliver_by_mail, _problems_of_mail),
+}
 
 
 def _send_mail(url: str, mail: EmailMessage, seconds: float) -> str:
