@@ -333,6 +333,12 @@ def key_and_value(written: str, hint: str = "") -> tuple[str, str]:
     return key, value
 
 
+def label_or_key(word: str) -> tuple[str, str | None]:
+    """Return key and value of a label in a variable; a value of None: any, where the word is a key alone."""
+    key, _, value = word.partition("=")
+    return key, value or None
+
+
 DELIMITERS = ",;\t"
 """Spreadsheets of many countries separate by semicolons."""
 

@@ -39,6 +39,7 @@ from capacity_assets.base.declarations import (
     NOT_KEYS,
     checked_label,
     is_web_address,
+    label_or_key,
     read_text_file,
     unfit_keys,
 )
@@ -216,9 +217,9 @@ def _label_keys(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _labels(value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-    for key, _, text in (word.partition("=") for word in value):
+    for key, text in map(label_or_key, value):
         try:
-            checked_label(key, text or None, info.data.get("label_keys") or (key,))
+            checked_label(key, text, info.data.get("label_keys") or (key,))
         except ValidationError as error:
             raise ValueError(str(error)) from None
     return value

@@ -17,6 +17,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base import errors
+from capacity_assets.base.declarations import label_or_key
 from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, DatabaseError, reason_of
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.settings import ENV_FILE, ConfigurationError, Settings, load_settings, unknown_variables
@@ -381,11 +382,11 @@ def _objects(engine: Engine, settings: Settings, today: date) -> Iterator[Findin
     servers = {one.server.name: one for one in registered_servers(engine)} if settings.objects else {}
     ids = [one.id for one in servers.values()]
     for word in settings.objects:
-        key, is_label, value = word.partition("=")
-        if is_label and value and not servers_of_share(engine, parse_share(word), ids, today):
+        key, value = label_or_key(word)
+        if value and not servers_of_share(engine, parse_share(word), ids, today):
             own = f"No server has the label {word}; those of single databases do not count"
             yield _note(OBJECTS, label_of_nothing(engine, key, value) or own)
-        elif not is_label and word not in {ALL, *servers}:
+        elif "=" not in word and word not in {ALL, *servers}:
             yield _note(OBJECTS, f"No server is named {word!r}.{suggestion(word, servers)}")
         elif word in servers and not (servers[word].active and servers[word].is_collected):
             yield _note(OBJECTS, f"Server {word!r} is not measured here: {servers[word].state}")
@@ -393,8 +394,8 @@ def _objects(engine: Engine, settings: Settings, today: date) -> Iterator[Findin
 
 def _labels_of_metrics(engine: Engine, settings: Settings) -> Iterator[Finding]:
     """Name labels of CAPACITY_METRICS_DATABASES that nothing has."""
-    labels = (word.partition("=") for word in settings.metrics_databases)
-    missing = (label_of_nothing(engine, key, value) for key, _, value in labels if value)
+    labels = map(label_or_key, settings.metrics_databases)
+    missing = (label_of_nothing(engine, key, value) for key, value in labels if value)
     yield from (_note(METRICS, text) for text in missing if text)
 
 

@@ -366,10 +366,8 @@ class CollectionService:
         named = {word for word in self.objects if "=" not in word}
         chosen = {one.id for one in servers if ALL in named or one.server.name in named}
         for word in self.objects:
-            key, sign, value = word.partition("=")
-            if sign:
-                label = CollectionShare(word, key=key, value=value or None)
-                chosen |= servers_of_share(self.engine, label, [one.id for one in servers], day)
+            if word not in named:
+                chosen |= servers_of_share(self.engine, parse_share(word), [one.id for one in servers], day)
         since = day - timedelta(days=self.objects_days)
         rows = self._read(text(_OBJECTS_MEASURED), {"day": day, "since": since}, "reading when objects were measured")
         return chosen - {row.instance_id for row in rows}

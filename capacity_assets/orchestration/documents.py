@@ -267,7 +267,7 @@ EXPORT_DESCRIPTION = """\
 The aggregates of each {period} window as Parquet files, for DuckDB, Spark, Athena and other readers of files.
 
 `CAPACITY_EXPORT_URL` has a file for each level: `level=database/period={period}/window=2025-01-01/rows.parquet`, with
-the columns of the views `capacity_growth`, `capacity_server_growth` and `capacity_groups`. A file is replaced as a
+the columns of the views {views}. A file is replaced as a
 whole. Files of windows that retention has dropped stay.
 """
 
@@ -275,6 +275,7 @@ whole. Files of windows that retention has dropped stay.
 def export(graph: Graph, period: Period) -> dg.Definitions:
     """Return the asset of the Parquet files of a period, its job and its sensor."""
     url = str(graph.settings.export_url)
+    views = ", ".join(f"`{level.view}`" for level in LEVELS.values())
 
     def make(runner: AggregationTaskRunner, window: Window) -> MetadataMapping:
         engine = runner.service.engine
@@ -286,7 +287,7 @@ def export(graph: Graph, period: Period) -> dg.Definitions:
         period,
         make,
         f"Writes the Parquet files of a {period.noun}",
-        description=EXPORT_DESCRIPTION.format(period=period.name),
+        description=EXPORT_DESCRIPTION.format(period=period.name, views=views),
         group_name=EXPORT_GROUP,
         kinds={"parquet"},
     )

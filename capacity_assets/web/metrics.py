@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from capacity_assets.base.declarations import label_or_key
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import BYTES_PER_MB
@@ -80,7 +81,7 @@ class MetricsScope:
     @classmethod
     def of(cls, zone: ZoneInfo, words: Sequence[str]) -> MetricsScope:
         """Return the scope of the words of CAPACITY_METRICS_DATABASES: keys, and labels as key=value."""
-        return cls(zone, tuple((key, value or None) for key, _, value in (word.partition("=") for word in words)))
+        return cls(zone, tuple(map(label_or_key, words)))
 
 
 def read_metrics(reader: Reader, today: date, scope: MetricsScope) -> bytes:
