@@ -190,7 +190,7 @@ class StoredDecision(Decision):
 
     @property
     def has_grown(self) -> bool:
-        """Whether the risk has grown since the decision; whoever excludes a subject accepts any risk."""
+        """Whether the risk has grown since the decision; False for exclusions, which accept any risk."""
         before, now = self.probability, self.probability_now
         if self.kind == EXCLUDED or now is None:
             return False

@@ -174,10 +174,10 @@ class HistoryReader:
 
 
 def with_estimates(files: Sizes, used: Sizes) -> Sizes:
-    """Return the used space inside files with estimates of the days before it was first measured.
+    """Return the used space inside files, with estimates for the days before it was first measured.
 
-    These are the files without what was free inside on that day, so that its first measurement is not a drop. As long
-    as the files had the same size as on that day, what was used inside is unknown.
+    An estimate is the size of the files less the free space of that first day, so that the first measurement is not a
+    drop. On days on which the files had the size of that day, the used space stays unknown.
     """
     first = int(np.argmax(~np.isnan(used)))
     estimates = np.maximum(files[:first] - (files[first] - used[first]), 0.0)
@@ -318,7 +318,7 @@ FROM (
                       AND s.database_name = a.database_name AND s.collected_date = a.period_start)
 ) AS d GROUP BY d.instance_id, d.database_name
 """
-# Days without a known used size are reduced by the reserve known now, so that its first measurement is not a drop.
+# Where the used size of a day is unknown, the reserve known now is subtracted, so the first known one is no drop.
 _VOLUME_SERIES = """
 SELECT d.instance_id, d.volume_name AS name, array_agg(d.day - :before_first) AS days,
        array_agg(CAST(d.size_mb AS float8)) AS sizes, max(d.day) AS last_day
@@ -344,7 +344,7 @@ SOURCES = {
 }
 """What the statements read of samples and aggregates, by name, in the order in which nodes fill the tables."""
 
-# Present databases with all their limits; space that is free on only some of the volumes is not known.
+# Present databases with all their limits; their free space is unknown unless that of all of their volumes is known.
 _LIMITED = """
 WITH free AS (
     SELECT p.instance_id, p.database_name, CASE WHEN count(v.volume_name) = count(*) THEN sum(v.free_mb) END AS mb,
@@ -409,8 +409,8 @@ JOIN instances i ON i.id = v.instance_id
 JOIN volume_series d ON d.instance_id = v.instance_id AND d.name = v.volume_name
 ORDER BY i.name, v.volume_name
 """
-# Days on which a label of a server of the group begins or ends, and of declared steps of such a server. Each takes the
-# growth of its day with it: a group of many servers would lose its growth to many of them.
+# Days on which a label of a server of the group begins or ends, and those of declared steps of such a server. A step
+# also removes the growth of its day, so a group of many servers would lose its growth if it had many steps.
 _GROUP_STEPS = """
 WITH spans AS MATERIALIZED (
     SELECT instance_id, key, value, valid_from, valid_until FROM capacity_label_spans
@@ -468,7 +468,7 @@ def _sources_of(kind: str) -> list[str]:
 
 
 def _statement(kind: str, *, from_copies: bool) -> TextualSelect:
-    """Return the series of a kind of subject beside their limits, or how many databases of each server have none."""
+    """Return the statement of a kind: its series with their limits, or the databases without one by server."""
     query, names = _STATEMENTS[kind]
     parts = _MADE_OF_SOURCES if from_copies else {**SOURCES, **_MADE_OF_SOURCES}
     ctes = [text(parts[name]).columns().cte(name) for name in names if name in parts]

@@ -240,7 +240,7 @@ def _store(
     if replace:
         ids = None if scope.servers is None else _ids_of(connection, scope.servers)
         written += _remove_subjects_gone(connection, scope.as_of, ids)
-        # Unchanged rows include the declaration too.
+        # Rows that did not change were computed with the declaration too.
         query = with_queries(_DECLARED_SINCE, declared=DECLARED_FOR_FORECASTS)
         declared = connection.execute(query, {"as_of": scope.as_of, "instance_ids": ids}).scalars().all()
         is_declared = runways.instance_id == sa.any_(sa.literal(declared, sa.ARRAY(sa.Integer)))
@@ -344,7 +344,7 @@ def score_forecasts(connection: Connection, as_of: date, today: date) -> None:
     in_service = connection.execute(sa.select(instances.c.id).where(is_active())).scalars().all()
     oldest = connection.execute(sa.select(sa.func.min(runways.as_of))).scalar() or as_of
     for days in HORIZONS_DAYS:
-        # So long after an issue its first forecasts come due.
+        # The first forecasts of an issue come due this long after it.
         ahead = timedelta(days=days - STALE_DAYS)
         due = [(span, is_due(days, *span)) for span in spans if oldest + ahead <= span[1]]
         if as_of + ahead <= today:

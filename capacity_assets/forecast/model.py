@@ -1,9 +1,9 @@
 """The arithmetic of forecasts: how sizes continue, and when they reach a limit; arrays in, arrays out.
 
 A forecast is a robust drift, or the last size where that was the better forecast, with bands from past errors. All of
-it is closed form and per series: equal sizes give equal figures to the last digit, whatever else is in the batch, in
-any order, and on any number of processors. Declared steps, which will not repeat, are removed from a series first. The
-method and its measured errors are in docs/forecast.md.
+it is in closed form, series by series: equal sizes give equal figures to the last digit, regardless of the rest of the
+batch, its order and the number of processors. Declared steps, which will not repeat, are removed from a series first.
+The method and its measured errors are in docs/forecast.md.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def _rises(levels: Sizes) -> Sizes:
     """Return the largest rises after past days; see `SizeForecasts.rises`."""
     series, columns = levels.shape
     rises = np.full((series, len(RISE_DAYS), MOST_ORIGINS), np.nan)
-    # The largest size over a power of two of days from each column on; two of them cover any number of days.
+    # The largest size in the `width` days from each column on, a power of two; two such spans cover any number of days.
     largest, width = levels, 1
     for place, days in enumerate(RISE_DAYS):
         if days >= columns:
@@ -399,7 +399,10 @@ def _reached(forecasts: SizeForecasts, goal: Sizes, probability: Sizes) -> NDArr
 def _free_by_days(
     forecasts: SizeForecasts, series: NDArray[np.int64], share: NDArray[np.int64], until: NDArray[np.int64]
 ) -> Sizes:
-    """Return the largest free space that is used up with each share within 0 and RISE_DAYS, up to the `until`th."""
+    """Return the largest free space that is used up within 0 days and each of RISE_DAYS up to the `until`th.
+
+    `share` is the place of the probability in SHARES. Within more days the space is never smaller.
+    """
     ends = np.zeros((len(series), 1 + len(RISE_DAYS)))
     case, column = np.nonzero(np.arange(len(RISE_DAYS)) < until[:, None])
     odds = np.log(np.array(SHARES) / (1 - np.array(SHARES)))
@@ -444,9 +447,9 @@ def _largest_free(
 
 
 def _levels(forecasts: SizeForecasts) -> tuple[Sizes, NDArray[np.int64]]:
-    """Return the bounds of free space and the past rises between them, largest first, and the number of these rises.
+    """Return the bounds of free space with the past rises between them, largest first, and the number of rises.
 
-    The place of a level is the number of rises that reach it, up to the number of rises.
+    As many rises reach a level as there are levels before it.
     """
     largest = np.maximum(forecasts.last + forecasts.fallen, 1.0)[:, None, None] * np.ones((1, len(RISE_DAYS), 1))
     least, most = LEAST_FREE * largest, MOST_FREE * largest

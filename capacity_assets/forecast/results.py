@@ -241,8 +241,8 @@ class RunwayList:
 def standing_for_themselves(rows: Sequence[Runway]) -> list[Runway]:
     """Leave out rows that are limited by a volume or server whose own row is at least as urgent.
 
-    A server that is limited by its volumes is the same space as these: it is left out if the range of one overlaps its
-    own.
+    A server that is limited by its volumes stands for the same space: it is left out if its range overlaps that of a
+    volume.
     """
     greatest: dict[tuple[str, str], tuple[object, ...]] = {}
     earliest: dict[str, date] = {}

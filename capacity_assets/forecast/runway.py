@@ -216,7 +216,7 @@ def runways_of_batch(batch: history.SeriesBatch, plans: Plans) -> BatchRunways:
 
 
 def binding_limits(batch: history.SeriesBatch) -> list[BindingLimit]:
-    """Return the binding limit of each series. What it shares with others is left beside its files."""
+    """Return the binding limit of each series; free space that it shares with others is left beside its files."""
     return [
         binding_limit(row, float(files[-1]), _size_on(row.free_day, row.last_day, files))
         for row, files in zip(batch.subjects, batch.files, strict=True)
@@ -255,7 +255,7 @@ def runway_rows(
 def with_plans(
     rows: Sequence[Runway], batch: history.SeriesBatch, made: SizeForecasts, plans: Plans, add_mb: int = 0
 ) -> Sequence[Runway]:
-    """Return runways with their fill dates after plans; every limit is higher by `add_mb`."""
+    """Return runways with their fill dates after plans; `add_mb` is added to every limit."""
     if not plans:
         return rows
     raised = [raised_limits(row, plans) for row in batch.subjects]

@@ -665,7 +665,7 @@ ORDER BY day
 """
 # A day of a server is measured if its databases were, or if it had none. The server is billed from its first sample to
 # its last one, or to the end of the month if it was measured later. Days in between without a sample count as the
-# others on average. Aggregates stand for samples of other months that retention has dropped.
+# average of the others. Aggregates stand for samples of other months that retention has dropped.
 _MEASURED = """
     SELECT m.*, z.database_name, z.segment, z.days, z.bytes
     FROM (
@@ -740,7 +740,7 @@ _BILLED_SERVERS = """
            - CASE WHEN m.was_before THEN CAST(:start AS date) ELSE m.first_day END + 1 AS billed
     FROM (SELECT DISTINCT instance_id, measured, first_day, last_day, is_later, was_before FROM measured) AS m
     LEFT JOIN instances i ON i.id = m.instance_id
-    -- A server that is registered no more is what it was when it was billed.
+    -- A server that is no longer registered keeps the name and engine of its last bill.
     LEFT JOIN LATERAL (SELECT l.server, l.engine FROM capacity_bill_lines l
                        WHERE l.month = :start AND l.instance_id = m.instance_id ORDER BY l.issue DESC LIMIT 1
     ) AS last ON i.id IS NULL

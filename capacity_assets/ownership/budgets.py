@@ -450,7 +450,7 @@ def _forecasts(
             "There is no forecast of groups. `capacity runway --issue` issues them from the groups of each "
             "day, which `capacity aggregate --period daily` computes."
         )
-    # What another group took over within the last month still has a forecast, and must count once.
+    # A group that another one took over within the last month still has a forecast; its databases must count once.
     there = {FLEET, *connection.execute(text(_GROUPS_ON), {"day": found[FLEET].last_day, "by": by}).scalars()}
     found = {name: one for name, one in found.items() if name in there}
     if len(found) == 1:
@@ -544,8 +544,8 @@ def _added(
 ) -> Iterator[tuple[str | None, Fraction]]:
     """Yield what a scenario adds to the mean size of groups over some days, MiB: first changed growth, then the rest.
 
-    Less growth takes no more than the growth that the group has, and a purge or a move no more than is left of it. A
-    move brings what it took.
+    Lower growth takes at most the growth that the group has, and a purge or a move at most what is then left. A move
+    adds what it took.
     """
     if not assumed:
         return
@@ -680,7 +680,7 @@ def _amounts(
 
 
 def _nearest(value: Fraction) -> int:
-    """Round to a whole number, halves away from 0: what is taken in one place is what is added in another."""
+    """Round to a whole number, halves away from 0, so that what is taken in one place equals what another gets."""
     rounded = floor(abs(value) + Fraction(1, 2))
     return rounded if value >= 0 else -rounded
 

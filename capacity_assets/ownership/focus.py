@@ -12,9 +12,9 @@ from sqlalchemy import text
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.sql import sql_text
 
-# Lines count from their version on, and are taken back by the next one: what a later version leaves unchanged adds up
-# to nothing, and all charges up to a version add up to its lines. The total is rounded once, so each version has a
-# charge for the difference.
+# Each version charges its lines and takes back those of the version before: unchanged lines cancel each other out, and
+# all charges up to a version add up to its lines. The total is rounded once, so each version has a charge for the
+# difference.
 CHARGES = """
 WITH steps AS (
     SELECT b.issue, b.issue + s.later AS version, s.sign, b.currency, s.sign * round(b.amount, 2) AS total

@@ -246,7 +246,7 @@ def labels_from_values(
 
 
 def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
-    """Return labels that take a column of the registry over: a value where it has one, none where it had.
+    """Return labels that copy a column of the registry: its values, and None to remove a label that it lacks.
 
     Raises:
         NotFoundError: the table instances has no such column.
@@ -271,9 +271,8 @@ def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
     ]
 
 
-# The first day of each label, and the declarations for its subject by day. A label holds from today where another one
-# `l` gave a value to something that it takes over: the server, or one of its databases `d` that it matches by name or
-# by a pattern of higher precedence.
+# The first day of each label, and the declarations for its subject by day. If none is given, a label holds from today
+# where it replaces another one, `l`: of the same subject or the server, or of a database `d` for which it comes first.
 PLACED = f"""
 WITH given AS (
     SELECT * FROM unnest(
@@ -400,7 +399,7 @@ def first_fill_date_of_groups(connection: Connection, by: str) -> dict[str | Non
 
 
 def groups_changed_at(connection: Connection, period: Period, windows: Sequence[Window]) -> datetime | None:
-    """Return when the newest change was made that groups of these windows do not show yet; raises DBAPIError."""
+    """Return the time of the newest change that groups of these windows do not show yet; raises DBAPIError."""
     parameters = {"period": period.name, "starts": [window.start for window in windows]}
     changed_at: datetime | None = connection.execute(text(_NEWEST_CHANGE), parameters).scalar()
     return changed_at

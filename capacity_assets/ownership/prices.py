@@ -1,4 +1,4 @@
-"""Price lists: what a GiB costs per month, by engine and label, from a day on; and which bills a change of one changes.
+"""Price lists: what a GiB costs per month, by engine and label, from a day on; and the bills that a change affects.
 
 Which price holds for what is billed is in `bills`.
 """
@@ -75,7 +75,7 @@ class PriceEntry:
 
 @dataclass(frozen=True)
 class PriceChanges:
-    """Prices that are declared or removed, with their first days, and the final bills that change by it."""
+    """Prices that are declared or removed, with their first days, and the final bills that change as a result."""
 
     prices: Sequence[Price]
     bills: Sequence[BillChange]
@@ -156,7 +156,7 @@ def price_changes(engine: Engine, prices: Sequence[Price], today: date, keys: Se
 
 @contextmanager
 def _tried(engine: Engine, doing: str) -> Iterator[Connection]:
-    """Yield a connection with a copy of the price list in its place, so that bills are computed without its lock."""
+    """Yield a connection in which a copy hides the price list, so that bills are computed without locking it."""
     with declaring(engine, doing, dry_run=True) as connection:
         for statement in _COPY:
             connection.execute(text(statement))

@@ -162,7 +162,7 @@ def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Se
 
 
 def _standing(found: ScenarioComparison) -> set[tuple[str, str, str]]:
-    """Name what stands for itself, with the assumptions or without: a thousand databases may share one volume."""
+    """Return the keys of what stands for itself, with or without the assumptions: many may share one volume."""
     every = [*standing_for_themselves(found.base.rows), *standing_for_themselves(found.changed.rows)]
     return {(row.server, row.subject, row.name) for row in every}
 

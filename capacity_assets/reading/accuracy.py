@@ -26,9 +26,9 @@ LEAST_CASES = 20
 """Smallest number of forecasts for a percentage."""
 MISSES_SHOWN = 20
 MOST_ROWS = 50_000
-"""About how many stored forecasts are read at most; on larger fleets, a sample of days and servers."""
+"""About the largest number of stored forecasts that are read; of larger fleets, a sample of days and servers."""
 STEPS = (1, 7, 28)
-"""Steps between days of issue that are read, the smallest one that gives few enough rows."""
+"""Possible steps between the days of issue that are read; the smallest one with few enough rows is taken."""
 PROMISED_PERCENT, TOLERATED_PERCENT = 80, 5
 """Share of sizes that the range promises, and the deviation from it that is not mentioned."""
 
@@ -382,7 +382,7 @@ def _promise(covered_percent: float) -> str:
 _OLDEST = """
 SELECT due_day - horizon_days AS last_measured FROM capacity_forecasts ORDER BY as_of LIMIT 1
 """
-# A part of its own, so that distributed rows are found on the nodes and the rest is computed once.
+# A query of its own, so that distributed rows are found on the nodes and the rest is computed once.
 _DUE = """
 SELECT f.as_of, f.horizon_days, f.due_day, f.issued_in_time AS in_time, f.server_id, f.server, f.subject, f.name,
        f.state, f.size_mb, f.forecast_mb, f.lower_mb, f.upper_mb, f.actual_mb, f.probability, f.was_full, f.limit_mb,

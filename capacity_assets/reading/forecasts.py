@@ -102,7 +102,7 @@ class StoredRunway(RunwayFigures, RunwaySubject):
     is_outdated: bool
     """Whether limits, steps or plans of its server were declared after the forecast."""
     stands_for_itself: bool
-    """Whether no other forecast says the same at least as urgently, as that of a volume does for its databases."""
+    """False if another forecast is about the same space and at least as urgent: a volume stands for its databases."""
     ahead: Sequence[ForecastDay] = field(default=())
     planned: PlannedRunway | None = None
     """The runway with planned limits; None: no plan raises its limit, or no day is known."""
@@ -457,7 +457,7 @@ def _headroom(connection: sa.Connection, source: sa.FromClause, server: str | No
     total = sa.select(sa.func.sum(sa.func.greatest(own.c.headroom_mb, 0))).where(
         own.c.headroom_mb.is_not(None), sa.or_(own.c.subject == VOLUME, ~has_volumes)
     )
-    # Not with other figures: on distributed rows, no subquery may stand beside an aggregate.
+    # A query of its own: on distributed rows, no subquery may stand beside an aggregate.
     headroom_mb = connection.execute(total).scalar()
     return None if headroom_mb is None else int(headroom_mb)
 

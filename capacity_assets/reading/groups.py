@@ -174,10 +174,10 @@ FROM capacity_groups WHERE period = :period AND window_start = :start AND groupe
 def partial_groups(
     connection: Connection, period: Period, window: Window, grouped_by: str, sizes_mb: Mapping[str | None, int]
 ) -> dict[date, set[str | None]]:
-    """Return the groups of which a server is missing in a window or in the one before, by first day of these.
+    """Return the groups that lack a server in a window or in the one before, by first day of these.
 
-    As for the page of a group, but a server is expected if it was measured in the window before. `sizes_mb` are the
-    sizes of the groups.
+    This is judged as on the page of a group, except that a server is expected if it was measured in the window before.
+    `sizes_mb` are the sizes of the groups.
     """
     missing = """
         WITH stored AS MATERIALIZED (
@@ -284,7 +284,7 @@ def short_servers(
            OR z.size_mb * (best.days - z.measured_days) > CAST(:noticeable AS numeric) * best.days * w.total_mb
         ORDER BY w.window_start, s.server"""
     asked = {"starts": [window.start for window in windows], "grouped_by": grouped_by, "name": name}
-    # How many rows a part of a statement has is not known to the planner.
+    # The planner does not know how many rows the parts of the statement have.
     plan_with_loops(connection, allowed=False)
     found = records(
         ShortServer,

@@ -172,7 +172,7 @@ _SERVERS = """
 SELECT id, name, is_active AND deleted_at IS NULL AS is_in_service FROM instances
 WHERE id = ANY (CAST(:server_ids AS integer[]))
 """
-# Apart from the registry: distributed tables are not joined with local ones.
+# Without the registry, because distributed tables are not joined with local ones.
 _MEASURED = """
 SELECT DISTINCT instance_id AS id FROM capacity_runways
 WHERE as_of = :as_of AND instance_id = ANY (CAST(:server_ids AS integer[]))

@@ -225,7 +225,7 @@ def last_sizes(
     measured = records(LastSize, connection, totals, servers=list(ends), days=list(ends.values()))
     found = {one.server_id: one for one in measured if one.size_mb <= LARGEST_MB}
     newest = min(until, newest_day(connection, until) or until)
-    # Servers without a total on the newest day; reading a day costs as much as all of their databases.
+    # Servers without a total on the newest day. Few days, because each is read with all of their databases.
     back = 0
     for days_back in DERIVED_DAYS_BACK:
         days = [newest - timedelta(days=number) for number in range(back, days_back)]

@@ -96,7 +96,7 @@ class LargeSlot:
 def space_usage(
     connection: Connection, server_id: int, volumes: Sequence[ServerVolume], volume: str | None, today: date
 ) -> SpaceUsage | None:
-    """Return what uses the space of a server (`volume` None) or of one of its `volumes`; None: nothing for a month.
+    """Return what uses the space of a server (`volume` None) or of one of its `volumes`; None: not measured lately.
 
     On a server with one volume, everything without a known volume counts for it. On one with several, a volume has the
     databases and parts that are known to lie on it alone; the rest is unexplained.
@@ -308,7 +308,7 @@ class UnchangedDatabases:
 def unchanged_databases(connection: Connection, month: Window, issue: int, *, shown: int) -> UnchangedDatabases:
     """Return the unchanged databases of an issue of a bill, the costliest by name; raises DBAPIError."""
     starts = [window.start for window in PERIODS["monthly"].back(month, MONTHS)]
-    # Sets of the whole fleet are joined.
+    # Nested loops would be slow: the sets that are joined cover the whole fleet.
     plan_with_loops(connection, allowed=False)
     found = rows(connection, _UNCHANGED, starts=starts, months=MONTHS, month=month.start, issue=issue, shown=shown)
     plan_with_loops(connection, allowed=True)

@@ -216,7 +216,7 @@ def wrong_trends(connection: Connection) -> list[WrongTrends]:
     return tables
 
 
-# Each day is an event in Dagster, so few. Later corrections are followed by the records of the database.
+# Few, because each day is an event in Dagster. Later corrections are followed by the records of the database.
 OBSERVED_DAYS = 7
 # Not 0, because samples may arrive later in the day.
 NEWEST_AGE_DAYS = 1
