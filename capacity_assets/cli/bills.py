@@ -27,13 +27,14 @@ from capacity_assets.cli.export import write_rows
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import Line, Report, Table, say
 from capacity_assets.collection.servers import registered_servers
+from capacity_assets.database.declared_rows import Stored
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.ownership import bills
 from capacity_assets.ownership import prices as price_list
 from capacity_assets.ownership.bills import BillByGroup, BillGroup, group_named, money
 from capacity_assets.ownership.focus import charges_of_bill
 from capacity_assets.ownership.labels import default_grouping, label_of_nothing, refuse_unknown_grouping
-from capacity_assets.ownership.prices import Price, PriceChanges, PriceEntry
+from capacity_assets.ownership.prices import Price, PriceChanges
 
 
 @click.group(cls=OrderedGroup)
@@ -185,8 +186,8 @@ def import_(session: DeclarationSession, /, *, file: Path, restate: bool) -> Dec
     return _price_report(changes, [session.read_from(file, len(declared), "price")])
 
 
-def _price_cells(stored: PriceEntry) -> list[object]:
-    price = stored.price
+def _price_cells(stored: Stored[Price]) -> list[object]:
+    price = stored.declaration
     first_day = declaring.since_text(price.valid_from).removeprefix("from ")
     return [price.display_name, _price_text(price), first_day, *declaring.declared_cells(stored)]
 
@@ -198,10 +199,9 @@ def _price_cells(stored: PriceEntry) -> list[object]:
     _price_cells,
     "No price is declared. `capacity prices set` declares one, `capacity prices import` those of a file.",
 )
-def list_(engine: Engine, /) -> list[tuple[PriceEntry, object]]:
+def list_(engine: Engine, /) -> list[Stored[Price]]:
     """Show all declared prices and their first days."""
-    stored = price_list.stored_prices(engine)
-    return [(one, {**declaring.dated_json(one.price), **declaring.declared_json(one)}) for one in stored]
+    return price_list.stored_prices(engine)
 
 
 @prices.command()
@@ -235,7 +235,7 @@ def remove(
 
 def _only_one(engine: Engine, price: Price) -> Price:
     """Return the price with the first day of the only one for its subject, unless one applies to all of history."""
-    prices = (stored.price for stored in price_list.stored_prices(engine))
+    prices = (stored.declaration for stored in price_list.stored_prices(engine))
     days = [one.valid_from for one in prices if one.display_name == price.display_name]
     return price if ALWAYS in days or len(days) != 1 else replace(price, valid_from=days[0])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -20,11 +19,12 @@ from capacity_assets.cli.bills import NO_CURRENCY, UNPRICED, csv_text, format_of
 from capacity_assets.cli.declaring import DECLARED, DeclarationReport, DeclarationSession
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import Line, Report, Table
+from capacity_assets.database.declared_rows import Stored
 from capacity_assets.database.engine import snapshot
 from capacity_assets.ownership import bills
 from capacity_assets.ownership import budgets as ownership
 from capacity_assets.ownership.bills import group_named, money
-from capacity_assets.ownership.budgets import Budget, BudgetEntry, BudgetLine, BudgetTotal, MonthBudget
+from capacity_assets.ownership.budgets import Budget, BudgetLine, BudgetTotal, MonthBudget
 from capacity_assets.ownership.labels import default_grouping, label_of_nothing
 
 LONGEST_PLAN = 60
@@ -228,8 +228,8 @@ def _notes(session: DeclarationSession, declared: Sequence[MonthBudget]) -> Iter
             yield f"note: {unknown}"
 
 
-def _cells(entry: BudgetEntry) -> list[object]:
-    budget, declared = entry.budget, declaring.declared_cells(entry)
+def _cells(stored: Stored[MonthBudget]) -> list[object]:
+    budget, declared = stored.declaration, declaring.declared_cells(stored)
     return [budget.group, f"{budget.month:%Y-%m}", money(budget.amount), budget.currency, *declared]
 
 
@@ -240,12 +240,9 @@ def _cells(entry: BudgetEntry) -> list[object]:
     _cells,
     "No budget is declared. `capacity budgets set` declares one, `capacity budgets import` those of a file.",
 )
-def list_(engine: Engine, /) -> list[tuple[BudgetEntry, object]]:
+def list_(engine: Engine, /) -> list[Stored[MonthBudget]]:
     """Show all declared budgets."""
-    return [
-        (entry, {**asdict(entry.budget), **declaring.declared_json(entry)})
-        for entry in ownership.declared_budgets(engine)
-    ]
+    return ownership.declared_budgets(engine)
 
 
 @budgets.command()

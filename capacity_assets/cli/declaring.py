@@ -21,10 +21,9 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, first_of
 from capacity_assets.cli import options
 from capacity_assets.cli.options import NOTHING_CHANGED, Report, Table, json_command, open_database, say
+from capacity_assets.database.declared_rows import Stored
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.tables import ALWAYS
-from capacity_assets.ownership.labels import Label
-from capacity_assets.ownership.prices import Price
 
 if TYPE_CHECKING:
     from capacity_assets.forecast.issuing import ForecastUpdate
@@ -125,28 +124,6 @@ def _update_forecasts(session: DeclarationSession, servers: Collection[str]) -> 
     return done
 
 
-Row = TypeVar("Row")
-
-
-def list_command(
-    title: str, headings: Sequence[str], cells: Callable[[Row], Sequence[object]], nothing: str
-) -> Callable[[Callable[..., Sequence[tuple[Row, object]]]], Callable[..., None]]:
-    """Run a command that returns rows, each with its JSON, and print them; if there are none, print `nothing`."""
-
-    def decorate(function: Callable[..., Sequence[tuple[Row, object]]]) -> Callable[..., None]:
-        @json_command
-        @wraps(function)
-        def run(settings: Settings, /, **values: Any) -> Report:
-            with open_database(settings) as engine:
-                rows = function(engine, **values)
-            table = Table(title, headings, [cells(row) for row, _ in rows])
-            return Report([document for _, document in rows], [table if rows else nothing])
-
-        return run
-
-    return decorate
-
-
 class StoredDeclaration(Protocol):
     """A declaration as it is stored."""
 
@@ -172,6 +149,43 @@ def declared_json(stored: StoredDeclaration) -> dict[str, object]:
     """Return the same for scripts."""
     moment = stored.declared_at and stored.declared_at.isoformat()
     return {"declared_at": moment, "declared_by": stored.declared_by}
+
+
+def dated_json(declared: Any) -> dict[str, object]:
+    """Return a declaration for scripts; `valid_from` is None for one that always holds."""
+    return {name: None if value == ALWAYS else value for name, value in asdict(declared).items()}
+
+
+def stored_json(stored: Stored[Any]) -> dict[str, object]:
+    """Return a stored declaration for scripts, with what is known of it and when it was declared."""
+    known = {name: value for name, value in vars(stored).items() if name != "declaration"}
+    return {**dated_json(stored.declaration), **known, **declared_json(stored)}
+
+
+Row = TypeVar("Row")
+
+
+def list_command(
+    title: str,
+    headings: Sequence[str],
+    cells: Callable[[Row], Sequence[object]],
+    nothing: str,
+    document: Callable[[Any], object] = stored_json,
+) -> Callable[[Callable[..., Sequence[Row]]], Callable[..., None]]:
+    """Run a command that returns rows, and print them or their JSON documents; if there are none, print `nothing`."""
+
+    def decorate(function: Callable[..., Sequence[Row]]) -> Callable[..., None]:
+        @json_command
+        @wraps(function)
+        def run(settings: Settings, /, **values: Any) -> Report:
+            with open_database(settings) as engine:
+                rows = function(engine, **values)
+            table = Table(title, headings, list(map(cells, rows)))
+            return Report(list(map(document, rows)), [table if rows else nothing])
+
+        return run
+
+    return decorate
 
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
@@ -207,8 +221,3 @@ def first_day_options(from_help: str, always_help: str) -> Callable[[Callable[..
 def since_text(day: date | None) -> str:
     """Return the first day of a declaration in words."""
     return "always" if day in {ALWAYS, None} else f"from {day}"
-
-
-def dated_json(declared: Label | Price) -> dict[str, object]:
-    """Return a declaration for scripts; `valid_from` is None for one that always holds."""
-    return {**asdict(declared), "valid_from": None if declared.valid_from == ALWAYS else declared.valid_from}

@@ -168,7 +168,7 @@ def adopt(session: DeclarationSession, /, *, column: str, key: str | None, now: 
 
 
 def _cells(stored: LabelSpan) -> list[object]:
-    label = stored.label
+    label = stored.declaration
     subject = [label.server, label.database or "all without their own"]
     days = [declaring.since_text(label.valid_from).removeprefix("from "), stored.valid_until or ""]
     return [*subject, label.key, label.value or "none", *days, *declaring.declared_cells(stored)]
@@ -183,20 +183,9 @@ def _cells(stored: LabelSpan) -> list[object]:
     _cells,
     "No label is declared. `capacity labels set` declares one, `capacity labels import` those of a file.",
 )
-def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[tuple[LabelSpan, object]]:
+def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[LabelSpan]:
     """Show the declared labels and their days."""
-    return [
-        (
-            stored,
-            {
-                **declaring.dated_json(stored.label),
-                "valid_until": stored.valid_until,
-                **declaring.declared_json(stored),
-            },
-        )
-        for stored in ownership.stored_labels(engine, server)
-        if day is None or stored.holds_on(day)
-    ]
+    return [stored for stored in ownership.stored_labels(engine, server) if day is None or stored.holds_on(day)]
 
 
 @labels.command()

@@ -22,9 +22,9 @@ from capacity_assets.cli.options import DONE, FAILED
 from capacity_assets.collection import volumes as measured
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.prometheus import VARIABLE
-from capacity_assets.database.declared_rows import subject_text
+from capacity_assets.database.declared_rows import Stored, subject_text
 from capacity_assets.forecast import limits as declared_limits
-from capacity_assets.forecast.limits import UNLIMITED, Limit, SizeStep, StoredLimit, StoredStep
+from capacity_assets.forecast.limits import UNLIMITED, Limit, SizeStep, StoredLimit
 
 subject_arguments = options.combined_options(click.argument("server"), click.argument("database", required=False))
 
@@ -100,7 +100,7 @@ def import_limits(session: DeclarationSession, /, *, file: Path) -> DeclarationR
 
 
 def _limit_cells(stored: StoredLimit) -> list[object]:
-    limit, declared = stored.limit, declaring.declared_cells(stored)
+    limit, declared = stored.declaration, declaring.declared_cells(stored)
     database = limit.database or "whole server"
     return [limit.server, database, limit_text(limit.limit_mb), stored.source, *declared, limit.note or ""]
 
@@ -112,13 +112,12 @@ def _limit_cells(stored: StoredLimit) -> list[object]:
     _limit_cells,
     "No limit is declared. `capacity limits set` declares one, `capacity limits import` those of a file.",
 )
-def list_limits(engine: Engine, /) -> list[tuple[StoredLimit, object]]:
+def list_limits(engine: Engine, /) -> list[StoredLimit]:
     """Show all declared limits.
 
     `capacity volumes list` and `capacity instances test` show measured limits.
     """
-    stored = declared_limits.stored_limits(engine)
-    return [(one, {**asdict(one.limit), "source": one.source, **declaring.declared_json(one)}) for one in stored]
+    return declared_limits.stored_limits(engine)
 
 
 @limits.command("remove")
@@ -194,8 +193,8 @@ def import_steps(session: DeclarationSession, /, *, file: Path) -> DeclarationRe
     return _declare_steps(session, declared, session.read_from(file, len(declared), "step"))
 
 
-def _step_cells(stored: StoredStep) -> list[object]:
-    step = stored.step
+def _step_cells(stored: Stored[SizeStep]) -> list[object]:
+    step = stored.declaration
     return [step.day, step.server, step.database or "every database", *declaring.declared_cells(stored), step.note]
 
 
@@ -206,10 +205,9 @@ def _step_cells(stored: StoredStep) -> list[object]:
     _step_cells,
     "No step is declared. `capacity steps add` declares one.",
 )
-def list_steps(engine: Engine, /) -> list[tuple[StoredStep, object]]:
+def list_steps(engine: Engine, /) -> list[Stored[SizeStep]]:
     """Show all declared steps, by day."""
-    stored = declared_limits.stored_steps(engine)
-    return [(one, {**asdict(one.step), **declaring.declared_json(one)}) for one in stored]
+    return declared_limits.stored_steps(engine)
 
 
 @steps.command("remove")
@@ -240,10 +238,11 @@ def _volume_cells(row: Row[Any]) -> list[object]:
     ("Server", "Volume", ">Size", ">Free", "Day", "Source", "By"),
     _volume_cells,
     "No volume is known. `capacity instances test SERVER` says why a server reports none.",
+    lambda row: row._asdict() | declaring.declared_json(row),
 )
-def list_volumes(engine: Engine, /) -> list[tuple[Row[Any], object]]:
+def list_volumes(engine: Engine, /) -> Sequence[Row[Any]]:
     """Show the last known size of each volume."""
-    return [(row, row._asdict() | declaring.declared_json(row)) for row in measured.newest_volumes(engine)]
+    return measured.newest_volumes(engine)
 
 
 @volumes.command("fetch")

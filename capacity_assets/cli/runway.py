@@ -359,7 +359,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
         imported = _imported(connection, series, kind, name)
     # A step of a database is also a step of its server's total.
     declared = stored_steps(engine, runway.server, name if kind == DATABASE else None)
-    steps = [stored.step for stored in declared if _is_ignored(stored.step, series)]
+    steps = [stored.declaration for stored in declared if _is_ignored(stored.declaration, series)]
     first = forecast(series.smooth[None, :], series.sizes[None, :])
     measured, smooth = (
         [None if np.isnan(size) else float(size) for size in sizes] for sizes in (series.sizes, series.smooth)

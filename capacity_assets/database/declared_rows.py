@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Row, RowMapping, Table, text
@@ -25,6 +27,16 @@ WHOLE_SERVER = ""
 NAMED = 10
 
 Key = TypeVar("Key")
+Declaration = TypeVar("Declaration")
+
+
+@dataclass(frozen=True)
+class Stored(Generic[Declaration]):
+    """A declaration as it is stored, with when it was declared and by whom; None: not known."""
+
+    declaration: Declaration
+    declared_at: datetime
+    declared_by: str | None
 
 
 class UnknownSubjectError(NotFoundError):

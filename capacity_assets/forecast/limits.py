@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from capacity_assets.base.errors import NotFoundError, ValidationError, database
 from capacity_assets.database.cluster import copied_for_reading
 from capacity_assets.database.declared_rows import (
     WHOLE_SERVER,
+    Stored,
     columns_of,
     declaring,
     key_of,
@@ -63,13 +64,10 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class StoredLimit:
-    """A limit with its source, when it was declared and by whom; None: not known."""
+class StoredLimit(Stored[Limit]):
+    """A stored limit with its source."""
 
-    limit: Limit
     source: str
-    declared_at: datetime
-    declared_by: str | None
 
 
 def declare_limits(
@@ -166,7 +164,7 @@ CROSS JOIN LATERAL (
 WHERE newest.size_mb > g.limit_mb ORDER BY g.number
 """
 _LIST = """
-SELECT i.name, l.database_name, l.limit_mb, l.note, l.source, l.declared_at, l.declared_by
+SELECT i.name, l.database_name, l.limit_mb, l.note, l.declared_at, l.declared_by, l.source
 FROM capacity_limits l JOIN instances i ON i.id = l.instance_id ORDER BY i.name, l.database_name
 """
 
@@ -181,15 +179,6 @@ class SizeStep:
     database: DatabaseName
     day: Day
     note: str
-
-
-@dataclass(frozen=True)
-class StoredStep:
-    """A step with when it was declared and by whom; None: not known."""
-
-    step: SizeStep
-    declared_at: datetime
-    declared_by: str | None
 
 
 def declare_steps(
@@ -262,12 +251,10 @@ def forget_step(engine: Engine, server: str, database: str | None, day: date, *,
             raise NotFoundError(f"{subject_text(server, database)} has no step on {day}.")
 
 
-def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[StoredStep]:
+def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[Stored[SizeStep]]:
     """Return steps by day: all of them, those of a server, or those that affect a database; raises DatabaseError."""
     rows = rows_of(engine, "steps", _LIST_STEPS, server=server, database=database)
-    return [
-        StoredStep(SizeStep(row.name, row.database_name or None, row.step_date, row.note), *row[4:]) for row in rows
-    ]
+    return [Stored(SizeStep(row.name, row.database_name or None, row.step_date, row.note), *row[4:]) for row in rows]
 
 
 def steps_of_file(path: Path) -> list[SizeStep]:

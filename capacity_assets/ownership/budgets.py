@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from itertools import pairwise
@@ -27,7 +27,7 @@ from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import MB_PER_GB, counted, first_of, human_day, human_mb
-from capacity_assets.database.declared_rows import declaring, refuse_repeated, replace_rows, rows_of
+from capacity_assets.database.declared_rows import Stored, declaring, refuse_repeated, replace_rows, rows_of
 from capacity_assets.database.label_rules import FLEET, LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import capacity_budgets
@@ -79,15 +79,6 @@ class MonthBudget:
         grouped_by, _, name = self.group.partition("=")
         of_month = {"month": self.month, "amount": self.amount, "currency": self.currency}
         return {"grouped_by": grouped_by, "group_name": name, **of_month}
-
-
-@dataclass(frozen=True)
-class BudgetEntry:
-    """A declared budget, when it was declared and by whom; None: not known."""
-
-    budget: MonthBudget
-    declared_at: datetime
-    declared_by: str | None
 
 
 def month_budget(values: Mapping[str, object], keys: Sequence[str]) -> MonthBudget:
@@ -157,10 +148,10 @@ def remove_budgets(engine: Engine, group: str, months: Sequence[date], *, dry_ru
     return removed
 
 
-def declared_budgets(engine: Engine) -> list[BudgetEntry]:
+def declared_budgets(engine: Engine) -> list[Stored[MonthBudget]]:
     """Return all declared budgets by group and month; raises DatabaseError."""
     return [
-        BudgetEntry(MonthBudget(f"{row.grouped_by}={row.group_name}", *row[2:5]), row.declared_at, row.declared_by)
+        Stored(MonthBudget(f"{row.grouped_by}={row.group_name}", *row[2:5]), *row[5:])
         for row in rows_of(engine, "budgets", _DECLARED)
     ]
 

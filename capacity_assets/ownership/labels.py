@@ -25,6 +25,7 @@ from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import first_of, human_day, suggestion
 from capacity_assets.database.declared_rows import (
     WHOLE_SERVER,
+    Stored,
     clear_history,
     columns_of,
     declaring,
@@ -144,21 +145,15 @@ def _change(label: Label, placed: Row[Any]) -> LabelChange | None:
 
 
 @dataclass(frozen=True)
-class LabelSpan:
-    """A declared label with the days on which it holds; `valid_until` None: it still does.
+class LabelSpan(Stored[Label]):
+    """A stored label with the days on which it holds; `valid_until` None: it still does."""
 
-    It was declared by `declared_by`; None: not known.
-    """
-
-    label: Label
     valid_until: date | None
-    declared_at: datetime
-    declared_by: str | None
 
     def holds_on(self, day: date) -> bool:
         """Whether it holds on a day."""
-        assert self.label.valid_from is not None  # noqa: S101 -- stored labels are dated
-        return self.label.valid_from <= day and (self.valid_until is None or day < self.valid_until)
+        assert self.declaration.valid_from is not None  # noqa: S101 -- stored labels are dated
+        return self.declaration.valid_from <= day and (self.valid_until is None or day < self.valid_until)
 
 
 def stored_labels(engine: Engine, server: str | None = None) -> list[LabelSpan]:
@@ -316,7 +311,7 @@ WHERE instance_id = ANY (CAST(:instance_ids AS integer[])) AND key = ANY (CAST(:
 """
 LIST = """
 SELECT i.name, s.database_pattern AS database, s.key, s.value, s.valid_from,
-       CASE WHEN s.valid_until < 'infinity' THEN s.valid_until END AS valid_until, s.declared_at, s.declared_by
+       s.declared_at, s.declared_by, CASE WHEN s.valid_until < 'infinity' THEN s.valid_until END AS valid_until
 FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_id
 WHERE CAST(:server AS text) IS NULL OR i.name = :server
 ORDER BY i.name, s.database_pattern, s.key, s.valid_from

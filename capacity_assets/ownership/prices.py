@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import date, datetime
+from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from capacity_assets.base.declarations import checked_label, day_of, declaration
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.units import first_of
 from capacity_assets.database.declared_rows import (
+    Stored,
     clear_history,
     columns_of,
     declaring,
@@ -62,15 +63,6 @@ class Price:
         """What it holds for, as people read it."""
         parts = [self.engine, f"{self.key}={self.value}" if self.key else ""]
         return " with ".join(filter(None, parts)) or "everything else"
-
-
-@dataclass(frozen=True)
-class PriceEntry:
-    """A declared price, when it was declared and by whom; None: not known."""
-
-    price: Price
-    declared_at: datetime
-    declared_by: str | None
 
 
 @dataclass(frozen=True)
@@ -240,9 +232,9 @@ def _restated(connection: Connection, price: Price, removed: Decimal | None = No
     return connection.execute(text(_RESTATED), parameters).scalars().all()
 
 
-def stored_prices(engine: Engine) -> list[PriceEntry]:
+def stored_prices(engine: Engine) -> list[Stored[Price]]:
     """Return all declared prices, the most general first; raises DatabaseError."""
-    return [PriceEntry(Price(*row[:6]), *row[6:]) for row in rows_of(engine, "prices", _LIST)]
+    return [Stored(Price(*row[:6]), *row[6:]) for row in rows_of(engine, "prices", _LIST)]
 
 
 # A temporary table hides the table of its name.

@@ -293,4 +293,5 @@ def test_a_file_of_servers_declares_what_they_can_hold_and_registers_none_if_tha
     assert (refused.exit_code, "server 1: 'much' is not a number of GiB" in refused.output) == (2, True)
     assert [one.server.name for one in registered_servers(engine)] == ["core", "shop"]
     assert "unchanged" in done[1].output.lower()
-    assert [(one.limit.server, one.limit.limit_mb) for one in stored_limits(engine)] == [("core", None), ("shop", 1536)]
+    limits = [one.declaration for one in stored_limits(engine)]
+    assert [(one.server, one.limit_mb) for one in limits] == [("core", None), ("shop", 1536)]
