@@ -6,7 +6,6 @@ by which collection, imports and the demo write samples, are here too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -157,10 +156,9 @@ class Level:
         count = () if f"count_{measure.source}" in states else ("data_count",)
         return (*(name for name in measure.targets if name not in measure.compared), *states, *count)
 
-    def live(self, rows: sa.FromClause | None = None) -> Iterator[sa.ColumnElement[bool]]:
-        """The conditions that a raw row must meet to count; `rows` is an alias of the raw table."""
-        if self.void_flag:
-            yield (self.source if rows is None else rows).c[self.void_flag].is_(False)
+    def live(self) -> list[sa.ColumnElement[bool]]:
+        """The conditions that a raw row must meet to count."""
+        return [self.source.c[self.void_flag].is_(False)] if self.void_flag else []
 
     def lineage(self) -> dict[str, tuple[str, ...]]:
         """Map each column of the aggregate table to the raw columns it is made of."""

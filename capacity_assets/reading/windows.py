@@ -171,7 +171,7 @@ def sampled_days(connection: Connection, today: date) -> list[SampledDays]:
     """Return the first and last day of each table of samples, read from the indexes on its days."""
     tables = []
     for level in SERVER_LEVELS.values():
-        day, live = level.source.c.collected_date, list(level.live())
+        day, live = level.source.c.collected_date, level.live()
         first, last = connection.execute(select(func.min(day), func.max(day)).where(day <= today, *live)).one()
         count = connection.execute(select(func.count()).where(day == last, *live)).scalar_one() if last else 0
         tables.append(SampledDays(level.source.name, first, last, count))
