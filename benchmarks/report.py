@@ -21,8 +21,7 @@ from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.embedded import CAPACITY_DATABASE
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.reading.changes import window_sizes
-from capacity_assets.report.data import read_report
-from capacity_assets.report.page import render
+from capacity_assets.report.page import read_report, render
 
 
 @click.command()

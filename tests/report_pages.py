@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.report.data import Report
+from capacity_assets.report.page import Report
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals

@@ -30,7 +30,7 @@ from capacity_assets.forecast.issuing import update_forecasts
 from capacity_assets.forecast.runway import compute_runways
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
 from capacity_assets.orchestration.sample_runs import forget_runs, mark_days, materialise, open_work
-from capacity_assets.report.data import file_name
+from capacity_assets.report.page import file_name
 from capacity_assets.runtime import open_engine, prepare_database, retention_service, task_runner
 
 FASTEST_SHOWN = 5

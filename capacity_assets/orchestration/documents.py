@@ -46,8 +46,15 @@ from capacity_assets.orchestration.metadata import (
 from capacity_assets.ownership import bills
 from capacity_assets.ownership.labels import default_grouping
 from capacity_assets.reading.changes import ChangeKind
-from capacity_assets.report.data import Report, file_name, read_report
-from capacity_assets.report.page import Edition, make_report_folder, next_edition, write_report
+from capacity_assets.report.page import (
+    Edition,
+    Report,
+    file_name,
+    make_report_folder,
+    next_edition,
+    read_report,
+    write_report,
+)
 
 REPORT_PERIOD, DIGEST_PERIOD = "monthly", "weekly"
 REPORT_GROUP, SHOWBACK_GROUP, EXPORT_GROUP = "reports", "showback", "exports"

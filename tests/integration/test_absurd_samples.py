@@ -24,8 +24,7 @@ from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.changes import window_sizes
 from capacity_assets.reading.forecasts import issue_of
-from capacity_assets.report.data import read_report
-from capacity_assets.report.page import render
+from capacity_assets.report.page import read_report, render
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows

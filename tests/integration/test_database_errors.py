@@ -20,7 +20,7 @@ from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.history.legacy import legacy_tables
 from capacity_assets.reading.changes import window_sizes
 from capacity_assets.reading.windows import data_versions
-from capacity_assets.report.data import read_report
+from capacity_assets.report.page import read_report
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 
 MONTHLY = PERIODS["monthly"]

@@ -21,7 +21,7 @@ from capacity_assets.digest import read_digest
 from capacity_assets.ownership.labels import Label, declare_labels, explain_group
 from capacity_assets.reading.changes import ChangeKind, window_sizes
 from capacity_assets.reading.groups import groups_of
-from capacity_assets.report.data import read_report
+from capacity_assets.report.page import read_report
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute

@@ -22,8 +22,7 @@ from capacity_assets.base.units import human_change_mb
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.changes import ChangeKind, ChangeTotals, window_sizes
 from capacity_assets.reading.coverage import measured_days
-from capacity_assets.report.data import read_report
-from capacity_assets.report.page import footer_query, next_edition, notes, render, write_report
+from capacity_assets.report.page import footer_query, next_edition, notes, read_report, render, write_report
 from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import (

@@ -15,7 +15,6 @@ from capacity_assets.base.periods import Window
 from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.reading.forecasts import ForecastDay
-from capacity_assets.report.data import read_report
 from capacity_assets.report.page import (
     DRAWN_DAYS,
     forecast_charts,
@@ -23,6 +22,7 @@ from capacity_assets.report.page import (
     issue_of,
     next_edition,
     notes,
+    read_report,
     render,
     write_report,
 )

@@ -31,7 +31,7 @@ from capacity_assets.history.exporting import write_window
 from capacity_assets.history.retention import Retention, TableMaintenance
 from capacity_assets.ownership.bills import issue_bill
 from capacity_assets.reading.changes import window_sizes
-from capacity_assets.report.data import read_report
+from capacity_assets.report.page import read_report
 from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals

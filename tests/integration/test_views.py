@@ -23,8 +23,7 @@ from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, SizeStep, declare_limits, declare_steps
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.changes import window_sizes
-from capacity_assets.report.data import read_report
-from capacity_assets.report.page import notes
+from capacity_assets.report.page import notes, read_report
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute
