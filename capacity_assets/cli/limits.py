@@ -11,7 +11,7 @@ from typing import Any
 import click
 from sqlalchemy import Engine, Row
 
-from capacity_assets.base.declarations import declaration
+from capacity_assets.base.declarations import declaration, items_of_file
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import BYTES_PER_MB, counted, human_mb, printable
@@ -95,7 +95,7 @@ def import_limits(session: DeclarationSession, /, *, file: Path) -> DeclarationR
     Columns are server, database (empty: the whole server), limit_gb (a number or unlimited) and, optionally, note.
     Either all limits are stored or none.
     """
-    declared = declared_limits.limits_of_file(file)
+    declared = items_of_file(file, Limit)
     return _declare_limits(session, declared, session.read_from(file, len(declared), "limit"))
 
 
@@ -189,7 +189,7 @@ def import_steps(session: DeclarationSession, /, *, file: Path) -> DeclarationRe
     Columns are server, database (empty: every database of the server), day and note. Either all steps are stored or
     none.
     """
-    declared = declared_limits.steps_of_file(file)
+    declared = items_of_file(file, SizeStep)
     return _declare_steps(session, declared, session.read_from(file, len(declared), "step"))
 
 

@@ -124,7 +124,7 @@ def open_history_reader(
     if scope.servers is not None:
         in_service = in_service.where(instances.c.name == any_(literal(list(scope.servers), ARRAY(Text))))
     parameters = scope.parameters(connection.execute(in_service).scalars().all())
-    names = {name for kind in (*kinds, WITHOUT_LIMIT) for name in _sources_of(kind)}
+    names = {name for kind in (*kinds, WITHOUT_LIMIT) for name in _STATEMENTS[kind][1]}
     queries = {name: query for name, query in SOURCES.items() if name in names}
     with copied_for_reading(connection, queries, parameters) as are_copied:
         yield HistoryReader(connection, scope, parameters, are_copied)
@@ -460,11 +460,6 @@ _MADE_OF_SOURCES = {
     "complete_group_days": COMPLETE_GROUP_DAYS,
     "group_steps": _GROUP_STEPS,
 }
-
-
-def _sources_of(kind: str) -> list[str]:
-    """Name the sources that the statement of a kind reads."""
-    return [name for name in _STATEMENTS[kind][1] if name in SOURCES]
 
 
 def _statement(kind: str, *, from_copies: bool) -> TextualSelect:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day, items_of_file, mb_of_gb
+from capacity_assets.base.declarations import NO_OTHER_NAMES, DatabaseName, Day, mb_of_gb
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.database.cluster import copied_for_reading
 from capacity_assets.database.declared_rows import (
@@ -122,14 +121,6 @@ def stored_limits(engine: Engine) -> list[StoredLimit]:
         StoredLimit(Limit(row.name, row.database_name or None, row.limit_mb, row.note), *row[4:])
         for row in rows_of(engine, "limits", _LIST)
     ]
-
-
-def limits_of_file(path: Path) -> list[Limit]:
-    """Read limits from a CSV file with the columns server, database (empty: the whole server), limit_gb and note.
-
-    Raises ValidationError, with all problems of all lines.
-    """
-    return items_of_file(path, Limit)
 
 
 _SAMPLES_OF_SERVERS = {
@@ -255,14 +246,6 @@ def stored_steps(engine: Engine, server: str | None = None, database: str | None
     """Return steps by day: all of them, those of a server, or those that affect a database; raises DatabaseError."""
     rows = rows_of(engine, "steps", _LIST_STEPS, server=server, database=database)
     return [Stored(SizeStep(row.name, row.database_name or None, row.step_date, row.note), *row[4:]) for row in rows]
-
-
-def steps_of_file(path: Path) -> list[SizeStep]:
-    """Read steps from a CSV file with the columns server, database (empty: all of the server), day and note.
-
-    Raises ValidationError, with all problems of all lines.
-    """
-    return items_of_file(path, SizeStep)
 
 
 # Mistyped days are ignored.
