@@ -423,8 +423,8 @@ def _request(moment: datetime, share: str, *, queues: bool) -> dg.RunRequest:
 
 def share_tags(share: str, *, queues: bool) -> dict[str, str]:
     """Return the tags of the run of a share; with `queues`, one by label goes to a queue of its own."""
-    key, _, value = share.partition("=")
-    return {SHARE_TAG: share} | ({QUEUE_TAG: f"{key}-{value}"} if queues and value else {})
+    label = parse_share(share)
+    return {SHARE_TAG: share} | ({QUEUE_TAG: f"{label.key}-{label.value}"} if queues and label.value else {})
 
 
 def sample_days_sensor(graph: Graph) -> dg.SensorDefinition:
