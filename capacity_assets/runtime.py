@@ -104,6 +104,25 @@ def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False)
             yield engine
 
 
+@contextmanager
+def open_runs_engine(settings: Settings) -> Iterator[Engine | None]:
+    """Yield an engine that reads Dagster's storage, for metrics; None if its address is not known.
+
+    It connects at its first statement. Raises EmbeddedServerError if the embedded server did not start.
+    """
+    from capacity_assets.reading.access import reading_engine
+
+    if settings.dagster_url is None and (settings.capacity_url is not None or settings.web_database_url is not None):
+        # Where the figures are on another server, the embedded one is not started for the metrics of runs.
+        yield None
+        return
+    with _served(settings, settings.dagster_url, DAGSTER_DATABASE) as url:
+        # A response must not wait for longer.
+        limited = url.set(drivername=CAPACITY_DRIVER).update_query_dict({"connect_timeout": "2"})
+        with disposed(reading_engine(limited)) as engine:
+            yield engine
+
+
 def _make_reader_role(url: URL) -> None:
     """Create the role on the embedded server, which is ours alone; elsewhere the owner decides."""
     with disposed(capacity_engine(url)) as owner, owner.begin() as connection:

@@ -12,7 +12,7 @@ import click
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.cli.options import CommandFailedError, command, say
-from capacity_assets.runtime import open_reading_engine
+from capacity_assets.runtime import open_reading_engine, open_runs_engine
 
 HOST = "127.0.0.1"
 PAGES_PORT = 3001
@@ -45,16 +45,21 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
     from capacity_assets.web.reader import Reader
 
     listener = listen(port, host)
-    serving = WebOptions(
-        Clock(settings.zone),
-        settings.label_keys,
-        (*OWN_NAMES, *names),
-        settings.dagster_url_of_people,
-        settings.web_token.get_secret_value() if settings.web_token else None,
-        settings.web_user_header,
-        metrics_databases=settings.metrics_databases,
-    )
-    with listener, open_reading_engine(settings, allow_writing_role=allow_writing_role) as engine:
+    with (
+        listener,
+        open_reading_engine(settings, allow_writing_role=allow_writing_role) as engine,
+        open_runs_engine(settings) as dagster,
+    ):
+        serving = WebOptions(
+            Clock(settings.zone),
+            settings.label_keys,
+            (*OWN_NAMES, *names),
+            settings.dagster_url_of_people,
+            settings.web_token.get_secret_value() if settings.web_token else None,
+            settings.web_user_header,
+            metrics_databases=settings.metrics_databases,
+            dagster=dagster,
+        )
         app = create_app(Reader(engine, settings.thresholds), serving)
         if host not in OWN_NAMES and serving.token is None and serving.user_header is None:
             say(f"Warning: everyone who can reach {host}:{port} can read all figures.")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import h11
+from sqlalchemy import Engine
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -254,6 +255,8 @@ class WebOptions:
     user_header: str | None = None
     metrics_databases: Sequence[str] = ()
     """Keys of labels, and labels, of the databases with metrics."""
+    dagster: Engine | None = None
+    """An engine on Dagster's storage, for metrics of runs; None: they are left out."""
     reads_ahead: bool = True
     """Whether to keep reading what every reader sees, so that nobody waits for it."""
 
@@ -357,7 +360,8 @@ class PageServer:
         """Answer with the metrics, or a sentence in plain text."""
         try:
             self._reader.refuse_a_newer_schema()
-            packed = read_metrics(self._reader, self._serving.clock.today(), self._metrics_scope)
+            today = self._serving.clock.today()
+            packed = read_metrics(self._reader, today, self._metrics_scope, self._serving.dagster)
         except REFUSED_ERRORS as error:
             status, sentence = refusal_of(error)
             return PlainTextResponse(f"{sentence}\n", status)

@@ -13,18 +13,21 @@ from datetime import date, datetime, time
 from importlib.metadata import version
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.declarations import label_or_key
+from capacity_assets.base.errors import DATABASE_FAILURES
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import BYTES_PER_MB
+from capacity_assets.database.engine import snapshot
 from capacity_assets.forecast.decisions import is_left_out
 from capacity_assets.forecast.results import DATABASE, SERVER, VOLUME
 from capacity_assets.reading.access import limit_seconds
 from capacity_assets.reading.coverage import unmeasured_servers
 from capacity_assets.reading.forecasts import StoredRunway, forecast_day, needs_action, newest_runways
+from capacity_assets.reading.runs import daemon_heartbeat, job_runs
 from capacity_assets.reading.sizes import fleet_now, last_sizes
 from capacity_assets.reading.subjects import active_servers
 from capacity_assets.reading.windows import newest_window, stale_windows
@@ -48,6 +51,12 @@ DESCRIPTIONS = {
     "forecast_covered_ratio": "Share of sizes within the 80 % range of these forecasts, by horizon.",
     "window_timestamp_seconds": "First day of the newest computed window, by period.",
     "stale_windows": "Computed windows whose samples or labels changed since, by period and level.",
+    "dagster_readable": "1 if the pages can read Dagster's tables, otherwise 0; none: they do not know its address.",
+    "daemon_heartbeat_timestamp_seconds": "When the daemon of Dagster last said that it works, to the second.",
+    "unfinished_runs": "Runs that wait or work, by dagster_job and state.",
+    "ended_runs": "Runs that ended in the last 24 hours, by dagster_job and outcome.",
+    "run_success_timestamp_seconds": "When the newest successful run ended, to the second, by dagster_job.",
+    "run_failure_timestamp_seconds": "When the newest failed run ended, to the second, by dagster_job.",
     "server_info": "Always 1; the labels have the ID, the engine, and the declared labels as label_KEY.",
     "server_measured": "Whether the server was measured on the newest day with a sample or an attempt of any server.",
     "server_databases": "Databases in the newest sample.",
@@ -68,7 +77,10 @@ DESCRIPTIONS = {
         }.items()
     },
 }
-"""What each metric says, by its name without the prefix. All are gauges; a timestamp is the beginning of a day."""
+"""What each metric says, by its name without the prefix.
+
+All are gauges. A timestamp is the beginning of a day where nothing else is said.
+"""
 
 
 @dataclass(frozen=True)
@@ -84,12 +96,15 @@ class MetricsScope:
         return cls(zone, tuple(map(label_or_key, words)))
 
 
-def read_metrics(reader: Reader, today: date, scope: MetricsScope) -> bytes:
-    """Return all metrics as text, compressed by gzip and cached. Raises sqlalchemy.exc.DBAPIError."""
+def read_metrics(reader: Reader, today: date, scope: MetricsScope, dagster: Engine | None = None) -> bytes:
+    """Return all metrics as text, compressed by gzip and cached. Raises sqlalchemy.exc.DBAPIError.
+
+    `dagster` is an engine on Dagster's storage; without, there are no metrics of runs.
+    """
 
     def read() -> bytes:
         found: dict[str, list[str]] = {name: [] for name in DESCRIPTIONS}
-        for name, value, labels in _samples(reader, today, scope):
+        for name, value, labels in (*_samples(reader, today, scope), *_of_runs(dagster)):
             if value is not None:
                 found[name].append(f"capacity_{name}{{{labels}}} {value}\n" if labels else f"capacity_{name} {value}\n")
         text = "".join(
@@ -134,6 +149,27 @@ def _samples(reader: Reader, today: date, scope: MetricsScope) -> Iterator[Metri
         for runway in newest_runways(connection, today, scope.database_labels, most_databases=MOST_DATABASES):
             is_urgent = runway.stands_for_itself and needs_action(runway, reader.thresholds)
             yield from _of_runway(runway, scope.zone, needs_action=is_urgent and not is_left_out(runway.decision))
+
+
+def _of_runs(dagster: Engine | None) -> Iterator[MetricSample]:
+    if dagster is None:
+        return
+    try:
+        with snapshot(dagster) as connection:
+            limit_seconds(connection, OUTSTANDING_SECONDS)
+            heartbeat, jobs = daemon_heartbeat(connection), job_runs(connection)
+    except DATABASE_FAILURES:
+        yield "dagster_readable", 0, ""
+        return
+    yield "dagster_readable", 1, ""
+    yield "daemon_heartbeat_timestamp_seconds", heartbeat, ""
+    for one in jobs:
+        for state in ("waiting", "running"):
+            yield "unfinished_runs", getattr(one, state), _labels(dagster_job=one.job, state=state)
+        for outcome in ("succeeded", "failed", "canceled"):
+            yield "ended_runs", getattr(one, outcome), _labels(dagster_job=one.job, outcome=outcome)
+        yield "run_success_timestamp_seconds", one.last_success, _labels(dagster_job=one.job)
+        yield "run_failure_timestamp_seconds", one.last_failure, _labels(dagster_job=one.job)
 
 
 def _of_servers(connection: Connection, today: date, zone: ZoneInfo) -> Iterator[MetricSample]:

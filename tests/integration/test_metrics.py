@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
+import dagster as dg
 import pytest
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster._core.test_utils import create_run_for_test
+from dagster._daemon.types import DaemonHeartbeat
 from sqlalchemy import URL, Engine, text
 
+from capacity_assets.base.settings import Settings
 from capacity_assets.forecast.decisions import Decision, decide
 from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, declare_limits
+from capacity_assets.orchestration.private import IMPLICIT_ASSET_JOB_NAME
 from capacity_assets.reading import accuracy
+from capacity_assets.runtime import open_runs_engine
 from capacity_assets.web import metrics
 from capacity_assets.web.metrics import DESCRIPTIONS, OPENMETRICS, PLAIN
 from tests.clocks import SHANGHAI, TODAY
@@ -128,14 +137,110 @@ def test_databases_have_metrics_where_a_label_is_named_the_largest_first(
     assert named("team") == [orders]
 
 
+@contextmanager
+def reading(instance: DagsterInstance) -> Iterator[Engine]:
+    """The engine of `capacity serve` on the storage of an instance, whose fixture has set its address."""
+    with open_runs_engine(Settings()) as engine:
+        assert engine is not None
+        assert str(engine.url.database) in str(instance.run_storage.postgres_url)  # type: ignore[attr-defined]
+        yield engine
+
+
+def test_runs_are_counted_by_job_with_the_last_success_and_failure_from_the_tables_of_dagster(
+    database: URL, shipped_instance: DagsterInstance
+) -> None:
+    day, week, assets = "daily_aggregation_job", "weekly_aggregation_job", IMPLICIT_ASSET_JOB_NAME
+
+    def run(job: str, status: DagsterRunStatus = DagsterRunStatus.STARTED) -> DagsterRun:
+        return create_run_for_test(shipped_instance, job, status=status)
+
+    with shipped_instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
+        old = run(day)
+        shipped_instance.report_run_failed(old)
+        ended_last_week = """UPDATE runs SET end_time = end_time - 604800,
+            update_timestamp = update_timestamp - interval '7 days' WHERE run_id = :id"""
+        connection.execute(text(ended_last_week), {"id": old.run_id})
+    for _ in range(2):
+        run(day, DagsterRunStatus.NOT_STARTED)
+    run(day)
+    shipped_instance.report_run_failed(run(day))
+    shipped_instance.report_run_canceled(run(week))
+    for succeeded in (run(day), run(assets)):
+        success = dg.DagsterEvent("PIPELINE_SUCCESS", succeeded.job_name)
+        shipped_instance.report_dagster_event(success, succeeded.run_id)
+    shipped_instance.add_daemon_heartbeat(DaemonHeartbeat(1_753_000_000.0, "SENSOR", "daemon", []))
+    with reading(shipped_instance) as dagster, served_pages(database, dagster=dagster) as pages:
+        found = {name.removeprefix("capacity_"): value for name, value in measured(pages).items()}
+
+    assert found["dagster_readable"] == 1
+    assert found["daemon_heartbeat_timestamp_seconds"] == 1_753_000_000
+    counted = {
+        (job, kind): found[f'{name}{{dagster_job="{job}",{label}="{kind}"}}']
+        for job in (day, week, "assets")
+        for name, label, kinds in (
+            ("unfinished_runs", "state", ("waiting", "running")),
+            ("ended_runs", "outcome", ("succeeded", "failed", "canceled")),
+        )
+        for kind in kinds
+    }
+    assert {key: value for key, value in counted.items() if value} == {
+        (day, "waiting"): 2,
+        (day, "running"): 1,
+        (day, "succeeded"): 1,
+        (day, "failed"): 1,
+        (week, "canceled"): 1,
+        ("assets", "succeeded"): 1,
+    }
+    now, ended = time.time(), {name: value for name, value in found.items() if name.startswith("run_")}
+    assert set(ended) == {
+        f'run_success_timestamp_seconds{{dagster_job="{day}"}}',
+        'run_success_timestamp_seconds{dagster_job="assets"}',
+        f'run_failure_timestamp_seconds{{dagster_job="{day}"}}',
+    }
+    assert all(now - 300 < value <= now for value in ended.values())
+
+
+@pytest.mark.usefixtures("pages")
+def test_dagster_that_is_away_is_said_and_takes_nothing_else_away(
+    database: URL, shipped_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "capacity_dagster_readable" not in measured_of(database, None), "its address is not known"
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql+psycopg2://nobody@127.0.0.1:1/dagster")
+    with open_runs_engine(Settings()) as absent:
+        found = measured_of(database, absent)
+    # The tables of another program of that name.
+    with shipped_instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
+        connection.execute(text("ALTER TABLE runs RENAME COLUMN pipeline_name TO job_name"))
+
+    assert found["capacity_dagster_readable"] == 0
+    assert found["capacity_fleet_size_bytes"] > 0
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", shipped_instance.run_storage.postgres_url)  # type: ignore[attr-defined]
+    with reading(shipped_instance) as changed:
+        assert measured_of(database, changed)["capacity_dagster_readable"] == 0
+
+
+def measured_of(database: URL, dagster: Engine | None) -> dict[str, float]:
+    with served_pages(database, dagster=dagster) as pages:
+        return measured(pages)
+
+
 @pytest.mark.usefixtures("pages")
 def test_the_text_is_that_of_prometheus_and_of_openmetrics(
-    database: URL, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    database: URL, engine: Engine, shipped_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shipped_instance.report_run_failed(
+        create_run_for_test(shipped_instance, 'a "job"', status=DagsterRunStatus.STARTED)
+    )
+    succeeded = create_run_for_test(shipped_instance, 'a "job"', status=DagsterRunStatus.STARTED)
+    shipped_instance.report_dagster_event(dg.DagsterEvent("PIPELINE_SUCCESS", 'a "job"'), succeeded.run_id)
+    shipped_instance.add_daemon_heartbeat(DaemonHeartbeat(1_753_000_000.0, "SENSOR", "daemon", []))
     monkeypatch.setattr(accuracy, "LEAST_CASES", 1)
     declare_limits(engine, [Limit("server-1", None, GROWING[-1] + 2_000)])
     issue_runways(engine, TODAY, TODAY)
-    with served_pages(database, metrics_databases=["team"]) as pages:
+    with (
+        reading(shipped_instance) as dagster,
+        served_pages(database, metrics_databases=["team"], dagster=dagster) as pages,
+    ):
         plain, strict = pages.ask("/metrics"), pages.ask("/metrics", Accept=f"{OPENMETRICS};q=0.6,text/plain;q=0.5")
         judged = {one["horizon_days"]: one for one in pages.document("/accuracy")["horizons"]}[7]
         found = measured(pages)
