@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What only the tests need and no Python package brings: Chromium, nginx, MariaDB and MySQL. Installed where this may be done; where
-# not, the tests that need them are skipped and say so.
+# What only the tests need and no Python package brings: Chromium, nginx, MariaDB, MySQL and ClickHouse. Installed where
+# this may be done; where not, the tests that need them are skipped and say so.
 set -euo pipefail
 
 # Install the first of some packages that can be had; returns 0 whatever came of it.
@@ -26,10 +26,15 @@ command -v chromium-headless-shell chromium chromium-browser google-chrome > /de
 command -v nginx > /dev/null || [ -x /usr/sbin/nginx ] || install nginx nginx-light
 command -v mariadbd mysqld > /dev/null || [ -x /usr/sbin/mariadbd ] || install MariaDB mariadb-server-core
 
-# MySQL comes from another distribution, beside MariaDB, so it gets a folder of its own and changes nothing else here.
-echo "Fetching MySQL for the tests ..."
-"$(dirname "$0")/fetch_mysql.sh" build/mysql ||
+# MySQL and ClickHouse come from other releases of Debian, so they get folders of their own and change nothing else here.
+# No option file of the machine's counts.
+echo "Fetching MySQL and ClickHouse for the tests ..."
+"$(dirname "$0")/fetch_server.sh" build/mysql unstable mysql-server-core usr/sbin/mysqld --no-defaults --basedir=ROOT/usr \
+    --lc-messages-dir=ROOT/usr/share/mysql --character-sets-dir=ROOT/usr/share/mysql/charsets \
+    --plugin-dir=ROOT/usr/lib/mysql/plugin --secure-file-priv=NULL ||
     echo "No MySQL here: the tests that need it will be skipped."
+"$(dirname "$0")/fetch_server.sh" build/clickhouse bookworm clickhouse-server usr/sbin/clickhouse-server ||
+    echo "No ClickHouse here: the tests that need it will be skipped."
 
 # Single files of packages whose servers are not wanted here: MariaDB's plugin `disks`, Prometheus and promtool,
 # PostgreSQL with pgnodemx.

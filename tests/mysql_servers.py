@@ -89,7 +89,7 @@ class MariaDBServer:
 
 @dataclass
 class MySQLServer(MariaDBServer):
-    """A MySQL on loopback, from the folder that tests/fetch_mysql.sh filled; root has no password."""
+    """A MySQL on loopback, from the folder that tests/fetch_server.sh filled; root has no password."""
 
     def command(self) -> list[str]:
         return [
@@ -117,7 +117,7 @@ MARIADB_PLUGINS = BUILD / "mariadb" / "usr" / "lib" / "mysql" / "plugin"
 def _mysql_program() -> Path:
     program = MYSQL_FOLDER / "mysqld"
     if not program.exists():
-        pytest.skip("no MySQL here; see tests/fetch_mysql.sh")
+        pytest.skip("no MySQL here; see tests/install_servers.sh")
     return program
 
 

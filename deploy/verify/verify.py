@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, chdir, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import TemporaryDirectory
@@ -30,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import text
 
+from capacity_assets.base.network import ask
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import BYTES_PER_MB
 from capacity_assets.collection.engines.base import engine_named
@@ -184,6 +186,30 @@ def connect_oracle(address: Address, username: str, password: str, _database: st
     return connection
 
 
+class ClickHouseAdministrator:
+    """A connection of which `rows_of` makes use: each statement is a request, which may write."""
+
+    description: Any = None
+
+    def __init__(self, address: Address, username: str, password: str, database: str) -> None:
+        self._url = f"http://{address.host}:{address.port}/?database={database or 'default'}"
+        self._login = {"X-ClickHouse-User": username, "X-ClickHouse-Key": password}
+        self.execute("SELECT 1")
+
+    def cursor(self) -> ClickHouseAdministrator:
+        """Return itself, which is never closed."""
+        return self
+
+    def execute(self, statement: str) -> None:
+        """Run a statement, and forget its answer."""
+        answer = ask(self._url, seconds=60, body=statement.encode(), headers=self._login, most_bytes=1000)
+        if answer.status != HTTPStatus.OK:
+            raise RuntimeError(answer.body.decode())
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 MYSQL = Recipe(
     connect_mysql,
     create=["CREATE DATABASE capacity_known"],
@@ -232,6 +258,18 @@ RECIPES = {
             **OBJECTS,
         },
         unfit="ON DATABASE|system_stats",
+    ),
+    "clickhouse": Recipe(
+        ClickHouseAdministrator,
+        create=["CREATE DATABASE capacity_known"],
+        # Random numbers, which cannot be compressed.
+        fill=[
+            "CREATE TABLE known (v UInt64) ENGINE = MergeTree ORDER BY tuple()",
+            "INSERT INTO known SELECT rand64() FROM numbers(4194304)",
+        ],
+        drop=["DROP DATABASE IF EXISTS capacity_known SYNC", "DROP USER IF EXISTS capacity_verify"],
+        known={"database": Known(TABLE_MB, 5), "known": Known(TABLE_MB, 5)},
+        volume=True,
     ),
     "sqlserver": Recipe(
         connect_sqlserver,

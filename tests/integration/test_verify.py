@@ -122,7 +122,7 @@ def test_every_engine_has_a_container_and_statements_of_its_own_language(verify:
     assert {engine_named(one.engine).default_port for one in addresses} == {
         int(service["ports"][0].rpartition(":")[2]) for service in services.values()
     }
-    dialects = {"sqlserver": "tsql", "oracle": "oracle"}
+    dialects = {"clickhouse": "clickhouse", "sqlserver": "tsql", "oracle": "oracle"}
     for engine, dialect in dialects.items():
         recipe = verify.RECIPES[engine]
         for statement in (*recipe.fill, *recipe.asked.values()):

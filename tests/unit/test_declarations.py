@@ -98,7 +98,7 @@ def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
         ("[[servers]]\nname='a'\nengine='postgresql'\nhost='h'\nusername=7", "username must be text"),
         ("[[servers]]\nname='a'\nengine='postgresql'\nhost='h'\ncolour='red'", "'colour' is not one of name"),
         ("[[servers]]\nname='a'\nengine='mysql'\nhost='h'\ntls_key='k'", "are needed together"),
-        ("[defaults.postgres]\nusername='x'", "there is no such engine; known are mariadb"),
+        ("[defaults.postgres]\nusername='x'", "there is no such engine; known are clickhouse"),
         ("[[servers]]\nname=' a'\nengine='mysql'\nhost='h'", "without blanks at its ends"),
         ("[[server]]\nname='a'", "'server' is not one of the tables"),
         ("servers = 3", "Write each server as a table"),

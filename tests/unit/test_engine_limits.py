@@ -8,8 +8,16 @@ import pytds
 import pytest
 import sqlglot
 
-from capacity_assets.collection.engines import oracle, postgresql, sqlserver
-from capacity_assets.collection.engines.base import Access, Ceiling, Limits, Volume, engine_named, volume_of
+from capacity_assets.collection.engines import clickhouse, oracle, postgresql, sqlserver
+from capacity_assets.collection.engines.base import (
+    Access,
+    Ceiling,
+    Limits,
+    MeasureError,
+    Volume,
+    engine_named,
+    volume_of,
+)
 from capacity_assets.collection.engines.postgresql import limits_by_extension
 from capacity_assets.collection.engines.sqlserver import NO_VOLUMES
 from capacity_assets.collection.measuring import LARGEST_BYTES, possible_limits
@@ -24,7 +32,7 @@ def sql_server(edition: int, answers: Answers, *names: str) -> Limits:
     return engine_named("sqlserver").limits(connection, Access("db", 1433, "probe", None), names)
 
 
-DIALECTS = {sqlserver: "tsql", oracle: "oracle", postgresql: "postgres"}
+DIALECTS = {clickhouse: "clickhouse", sqlserver: "tsql", oracle: "oracle", postgresql: "postgres"}
 STATEMENTS = {
     f"{module.__name__.rpartition('.')[2]}.{name}": (dialect, statement)
     for module, dialect in DIALECTS.items()
@@ -39,7 +47,7 @@ def test_every_catalogue_statement_is_one_statement_of_its_dialect(name: str) ->
 
     [parsed] = sqlglot.parse(statement, dialect=dialect, error_level=sqlglot.ErrorLevel.RAISE)
 
-    assert isinstance(parsed, sqlglot.exp.Select)
+    assert isinstance(parsed, sqlglot.exp.Query)
 
 
 def test_the_statements_that_are_parsed_are_those_of_sizes_and_limits() -> None:
@@ -62,6 +70,63 @@ def test_a_folder_lies_on_the_mount_whose_path_is_the_longest_part_of_its_own(
     folder: str, mounts: list[str], found: str | None
 ) -> None:
     assert volume_of(folder, mounts) == found
+
+
+# As chDB 26.9 answered on this machine, with a second disk, object storage, and a database without parts.
+CLICKHOUSE: Answers = {
+    clickhouse.VERSION: [("26.9.2.1",)],
+    clickhouse.SEES_ALL: [(1,)],
+    clickhouse.DATABASES: [("INFORMATION_SCHEMA", "Memory"), ("known", "Atomic"), ("new", "Atomic"), ("crm", "MySQL")],
+    clickhouse.PARTS: [("known", 24181286, 24160000)],
+    clickhouse.LOGS: [("known", "l", 1052876), ("known", "old", None)],
+    clickhouse.DISKS: [
+        ("default", "/var/lib/clickhouse/", "270553174016", "71199236096", "1000"),
+        ("cold", "/mnt/cold/", 4 * GIB, GIB, 0),
+        ("backups", "/mnt/backups/", 4 * GIB, GIB, 0),
+        ("s3", "/var/lib/clickhouse/disks/s3/", 2**64 - 1, 2**64 - 1, 0),
+    ],
+    clickhouse.PLACES: [("known", ["default", "cold", "s3"]), ("", ["default"])],
+}
+
+
+def test_clickhouse_grows_on_the_local_disks_on_which_its_parts_are() -> None:
+    engine, access = engine_named("clickhouse"), Access("db", 8123, "probe", None)
+
+    measurement = engine.sizes(Recorded(CLICKHOUSE), access, engine.system_databases)
+    limits = engine.limits(Recorded(CLICKHOUSE), access, ["known", "new"])
+
+    assert {one.name: one.size_bytes for one in measurement.sizes} == {"known": 24181286 + 1052876, "new": 0}
+    assert measurement.left_out == ("INFORMATION_SCHEMA",)
+    assert measurement.not_counted == (
+        "known: 1 table of the Log family",
+        "crm: its tables are on another server (MySQL)",
+    )
+    used = 270553174016 - 71199236096
+    assert limits == Limits(
+        (
+            Volume("/var/lib/clickhouse", 270553174016, 71199236096 - 1000, used),
+            Volume("/mnt/cold", 4 * GIB, GIB, 3 * GIB),
+        ),
+        (
+            Ceiling("known", is_unlimited=True, volumes=("/var/lib/clickhouse", "/mnt/cold")),
+            Ceiling("new", is_unlimited=True, volumes=("/var/lib/clickhouse",)),
+        ),
+    )
+    assert possible_limits(limits) == limits
+
+
+@pytest.mark.parametrize(("version", "answer", "is_refused"), [("26.9", [(0,)], True), ("24.8", [(0,)], False)])
+def test_a_login_of_clickhouse_that_may_not_see_all_tables_is_refused_where_it_can_be_asked(
+    version: str, answer: list[tuple[int]], *, is_refused: bool
+) -> None:
+    engine, access = engine_named("clickhouse"), Access("db", 8123, "probe", None)
+    connection = Recorded({**CLICKHOUSE, clickhouse.VERSION: [(version,)], clickhouse.SEES_ALL: answer})
+
+    if is_refused:
+        with pytest.raises(MeasureError, match="SHOW TABLES on"):
+            engine.sizes(connection, access, ())
+    else:
+        assert engine.sizes(connection, access, ()).sizes
 
 
 def test_files_of_sql_server_that_may_grow_to_an_end_are_a_ceiling_and_others_fill_their_volumes() -> None:

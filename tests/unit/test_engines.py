@@ -49,13 +49,16 @@ def test_engines_are_found_by_their_entry_points() -> None:
     found = {name: (type(engine).__name__, engine.default_port, engine.verified) for name, engine in engines().items()}
 
     assert found == {
+        "clickhouse": ("ClickHouse", 8123, True),
         "mariadb": ("MariaDB", 3306, True),
         "mysql": ("MySQL", 3306, True),
         "oracle": ("Oracle", 1521, False),
         "postgresql": ("PostgreSQL", 5432, True),
         "sqlserver": ("SQLServer", 1433, False),
     }
-    with pytest.raises(ValidationError, match=r"'db2' is not an engine that can be measured; known are mariadb, mysql"):
+    with pytest.raises(
+        ValidationError, match=r"'db2' is not an engine that can be measured; known are clickhouse, mariadb"
+    ):
         engine_named("db2")
 
 

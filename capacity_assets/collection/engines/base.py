@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -350,6 +351,16 @@ class Access:
     def socket(self) -> str | None:
         """The host, if it is a path and not a name."""
         return self.host if self.host.startswith("/") else None
+
+
+def tls_context(access: Access) -> ssl.SSLContext:
+    """Return what a driver encrypts with, and verifies the server by; raises OSError if a file cannot be read."""
+    context = ssl.create_default_context(cafile=access.tls_ca)
+    context.check_hostname = access.tls == TLS_VERIFY_FULL
+    context.verify_mode = ssl.CERT_REQUIRED if access.tls in VERIFIED_TLS else ssl.CERT_NONE
+    if access.tls_certificate:
+        context.load_cert_chain(access.tls_certificate, access.tls_key)
+    return context
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ from capacity_assets.collection.engines.base import (
     objects_of,
     query_server,
     refuse_without_rights,
+    tls_context,
     used_by_database,
     volume_of,
 )
@@ -227,15 +228,8 @@ def _bounded_connection() -> Any:
 def _tls(access: Access) -> dict[str, Any]:
     if access.tls == TLS_OFF or access.socket:
         return {"ssl_disabled": True}
-    import ssl
-
     # Without a context, the driver would go on unencrypted if the server offers no TLS.
-    context = ssl.create_default_context(cafile=access.tls_ca)
-    context.check_hostname = access.tls == "verify-full"
-    context.verify_mode = ssl.CERT_REQUIRED if access.tls in VERIFIED_TLS else ssl.CERT_NONE
-    if access.tls_certificate:
-        context.load_cert_chain(access.tls_certificate, access.tls_key)
-    return {"ssl": context}
+    return {"ssl": tls_context(access)}
 
 
 # A mount over another one is listed twice, with the same figures.
