@@ -60,10 +60,12 @@ from capacity_assets.web.forecasts import EVERY, OPEN, read_accuracy, read_decis
 from capacity_assets.web.groups import GROUP_ORDERS, read_group, read_groups
 from capacity_assets.web.metrics import OPENMETRICS, PLAIN, MetricsScope, read_metrics
 from capacity_assets.web.reader import (
+    ANSWER_SECONDS,
     PAGE_FORMATS,
     RANGE_NAMES,
     PageQuery,
     Reader,
+    StillReadingError,
     known_values,
     shared_notice,
     shared_revision,
@@ -234,7 +236,8 @@ logger = logging.getLogger("capacity_assets")
 SECONDS_KEPT = 10
 # Values cached for half a minute are read again before a request would wait for them.
 SECONDS_BETWEEN_READING_AHEAD = 20
-ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
+# A page that is still being read waits for it again after this pause.
+SECONDS_BETWEEN_ASKING = 1
 # Rendered pages have some 50 kB each.
 MOST_HTML_KEPT = 100
 # More threads than connections, because many requests wait for the same query.
@@ -336,7 +339,7 @@ class PageServer:
         return self.in_time(partial(self._answer, page=page, is_api=is_api))
 
     def in_time(self, respond: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint that responds from a thread, or refuses after the time limit.
+        """Return the endpoint that responds from a thread, or says after the time limit that it is still reading.
 
         The query still finishes, for repeated requests.
         """
@@ -346,7 +349,7 @@ class PageServer:
             try:
                 return await asyncio.wait_for(asyncio.wrap_future(answering), ANSWER_SECONDS)
             except TimeoutError:
-                return self._refused(request, 503, _slow(ANSWER_SECONDS))
+                return self._still_reading(request)
 
         return answer
 
@@ -374,8 +377,8 @@ class PageServer:
     def read_ahead(self, ended: threading.Event) -> None:
         """Read what every reader sees until the event is set; requests show failures."""
         ahead: list[tuple[str, dict[str, str]]] = [
-            *((path, {}) for path in ("/groups", "/accuracy", "/bill")),
             *(("/", {"period": name}) for name in PERIODS),
+            *((path, {}) for path in ("/groups", "/bill", "/accuracy")),
             ("/search", {"q": "-", "shown": "1"}),
         ]
         while not ended.is_set():
@@ -422,6 +425,8 @@ class PageServer:
             form = query.one_of("format", PAGE_FORMATS)
             self._reader.refuse_a_newer_schema()
             answer = self._read(page, query)
+        except StillReadingError:
+            return self._still_reading(request)
         except REFUSED_ERRORS as error:
             return self._refused(request, *refusal_of(error))
         if form == "json":
@@ -449,10 +454,25 @@ class PageServer:
                     del self._html[next(iter(self._html))]
         return html
 
+    def _still_reading(self, request: Request) -> Response:
+        """Answer with a page that says what is being read and loads itself again; scripts are refused."""
+        page = PAGE_OF.get(request.url.path)
+        if page is None or _is_from_a_script(request):
+            return self._refused(request, 503, _slow(ANSWER_SECONDS))
+        what = page.description[0].lower() + page.description[1:]
+        text = f"Reading from the database: {what} The page opens by itself as soon as it has been read."
+        answer = self._page_of_text(request, 202, text, f"{page.title}: being read")
+        # A header, because it works without script too.
+        answer.headers["Refresh"] = str(SECONDS_BETWEEN_ASKING)
+        return answer
+
     def _refused(self, request: Request, status: int, text: str) -> Response:
-        if request.query_params.get("format") in {"json", "csv"} or request.url.path.startswith(f"{API}/"):
+        if _is_from_a_script(request):
             return JSONResponse({"error": text}, status_code=status)
-        shown = {"title": TITLES.get(status, "No answer"), "status": status, "text": text, "user": None}
+        return self._page_of_text(request, status, text, TITLES.get(status, "No answer"))
+
+    def _page_of_text(self, request: Request, status: int, text: str, title: str) -> Response:
+        shown = {"title": title, "status": status, "text": text, "user": None}
         query = self._query(request.url.path, request.query_params)
         html = self._templates.get_template("refusal.html.j2").render(**shown, query=query)
         return HTMLResponse(html, status_code=status)
@@ -468,6 +488,10 @@ def _crumbs(page: PageRoute, content: Any) -> list[tuple[str, str]]:
         else (PAGE_OF[path].title, address(path, by=content.grouped_by if path in BY_GROUP else None))
         for path in page.above
     ]
+
+
+def _is_from_a_script(request: Request) -> bool:
+    return request.query_params.get("format") in {"json", "csv"} or request.url.path.startswith(f"{API}/")
 
 
 def _slow(seconds: int) -> str:

@@ -27,7 +27,7 @@ from capacity_assets.base.settings import DEFAULT_THRESHOLDS, HORIZONS_DAYS, Thr
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.engine import snapshot
 from capacity_assets.database.schema import newer_schema
-from capacity_assets.reading.access import CONNECTIONS, limit_seconds
+from capacity_assets.reading.access import CONNECTIONS, STATEMENT_TIMEOUT_SECONDS, limit_seconds
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
 from capacity_assets.reading.forecasts import forecasts_revision, outdated_servers
 from capacity_assets.reading.lists import NameMatch, name_index
@@ -50,7 +50,16 @@ SECONDS_BETWEEN_REVISIONS, DECLARED_SECONDS, UNMEASURED_SECONDS, NAMES_SECONDS =
 PARTIAL_SECONDS = 300
 """Finding partly measured windows reads every server of every window shown."""
 
+ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
+"""How long a reader waits for a page."""
+SHARED_SECONDS = 60
+"""Limit of a statement whose result all readers share, so that it runs once at a time, however many wait."""
+
 T = TypeVar("T")
+
+
+class StillReadingError(DatabaseError):
+    """A value is being read, and takes longer than a reader waits. It is there for those who ask again."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,8 @@ class Reader:
         """Return the result of `read`, or a cached one.
 
         A value older than `seconds` is returned once more and read again in the background, so that only the first
-        caller waits. Concurrent callers get the same value, or the same error.
+        caller waits. Concurrent callers get the same value, or the same error; StillReadingError after ANSWER_SECONDS,
+        so that their threads do not all wait for one long read.
         """
         now = time.monotonic()
         with self._lock:
@@ -112,14 +122,22 @@ class Reader:
                 reading = self._reading[key] = Future()
         if is_first:
             self._read(key, read, seconds)
-        awaited: T = reading.result()
+        try:
+            awaited: T = reading.result(ANSWER_SECONDS)
+        except TimeoutError:
+            if reading.done():
+                raise
+            raise StillReadingError(
+                f"The database has not answered within {counted(ANSWER_SECONDS, 'second')}."
+            ) from None
         return awaited
 
     def read_cached(self, key: Hashable, read: Callable[[Connection], T], seconds: float) -> T:
-        """Return the result of `read` in its own transaction, cached as in `cached`."""
+        """Return the result of `read` in its own transaction, cached as in `cached`, with the limit SHARED_SECONDS."""
 
         def in_transaction() -> T:
             with self.transaction() as connection:
+                limit_seconds(connection, SHARED_SECONDS)
                 return read(connection)
 
         return self.cached(key, in_transaction, seconds)
