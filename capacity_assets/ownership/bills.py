@@ -161,6 +161,16 @@ class BillByGroup:
         return any(group.budget is not None for group in (*self.groups, *self.former_groups))
 
     @property
+    def without_budget(self) -> Sequence[BillGroup]:
+        """Groups that cost something and have no budget."""
+        return [group for group in self.groups if group.budget is None and group.amount]
+
+    @property
+    def amount_without_budget(self) -> Decimal | None:
+        """What these cost, or are projected to cost; None: there are none."""
+        return _sum(one.amount if one.projected_amount is None else one.projected_amount for one in self.without_budget)
+
+    @property
     def difference(self) -> Decimal | None:
         """By how much the amount differs from the issue before; None: there is none, or one has no amount."""
         if self.before is None or self.bill.amount is None or self.before.bill.amount is None:
@@ -636,9 +646,8 @@ def _budget_notes(found: BillByGroup) -> list[str]:
     if not found.has_budget:
         return []
     what = "projected amount" if found.bill.days_so_far else "amount"
-    without = [one for one in found.groups if one.budget is None and one.amount]
+    without, rest = found.without_budget, found.amount_without_budget
     names = first_of((group_named(one.name, found.grouped_by) for one in without), DECLARATIONS_NAMED)
-    rest = _sum(one.amount if one.projected_amount is None else one.projected_amount for one in without)
     return [
         f"The budget is compared with the {what}. What is over budget has a plus sign.",
         *(

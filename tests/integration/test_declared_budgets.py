@@ -83,12 +83,16 @@ def test_files_and_pages_have_the_budget_too(service: AggregationService, databa
         assert document["total"]["budget_difference"] == "-1.00"
         assert '<td class="number wide">16.00</td>' in page
         assert '<td class="number">-1.00</td>' in page
-        assert "<dt>Budget</dt><dd>16.00 EUR</dd>" in page
-        assert ">1.00 under</dd>" in page
+        assert "<dt>Budget of groups that have one</dt><dd>16.00 EUR</dd>" in page
+        assert ">1.00 under. Groups without a budget: 13.50 EUR</dd>" in page
         sheet = csv.DictReader(io.StringIO(pages.ask("/bill?by=team&format=csv").text.removeprefix("\ufeff")))
         assert {row["name"]: row["budget"] for row in sheet} == {"payments": "16.00", "search": ""}
         assert "budget 16.00, 1.00 under" in pages.ask("/group?by=team&name=payments").text
-        assert ">Budget<" not in pages.ask("/bill?by=engine").text, "none is declared by engine"
+        assert "<dt>Budget" not in pages.ask("/bill?by=engine").text, "none is declared by engine"
+        printed("budgets", "set", "team=search", "12.50", "--month", "2025-06")
+        page = pages.ask("/bill?by=team&month=2025-06").text
+        assert "<dt>Budget</dt><dd>28.50 EUR</dd>" in page
+        assert ">as planned</dd>" in page
 
 
 def test_budgets_of_several_months_are_listed_changed_and_removed() -> None:
