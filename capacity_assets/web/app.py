@@ -278,6 +278,8 @@ def create_app(reader: Reader, serving: WebOptions) -> ASGIApp:
             yield
         finally:
             ended.set()
+            # What takes long is not waited for.
+            await run_in_threadpool(reader.cancel)
             if serving.reads_ahead:
                 await run_in_threadpool(ahead.join)
             await run_in_threadpool(answers.close)

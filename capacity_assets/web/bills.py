@@ -132,7 +132,7 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
 def _unchanged(reader: Reader, month: Window, issue: int) -> UnchangedDatabases:
     """Return the unchanged databases, which all groupings of a bill show and which take long to read."""
     read = partial(unchanged_databases, month=month, issue=issue, shown=COSTLIEST_SHOWN)
-    return reader.read_cached(("unchanged", month, issue), read, UNCHANGED_SECONDS)
+    return reader.read_cached(("unchanged", month, issue), read, UNCHANGED_SECONDS, is_for_all=True)
 
 
 def _free_space(reader: Reader, bill: tuple[Window, int], by: str = "", name: str | None = None) -> FreeSpace | None:

@@ -148,7 +148,7 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
         grouped_by=default_grouping(query.label_keys),
         thresholds=reader.thresholds,
     )
-    fleet = reader.read_cached(("fleet", query.today, shared_revision(reader)), read, FLEET_SECONDS)
+    fleet = reader.read_cached(("fleet", query.today, shared_revision(reader)), read, FLEET_SECONDS, is_for_all=True)
     fleet = replace(fleet, period=period.name, shown=shown, declared_since=shared_outdated(reader))
     if period.name not in fleet.periods:
         return fleet
@@ -160,7 +160,8 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
         steps = steps_between(connection, windows[0].start, windows[-1].end) if windows else []
     if sizes:
         key = ("partial", period.name, sizes[0].window_start, sizes[-1].window_start)
-        incomplete = reader.read_cached(key, partial(partial_windows, period=period, sizes=sizes), PARTIAL_SECONDS)
+        read_partial = partial(partial_windows, period=period, sizes=sizes)
+        incomplete = reader.read_cached(key, read_partial, PARTIAL_SECONDS, is_for_all=True)
         sizes = mark_partial(sizes, incomplete)
     return replace(fleet, sizes=sizes, earlier=earlier, steps=steps)
 

@@ -158,7 +158,7 @@ class AccuracyPage(ForecastScores):
 def shared_accuracy(reader: Reader, today: date) -> FleetAccuracy:
     """Return the accuracy of the fleet; raises sqlalchemy.exc.DBAPIError."""
     read = partial(accuracy_of, today=today, thresholds=reader.thresholds)
-    return reader.read_cached(("accuracy", today), read, ACCURACY_SECONDS)
+    return reader.read_cached(("accuracy", today), read, ACCURACY_SECONDS, is_for_all=True)
 
 
 def read_accuracy(reader: Reader, query: PageQuery) -> AccuracyPage:

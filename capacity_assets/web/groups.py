@@ -197,7 +197,7 @@ def _fills_first(reader: Reader, by: str) -> dict[str | None, GroupFillDate]:
 def _filling(reader: Reader, by: str) -> dict[str | None, list[GroupFillDate]]:
     """Return what fills first in each group, for the list of groups and for the page of each."""
     read = partial(fill_dates_of_groups, by=by, most=MEMBERS_SHOWN)
-    return reader.read_cached(("filling", by, shared_revision(reader)), read, FILLS_SECONDS)
+    return reader.read_cached(("filling", by, shared_revision(reader)), read, FILLS_SECONDS, is_for_all=True)
 
 
 def read_group(reader: Reader, query: PageQuery) -> GroupPage:

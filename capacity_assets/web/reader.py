@@ -10,9 +10,9 @@ import pickle
 import re
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, timedelta
 from typing import Any, TypeVar
@@ -53,7 +53,7 @@ PARTIAL_SECONDS = 300
 ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
 """How long a reader waits for a page."""
 SHARED_SECONDS = 60
-"""Limit of a statement whose result all readers share, so that it runs once at a time, however many wait."""
+"""Limit of a statement for what all readers see, which runs once at a time, however many wait."""
 
 T = TypeVar("T")
 
@@ -82,15 +82,28 @@ class Reader:
         self._cache: dict[Hashable, _CachedValue] = {}
         self._reading: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()
+        self._connections: set[Connection] = set()
         self._background = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="background")
 
     def close(self) -> None:
         """Wait for background reads, so that their connections are returned before the engine is disposed."""
         self._background.shutdown()
 
-    def transaction(self) -> AbstractContextManager[Connection]:
+    def cancel(self) -> None:
+        """Cancel the statements that run, whose readers get an error."""
+        for connection in list(self._connections):
+            with suppress(Exception):
+                connection.connection.driver_connection.cancel()  # type: ignore[union-attr]  # psycopg's
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
         """Return a context with a connection that sees one snapshot of the tables throughout."""
-        return snapshot(self._engine)
+        with snapshot(self._engine) as connection:
+            self._connections.add(connection)
+            try:
+                yield connection
+            finally:
+                self._connections.discard(connection)
 
     def refuse_a_newer_schema(self) -> None:
         """Raise DatabaseError if a newer version has upgraded the schema since the connections were opened."""
@@ -132,12 +145,18 @@ class Reader:
             ) from None
         return awaited
 
-    def read_cached(self, key: Hashable, read: Callable[[Connection], T], seconds: float) -> T:
-        """Return the result of `read` in its own transaction, cached as in `cached`, with the limit SHARED_SECONDS."""
+    def read_cached(
+        self, key: Hashable, read: Callable[[Connection], T], seconds: float, *, is_for_all: bool = False
+    ) -> T:
+        """Return the result of `read` in its own transaction, cached as in `cached`.
+
+        What is for all readers, whatever they ask for, has the limit SHARED_SECONDS.
+        """
 
         def in_transaction() -> T:
             with self.transaction() as connection:
-                limit_seconds(connection, SHARED_SECONDS)
+                if is_for_all:
+                    limit_seconds(connection, SHARED_SECONDS)
                 return read(connection)
 
         return self.cached(key, in_transaction, seconds)
@@ -172,20 +191,27 @@ class Reader:
 
 def found_names(reader: Reader, query: str, shown: int, today: date) -> list[NameMatch]:
     """Return the names that contain all words of a query, from a cached index; raises DBAPIError."""
-    index = reader.read_cached(("names", today), lambda connection: name_index(connection, today), NAMES_SECONDS)
+    index = reader.read_cached(
+        ("names", today), lambda connection: name_index(connection, today), NAMES_SECONDS, is_for_all=True
+    )
     return index.search(query, shown)
 
 
 def shared_unmeasured(reader: Reader, today: date) -> UnmeasuredServers:
     """Return the unmeasured servers."""
     return reader.read_cached(
-        ("unmeasured", today), lambda connection: unmeasured_servers(connection, today), UNMEASURED_SECONDS
+        ("unmeasured", today),
+        lambda connection: unmeasured_servers(connection, today),
+        UNMEASURED_SECONDS,
+        is_for_all=True,
     )
 
 
 def shared_outdated(reader: Reader) -> list[str]:
     """Return the servers whose limits, steps or plans changed after the newest forecast."""
-    return reader.read_cached(("outdated", shared_revision(reader)), outdated_servers, DECLARED_SECONDS)
+    return reader.read_cached(
+        ("outdated", shared_revision(reader)), outdated_servers, DECLARED_SECONDS, is_for_all=True
+    )
 
 
 def shared_notice(reader: Reader, today: date) -> str:
@@ -222,7 +248,7 @@ def notice_of(found: UncomputedSamples, today: date) -> str:
 
 def shared_revision(reader: Reader) -> tuple[object, ...]:
     """Return a part of the cache keys of everything with forecasts, so that updates are shown within seconds."""
-    return reader.read_cached("forecasts", forecasts_revision, FORECASTS_SECONDS)
+    return reader.read_cached("forecasts", forecasts_revision, FORECASTS_SECONDS, is_for_all=True)
 
 
 ROWS_PER_PAGE, ROWS_PER_FILE = 50, 10_000

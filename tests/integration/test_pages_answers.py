@@ -20,14 +20,13 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.database.views import READ_ON_NODES, READABLE, READER_ROLE
 from capacity_assets.reading import access
 from capacity_assets.reading.access import (
-    STATEMENT_TIMEOUT_SECONDS,
     reading_engine,
     refuse_a_role_that_can_write,
     role_to_read_with,
 )
 from capacity_assets.web import app
 from capacity_assets.web.app import CHALLENGE, HEADERS
-from capacity_assets.web.reader import Reader
+from capacity_assets.web.reader import FORECASTS_SECONDS, Reader
 from tests.command import capacity
 from tests.databases import execute
 from tests.former_revisions import ADDED_LATER
@@ -169,21 +168,29 @@ def test_what_was_not_read_in_time_is_there_for_who_asks_again(
     assert status == 200
 
 
-def test_what_all_readers_share_may_take_longer_than_a_page_and_holds_no_threads_meanwhile(
-    pages: Pages, engine: Engine, monkeypatch: pytest.MonkeyPatch
+def test_what_all_readers_share_may_take_longer_than_a_page_and_holds_up_neither_files_nor_the_end(
+    database: URL, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "ANSWER_SECONDS", 1)
     monkeypatch.setattr("capacity_assets.web.reader.ANSWER_SECONDS", 1)
-    with engine.begin() as connection, ThreadPoolExecutor(40) as pool:
-        connection.execute(text("LOCK TABLE capacity_runways IN ACCESS EXCLUSIVE MODE"))
-        first = time.monotonic()
-        while time.monotonic() - first < STATEMENT_TIMEOUT_SECONDS + 1:
-            assert {answer.status for answer in pool.map(pages.ask, ["/"] * 40)} == {202}
-        assert pages.ask("/static/icon.svg").status == 200
-    deadline = time.monotonic() + 30
-    while (status := pages.ask("/").status) == 202 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert status == 200
+    monkeypatch.setattr(access, "STATEMENT_TIMEOUT_SECONDS", 2)
+    with ThreadPoolExecutor(40) as pool, engine.connect() as connection:
+        with served_pages(database, reads_ahead=True) as pages:
+            connection.execute(text("LOCK TABLE capacity_decisions IN ACCESS EXCLUSIVE MODE"))
+            began = time.monotonic()
+            while time.monotonic() - began < 4:
+                assert {answer.status for answer in pool.map(pages.ask, ["/"] * 40)} == {202}
+            assert pages.ask("/static/icon.svg").status == 200
+            connection.rollback()
+            deadline = time.monotonic() + 30
+            while (status := pages.ask("/").status) == 202 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert status == 200
+            connection.execute(text("LOCK TABLE capacity_decisions IN ACCESS EXCLUSIVE MODE"))
+            time.sleep(FORECASTS_SECONDS)
+            assert pages.ask("/").status == 200, "while it is read again in the background"
+            ended = time.monotonic()
+        assert time.monotonic() - ended < 10, "the statement is cancelled"
 
 
 def test_requests_that_are_never_finished_lock_nobody_out_and_are_given_up(database: URL) -> None:
