@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.series import Series, histories, origins, read
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.forecast.model import PIECES, RISE_DAYS, Sizes, compute_fill_days, evidence, forecast
+from capacity_assets.forecast.model import PIECES, RISE_DAYS, WEIGHTS, Sizes, compute_fill_days, evidence, forecast
 
 LIMITS_ABOVE_PERCENT = (1, 2, 5, 10, 20, 50, 100)
 STEP_SHARE = 0.5
@@ -36,7 +36,7 @@ class Cases:
     above_percent: NDArray[np.int64]
     """How far the limit was above the size."""
     evidence: Sizes
-    """One row per case, one column for each of PIECES."""
+    """One row per case, one column for each of PIECES; 0 for a piece that the product leaves out at this horizon."""
     probability: Sizes
     """What the product says."""
     fill_day: NDArray[np.int64]
@@ -83,9 +83,10 @@ def _cases(source: str, values: Sizes, horizon: int) -> tuple[NDArray[np.generic
     free = values[days, None] * (np.array(LIMITS_ABOVE_PERCENT) / 100)
     fill_day, by_step = _fills(sizes, free)
     shown = [RISE_DAYS.index(horizon), HORIZONS_DAYS.index(horizon)]
+    used = np.array(WEIGHTS[horizon]) != 0
     known, said = [], []
     for column in free.T:
-        known.append(evidence(made, values[days] + column)[:, shown[0]])
+        known.append(evidence(made, values[days] + column)[:, shown[0]] * used)
         said.append(np.nan_to_num(compute_fill_days(made, values[days] + column).probability[:, shown[1]]))
     above = np.tile(LIMITS_ABOVE_PERCENT, (len(days), 1))
     in_rows = np.stack(known, axis=1).reshape(-1, len(PIECES)), np.stack(said, axis=1).ravel()

@@ -58,6 +58,9 @@ RISE_DAYS = (7, 14, 30, 45, 60, 90, 120, 180, 270, 365)
 
 WEEK_DAYS, SPREAD_DAYS, PEAK_DAYS = 7, 90, 365
 
+MOST_ACTIVE = 0.25
+"""More activity counts as this: few of the series that the weights were fitted to change on most days."""
+
 GROWTH_OF_ERRORS = 0.75
 """Errors grow with the horizon to this power: between a random walk, 0.5, and a wrong drift, 1."""
 
@@ -94,6 +97,8 @@ class SizeForecasts:
     """Largest size minus smallest size of the last SPREAD_DAYS and today."""
     fallen: Sizes
     """How far the last size is below the largest one of the last PEAK_DAYS."""
+    activity: Sizes
+    """Log odds of a change on one of the last SPREAD_DAYS, at most MOST_ACTIVE."""
 
     @property
     def middle(self) -> Sizes:
@@ -129,7 +134,8 @@ def forecast(sizes: Sizes, measured: Sizes | None = None) -> SizeForecasts:
     lately = levels[:, -1 - SPREAD_DAYS :]
     spread = np.fmax.reduce(lately, axis=1) - np.fmin.reduce(lately, axis=1)
     fallen = np.fmax.reduce(levels[:, -1 - PEAK_DAYS :], axis=1) - last
-    return SizeForecasts(last, drift, known, errors, counts, lower, upper, _rises(levels), pace, spread, fallen)
+    rises, activity = _rises(levels), _activity(changes[:, -SPREAD_DAYS:])
+    return SizeForecasts(last, drift, known, errors, counts, lower, upper, rises, pace, spread, fallen, activity)
 
 
 def _filled(sizes: Sizes) -> Sizes:
@@ -207,6 +213,12 @@ def _backtest(
     errors = np.sort(np.where(follows[:, None, None], drifting, staying), axis=2)
     counts = np.where(counts >= LEAST_ERRORS, counts, 0)
     return _completed(errors, counts), counts, follows
+
+
+def _activity(changes: Sizes) -> Sizes:
+    """Return the log odds of a change per series; a size that never changed or always did has finite ones."""
+    changed, unchanged = np.sum(np.abs(changes) > 0, axis=1), np.sum(changes == 0, axis=1)
+    return np.minimum(np.log((changed + 1.0) / (unchanged + 1.0)), MOST_ACTIVE)
 
 
 def _rises(levels: Sizes) -> Sizes:
@@ -306,14 +318,17 @@ def compute_fill_days(forecasts: SizeForecasts, limits: Sizes) -> FillDays:
     return FillDays(early, middle, late, at_horizons, known, has_band)
 
 
-PIECES = ("constant", "small free share", "drift", "last week", "spread", "fallen", "past rises")
+PIECES = ("constant", "activity", "small free share", "drift", "last week", "spread", "fallen", "past rises")
 WEIGHTS = {
-    7: (-2.74, 0.08, 0.38, 0.53, 0.66, 0.07, 0.60),
-    30: (-2.84, 0.16, 0.72, 0.46, 0.61, 0.19, 0.45),
-    90: (-2.45, 0.19, 0.89, 0.42, 0.59, 0.24, 0.43),
-    365: (-1.55, 0.13, 1.24, 0.38, 0.73, 0.27, 0.62),
+    7: (-2.45, 0.13, 0.11, 0.19, 0.50, 0.56, 0.06, 0.60),
+    30: (-2.51, 0.16, 0.21, 0.48, 0.42, 0.50, 0.17, 0.45),
+    90: (-2.45, 0.00, 0.19, 0.89, 0.42, 0.59, 0.24, 0.43),
+    365: (-1.55, 0.00, 0.13, 1.24, 0.38, 0.73, 0.27, 0.62),
 }
-"""Weights of PIECES by days, fitted once by `benchmarks.calibration` so that probabilities hold; never to a fleet."""
+"""Weights of PIECES by days, fitted once by `benchmarks.calibration` so that probabilities hold; never to a fleet.
+
+Within 90 days or more, activity adds nothing to the skill and would date even growth too early, so it has no weight.
+"""
 MOST_USED = 4.0
 SMALLEST_FREE, LARGEST_FREE = 0.01, 100.0
 MOST_PROBABLE = 0.99
@@ -325,7 +340,8 @@ def evidence(forecasts: SizeForecasts, limits: Sizes) -> Sizes:
     free = np.maximum(limits - forecasts.last, np.finfo(np.float64).tiny)[:, None]
     last, grown, count, days = _known(forecasts)
     rises = _rises_piece(np.sum(forecasts.rises >= free[:, :, None], axis=2), count, days)
-    return np.stack([np.ones_like(rises), *_size_pieces(free, last, grown), rises], axis=2)
+    activity = np.broadcast_to(forecasts.activity[:, None], rises.shape)
+    return np.stack([np.ones_like(rises), activity, *_size_pieces(free, last, grown), rises], axis=2)
 
 
 def _known(forecasts: SizeForecasts) -> tuple[Sizes, list[Sizes], Sizes, Sizes]:
@@ -421,7 +437,8 @@ def _largest_free(
     of = (series, column)
     last, grown, count, days = _known(forecasts)
     last, grown, count, days = last[of], [size[of] for size in grown], count[of], days[of]
-    constant, *by_size, by_rises = _WEIGHTS_BY_DAYS[column].T
+    constant, by_activity, *by_size, by_rises = _WEIGHTS_BY_DAYS[column].T
+    constant = constant + by_activity * forecasts.activity[series]
 
     def odds(free: Sizes) -> Sizes:
         total: Sizes = constant

@@ -18,6 +18,7 @@ from capacity_assets.forecast.model import (
     JUDGED_BY_DAYS,
     LARGEST_FREE,
     LEAST_FREE,
+    MOST_ACTIVE,
     MOST_FREE,
     MOST_ORIGINS,
     MOST_PROBABLE,
@@ -58,6 +59,8 @@ class ReferenceForecast:
     """Largest size minus smallest size of the last 90 days."""
     fallen: float
     """How far the last size is below the largest one of the last year."""
+    activity: float
+    """Log odds of a change on one of the last 90 days, limited above."""
 
     def ahead(self, days: int) -> float:
         """The forecast size."""
@@ -99,7 +102,7 @@ class ReferenceForecast:
         reached = sum(rise >= free for rise in rises) / max(len(rises), 1)
         independent = len(rises) * ORIGIN_STEP_DAYS / days
         odds = math.log((independent * reached + 0.5) / (independent * (1 - reached) + 0.5))
-        return [1.0, -math.log(share), *used, odds]
+        return [1.0, self.activity, -math.log(share), *used, odds]
 
     def day(self, limit: float, percent: int) -> int | None:
         """The first day by which a limit is reached with this probability; None: not within the longest horizon."""
@@ -174,7 +177,13 @@ def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | 
         pace=(levels[-1] - levels[-1 - week]) / max(week, 1),
         spread=max(lately) - min(lately),
         fallen=max(levels[-1 - PEAK_DAYS :]) - levels[-1],
+        activity=_activity(changes[-SPREAD_DAYS:]),
     )
+
+
+def _activity(changes: Sequence[float]) -> float:
+    unchanged = sum(change == 0 for change in changes)
+    return min(math.log((len(changes) - unchanged + 1) / (unchanged + 1)), MOST_ACTIVE)
 
 
 def _filled(sizes: Sequence[float | None]) -> list[float]:

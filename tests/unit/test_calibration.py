@@ -23,14 +23,14 @@ def made_up(weights: list[float], number: int = 30_000) -> Cases:
 
 
 def test_the_weights_that_made_the_cases_are_found_and_none_is_below_zero() -> None:
-    found = fitted(made_up([-1.0, 0.5, 1.0, 0.3, -0.8, 0.2, 0.7]))
+    found = fitted(made_up([-1.0, 0.5, 1.0, 0.3, -0.8, 0.2, 0.7, 0.4]))
 
-    assert found[[0, 1, 2, 3, 5, 6]] == pytest.approx([-1.0, 0.5, 1.0, 0.3, 0.2, 0.7], abs=0.2)
+    assert found[[0, 1, 2, 3, 5, 6, 7]] == pytest.approx([-1.0, 0.5, 1.0, 0.3, 0.2, 0.7, 0.4], abs=0.2)
     assert found[4] == 0
 
 
 def test_a_probability_that_holds_has_skill_and_a_constant_has_none() -> None:
-    cases = made_up([-1.0, 0.5, 1.0, 0.3, 0.0, 0.2, 0.7])
+    cases = made_up([-1.0, 0.5, 1.0, 0.3, 0.0, 0.2, 0.7, 0.0])
     reference = watermark(cases)
 
     assert skill(cases, from_others(cases), reference) == pytest.approx(0.26, abs=0.03)
@@ -40,8 +40,8 @@ def test_a_probability_that_holds_has_skill_and_a_constant_has_none() -> None:
 
 
 def test_the_best_offset_in_hindsight_repairs_a_source_that_is_off_by_one_and_leaves_what_holds() -> None:
-    cases = made_up([-1.0, 0.5, 1.0, 0.3, 0.0, 0.2, 0.7])
-    odds = cases.evidence @ np.array([-1.0, 0.5, 1.0, 0.3, 0.0, 0.2, 0.7])
+    cases = made_up([-1.0, 0.5, 1.0, 0.3, 0.0, 0.2, 0.7, 0.0])
+    odds = cases.evidence @ np.array([-1.0, 0.5, 1.0, 0.3, 0.0, 0.2, 0.7, 0.0])
     holds = 1 / (1 + np.exp(-odds))
     off = np.where(cases.source == "b", 1 / (1 + np.exp(1 - odds)), holds)
 
@@ -50,7 +50,7 @@ def test_the_best_offset_in_hindsight_repairs_a_source_that_is_off_by_one_and_le
 
 
 def test_what_has_less_free_space_never_fills_less_in_the_reference() -> None:
-    cases = made_up([-1.0, 0, 0, 0, 0, 0, 0])
+    cases = made_up([-1.0, 0, 0, 0, 0, 0, 0, 0])
     own = cases.source == "a"
     by_level = [watermark(cases)[own & (cases.above_percent == percent)] for percent in LIMITS_ABOVE_PERCENT]
 

@@ -15,6 +15,7 @@ from capacity_assets.forecast.model import (
     GROWTH_OF_ERRORS,
     JUDGED_BY_DAYS,
     LARGEST_FREE,
+    MOST_ACTIVE,
     MOST_ORIGINS,
     MOST_PROBABLE,
     MOST_USED,
@@ -72,8 +73,8 @@ def test_a_series_that_grows_evenly_goes_on_so_and_its_limit_has_a_date() -> Non
     assert made.middle[0].tolist() == [12_495 + 5 * days for days in HORIZONS_DAYS]
     assert made.lower[0, :3].tolist() == made.upper[0, :3].tolist() == [12_495 + 5 * days for days in (7, 30, 90)]
     ends = compute_fill_days(made, np.array([12_495.0 + 5 * 40]))
-    assert (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) == (24, 40, 91)
-    assert ends.probability[0].round(3).tolist() == [0.018, 0.140, 0.899, 0.975]
+    assert (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) == (21, 40, 91)
+    assert ends.probability[0].round(3).tolist() == [0.022, 0.162, 0.899, 0.975]
 
 
 @given(st.sampled_from([0, 100, 10_000, 1_000_000]), st.floats(0.001, 10_000), st.integers(1, 180))
@@ -93,17 +94,17 @@ def test_the_middle_day_of_even_growth_is_the_one_on_which_its_line_meets_the_li
     ("history", "due", "days"),
     [
         (1_096, 3, (3, 3, 3)),
-        (1_096, 20, (17, 20, 25)),
-        (1_096, 60, (34, 60, 111)),
-        (1_096, 120, (53, 120, 199)),
-        (1_096, 200, (70, 200, 307)),
+        (1_096, 20, (16, 20, 23)),
+        (1_096, 60, (29, 60, 111)),
+        (1_096, 120, (48, 120, 199)),
+        (1_096, 200, (67, 200, 307)),
         (1_096, 300, (90, 300, NOT_WITHIN_HORIZON)),
-        (MANY_DAYS, 20, (17, 20, 34)),
-        (MANY_DAYS, 60, (31, 60, 133)),
-        (MANY_DAYS, 300, (77, 283, NOT_WITHIN_HORIZON)),
-        (100, 20, (10, 20, 74)),
-        (100, 120, (26, 109, 353)),
-        (100, 300, (42, 206, NOT_WITHIN_HORIZON)),
+        (MANY_DAYS, 20, (15, 20, 33)),
+        (MANY_DAYS, 60, (26, 60, 133)),
+        (MANY_DAYS, 300, (75, 283, NOT_WITHIN_HORIZON)),
+        (100, 20, (9, 20, 76)),
+        (100, 120, (20, 109, 353)),
+        (100, 300, (33, 206, NOT_WITHIN_HORIZON)),
     ],
 )
 def test_how_far_the_days_of_even_growth_are_apart_depends_on_its_history(
@@ -136,9 +137,9 @@ def test_a_series_that_stands_still_is_seldom_full_but_nothing_is_certain() -> N
     made = one(line(0))
     nearly_full = compute_fill_days(made, np.array([10_001.0]))
 
-    assert nearly_full.probability[0].round(3).tolist() == [0.005, 0.025, 0.071, 0.213]
+    assert nearly_full.probability[0].round(3).tolist() == [0.004, 0.021, 0.071, 0.213]
     assert (nearly_full.early_days[0], nearly_full.middle_days[0]) == (121, NOT_WITHIN_HORIZON)
-    assert compute_fill_days(made, np.array([20_000.0])).probability[0].round(3).tolist() == [0.003, 0.012, 0.031, 0.13]
+    assert compute_fill_days(made, np.array([20_000.0])).probability[0].round(3).tolist() == [0.002, 0.008, 0.031, 0.13]
 
 
 def test_only_what_is_full_is_certain() -> None:
@@ -411,6 +412,7 @@ def test_the_document_has_the_rules_and_an_example_that_can_be_recomputed() -> N
         f"within {', '.join(map(str, RISE_DAYS[:-1]))} and {RISE_DAYS[-1]} days",
         f"to the range from 0 to {MOST_USED:g}",
         f"not below {SMALLEST_FREE} and not above {LARGEST_FREE:g}",
+        f"at most {MOST_ACTIVE}",
         f"at most {MOST_PROBABLE:.0%}".replace("%", " %"),
     ):
         assert rule in document, rule
