@@ -3,8 +3,10 @@
 # No postponed annotations: Dagster reads those of an asset.
 import dagster as dg
 
+from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.settings import load_settings
 from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.graph import Services
 from tests.clocks import fixed_clock
 
 OWN_JOB = "own_job"
@@ -16,12 +18,19 @@ def own_costs(context: dg.AssetExecutionContext) -> str:
     return str(context.resources.collection)
 
 
+@dg.asset
+def own_stale_windows(capacity_services: dg.ResourceParam[Services]) -> int:
+    """An asset that takes our services, typed, as docs/extending.md says."""
+    assert isinstance(capacity_services.runner.service, AggregationService)
+    return len(capacity_services.runner.stale_windows())
+
+
 def host() -> dg.Definitions:
     """The definitions of the code location."""
     return dg.Definitions.merge(
         build_definitions(load_settings(), clock=fixed_clock(), key_prefix="dba", owners=["team:platform"]),
         dg.Definitions(
-            assets=[own_costs],
+            assets=[own_costs, own_stale_windows],
             jobs=[dg.define_asset_job(OWN_JOB, [own_costs])],
             resources={"collection": "theirs", "aggregation": "theirs", "retention": "theirs"},
             executor=dg.multiprocess_executor,

@@ -10,6 +10,7 @@ from typing import Literal
 
 import dagster as dg
 
+from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.settings import load_settings
 from capacity_assets.orchestration.build import build_definitions
 
@@ -29,10 +30,14 @@ class CapacityFleet(dg.Component, dg.Model, dg.Resolvable):
     """Executor of the jobs."""
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Build the definitions from the settings of the environment."""
+        """Build the definitions from the settings of the environment; raises ValidationError without the file."""
+        fleet = None if self.fleet is None else Path(context.path) / self.fleet
+        # Here `dg check defs` finds it. What is in the file is checked by the run that registers, and fails no other.
+        if fleet is not None and not fleet.is_file():
+            raise ValidationError(f"fleet: there is no file {fleet}.")
         return build_definitions(
             load_settings(),
-            fleet=None if self.fleet is None else Path(context.path) / self.fleet,
+            fleet=fleet,
             key_prefix=self.key_prefix,
             owners=self.owners,
             executor=EXECUTORS[self.executor] if self.executor else None,

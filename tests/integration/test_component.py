@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ import pytest
 from dagster.components.testing import create_defs_folder_sandbox
 from sqlalchemy import Engine, text
 
+from capacity_assets.base.errors import ValidationError
 from capacity_assets.orchestration.collection import REGISTERED_SERVERS
 from capacity_assets.orchestration.component import CapacityFleet
 
@@ -65,6 +67,21 @@ def test_a_component_brings_the_graph_and_registers_the_servers_of_its_file(engi
     assert (first["added_servers"], first["unchanged_servers"]) == (2, 0)
     assert (second["added_servers"], second["unchanged_servers"]) == (0, 2)
     assert {"monthly_database_aggregations", "database_size_stats", REGISTERED_SERVERS} <= keys
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_file_that_is_missing_keeps_the_component_from_loading_as_dg_check_defs_does() -> None:
+    with pytest.raises(Exception, match=r"defs\.yaml") as refused, loaded({"fleet": "servers.toml"}):
+        pass
+
+    said = [str(error) for error in causes(refused.value) if isinstance(error, ValidationError)]
+    assert re.fullmatch(r"fleet: there is no file /\S+/servers\.toml\.", said[0])
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @pytest.mark.usefixtures("settings")

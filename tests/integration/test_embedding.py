@@ -46,13 +46,24 @@ def test_a_host_keeps_its_executor_and_resources_and_ours_have_its_prefix_and_ow
         for name in (OWN_JOB, "daily_aggregation_job", "runway_job")
     }
 
-    assert {name.partition("/")[0] for name in specs} == {"dba", "own_costs"}
-    assert {owner for name, spec in specs.items() if name != "own_costs" for owner in spec.owners} == {"team:platform"}
+    assert {name.partition("/")[0] for name in specs} == {"dba", "own_costs", "own_stale_windows"}
+    assert {owner for name, spec in specs.items() if name.startswith("dba/") for owner in spec.owners} == {
+        "team:platform"
+    }
     upstream = {dep.asset_key.to_user_string() for dep in specs["dba/daily_group_aggregations"].deps}
     assert upstream == {"dba/daily_database_aggregations", "dba/daily_instance_aggregations"}
     assert executors == {OWN_JOB: "multiprocess", "daily_aggregation_job": "in_process", "runway_job": "in_process"}
     assert definitions.resolve_implicit_global_asset_job_def().executor_def.name == "multiprocess"
     assert {*repository.get_top_level_resources()} == {"aggregation", "collection", "retention", SERVICES}
+
+
+@pytest.mark.usefixtures("settings", "engine")
+def test_an_asset_of_the_host_takes_our_services_typed() -> None:
+    job = host().resolve_implicit_global_asset_job_def()
+
+    done = job.execute_in_process(asset_selection=[dg.AssetKey("own_stale_windows")])
+
+    assert done.output_for_node("own_stale_windows") == 0
 
 
 @pytest.mark.usefixtures("settings")
