@@ -101,6 +101,7 @@ def test_clickhouse_grows_on_the_local_disks_on_which_its_parts_are() -> None:
         "known: 1 table of the Log family",
         "crm: its tables are on another server (MySQL)",
     )
+    assert all(f"'{engine}'" in clickhouse.LOGS for engine in clickhouse.ELSEWHERE)
     used = 270553174016 - 71199236096
     assert limits == Limits(
         (
