@@ -117,8 +117,8 @@ def make_temporary_tables(connection: Connection, queries: Mapping[str, str], pa
     """Keep the result of each query as a temporary table of its name, until the transaction ends. Raises DBAPIError."""
     for name, query in queries.items():
         connection.execute(text(f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {query}"), dict(parameters))
-    # Without statistics the planner expects a handful of rows, and loops over all of them.
-    connection.execute(text(f"ANALYZE {_temporary(queries)}"))
+        # Without statistics the planner expects a handful of rows, and loops over all of them, in the next query too.
+        connection.execute(text(f"ANALYZE pg_temp.{name}"))
 
 
 def _temporary(names: Iterable[str]) -> str:

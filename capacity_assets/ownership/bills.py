@@ -937,19 +937,20 @@ JOIN capacity_bills n ON n.month = :start AND n.issue = :issue
 WHERE b.is_final AND n.is_final AND b.currency = n.currency
   AND n.issue = (SELECT max(issue) FROM capacity_bills WHERE month = :start)
 """
+# The lines of a bill and of the one that it is compared with; none where there is none.
+_BOTH_LINES = """
+    SELECT month = CAST(:start AS date) AS is_now, instance_id, database_name, line, gib_months,
+           labels || jsonb_build_object('engine', engine, 'server', server) AS facets, coalesce(price, 0) AS price,
+           coalesce(amount, 0) AS amount, amount IS NOT NULL AS is_priced
+    FROM capacity_bill_lines
+    WHERE CAST(:before_issue AS integer) IS NOT NULL
+      AND (month, issue) IN ((:start, :issue), (CAST(:before_start AS date), CAST(:before_issue AS integer)))"""
 # The amount that a database paid the month before goes to its lines of this month, in proportion to their quantity. The
 # rest of a line's amount is by the change of its price, and by growth. Running sums are rounded in place of the parts,
 # so that the parts add up.
 _COMPARED_LINES = """
-    WITH lines AS MATERIALIZED (
-        SELECT month = CAST(:start AS date) AS is_now, instance_id, database_name, line, gib_months,
-               labels || jsonb_build_object('engine', engine, 'server', server) AS facets, coalesce(price, 0) AS price,
-               coalesce(amount, 0) AS amount, amount IS NOT NULL AS is_priced
-        FROM capacity_bill_lines
-        WHERE CAST(:before_issue AS integer) IS NOT NULL
-          AND (month, issue) IN ((:start, :issue), (CAST(:before_start AS date), CAST(:before_issue AS integer)))
-    ), before AS MATERIALIZED (
-        SELECT * FROM lines WHERE NOT is_now
+    WITH before AS MATERIALIZED (
+        SELECT * FROM both_lines WHERE NOT is_now
     ), database_before AS (
         SELECT instance_id, database_name,
                CASE WHEN min(price) = max(price) THEN min(price) ELSE sum(gib_months * price) / sum(gib_months) END
@@ -958,7 +959,7 @@ _COMPARED_LINES = """
     ), now AS MATERIALIZED (
         SELECT *, sum(gib_months) OVER (PARTITION BY instance_id, database_name ORDER BY line) AS until,
                sum(gib_months) OVER (PARTITION BY instance_id, database_name) AS whole
-        FROM lines WHERE is_now
+        FROM both_lines WHERE is_now
     ), kept AS MATERIALIZED (
         SELECT n.line, n.facets, b.facets AS from_facets,
                round(b.amount * n.until / n.whole, 12) - round(b.amount * (n.until - n.gib_months) / n.whole, 12)
@@ -994,7 +995,12 @@ _GROUPINGS = """
     SELECT key FROM unnest(CAST(:without_label AS text[])) AS key
     UNION SELECT key FROM capacity_bills b CROSS JOIN LATERAL json_array_elements_text(b.label_keys) AS key
     WHERE b.month = :start AND b.issue = :issue"""
-COMPARED = {"groupings": _GROUPINGS, "summed_lines": _SUMMED_LINES, "compared_lines": _COMPARED_LINES}
+COMPARED = {
+    "groupings": _GROUPINGS,
+    "summed_lines": _SUMMED_LINES,
+    "both_lines": _BOTH_LINES,
+    "compared_lines": _COMPARED_LINES,
+}
 """What groups are made of, as temporary tables: the groupings of a bill, its lines by database, and the parts of the
 change. `facets` are labels with engine and server: what something is grouped by."""
 _DELETE_GROUPS = "DELETE FROM capacity_bill_groups WHERE month = :start AND issue = :issue"

@@ -317,7 +317,7 @@ def _issued_on(connection: Connection, days: Sequence[date]) -> Sequence[date]:
         SELECT DISTINCT as_of AS day FROM capacity_forecasts WHERE as_of = ANY (CAST(:days AS date[])) ORDER BY day"""
     by_index = """
         SELECT day FROM unnest(CAST(:days AS date[])) AS day
-        WHERE EXISTS (SELECT FROM capacity_forecasts f WHERE f.as_of = day) ORDER BY day"""
+        CROSS JOIN LATERAL (SELECT FROM capacity_forecasts f WHERE f.as_of = day LIMIT 1) AS issued ORDER BY day"""
     statement = on_nodes if tables_are_distributed(connection) else by_index
     return [row.day for row in rows(connection, statement, days=days)]
 

@@ -392,15 +392,14 @@ def name_index(connection: Connection, today: date) -> NameIndex:
     statement = """
         SELECT 'server' AS kind, server AS name, server_id, server FROM capacity_servers
         UNION ALL
-        SELECT 'database', database, server_id, server FROM capacity_samples
-        WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= :today)
-        UNION ALL
-        SELECT 'database', database, server_id, server FROM capacity_growth
-        WHERE period = 'monthly'
-          AND window_start = (SELECT max(window_start) FROM capacity_growth WHERE period = 'monthly')
-          AND (server_id, database) NOT IN (
-              SELECT server_id, database FROM capacity_samples
-              WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= :today))
+        (
+            SELECT 'database', database, server_id, server FROM capacity_samples
+            WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= :today)
+            UNION
+            SELECT 'database', database, server_id, server FROM capacity_growth
+            WHERE period = 'monthly'
+              AND window_start = (SELECT max(window_start) FROM capacity_growth WHERE period = 'monthly')
+        )
         UNION ALL
         SELECT DISTINCT 'group', value, 0, key FROM capacity_label_spans
         WHERE value IS NOT NULL AND valid_until = 'infinity'

@@ -21,10 +21,10 @@ from capacity_assets.reading.accuracy import FleetAccuracy, ForecastScores, accu
 from capacity_assets.reading.forecasts import StoredRunway, fills_first, free_capacity
 from capacity_assets.reading.risks import Headline, next_to_fill
 from capacity_assets.reading.subjects import server_facts, server_ids_of
-from capacity_assets.web.reader import PageQuery, Reader, part_of_page, shared_outdated
+from capacity_assets.web.reader import PageQuery, Reader, part_of_page, shared_outdated, shared_revision
 
 OPEN, EVERY = "open", "all"
-ACCURACY_SECONDS = 1800
+ACCURACY_SECONDS, FIRST_SECONDS = 1800, 30
 DEFAULT_HORIZONS_DAYS = (30, 7)
 """Default horizon: the first with enough forecasts."""
 OF_HORIZON = ("kinds", "calibration", "alarms", "fill_dates", "misses", "months")
@@ -48,7 +48,14 @@ def read_filling(reader: Reader, query: PageQuery) -> FillingPage:
     shown = query.rows_shown
     with reader.transaction() as connection:
         filling = fills_first(connection, query.today, shown=shown + 1, skipped=(query.page - 1) * shown)
-        first = next(iter(filling if query.page == 1 else fills_first(connection, query.today, shown=1)), None)
+    if query.page > 1:
+        # The headline of all pages is the same.
+        key = ("first to fill", query.today, shared_revision(reader))
+        read = partial(fills_first, today=query.today, shown=1)
+        first = next(iter(reader.read_cached(key, read, FIRST_SECONDS)), None)
+    else:
+        first = next(iter(filling), None)
+    with reader.transaction() as connection:
         free = None if first else free_capacity(connection, reader.thresholds)
     issued, unknown = (free.as_of, free.unknown_limits) if free else (None, 0)
     sentence = next_to_fill(first, reader.thresholds, issued=issued, unknown_limits=unknown)
