@@ -6,6 +6,8 @@ a pure function of server, database and day: they grow, shrink and stand still, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -86,13 +88,20 @@ def generate(engine: Engine, fleet: Fleet) -> None:
 
 
 def _load(connection: Connection, table: str, statement: str, sizes: dict[str, object]) -> None:
+    used = {name: value for name, value in sizes.items() if f":{name}" in statement}
+    with without_indexes(connection, table):
+        connection.execute(text(statement), used)
+
+
+@contextmanager
+def without_indexes(connection: Connection, table: str) -> Iterator[None]:
+    """Drop the indexes of a table and let its triggers rest; make both again at the end."""
     indexes = connection.execute(text(_INDEXES), {"table": table}).all()
     connection.exec_driver_sql(f"ALTER TABLE {table} DISABLE TRIGGER USER")
     for index in indexes:
         kind = f"ALTER TABLE {table} DROP CONSTRAINT" if index.constraint else "DROP INDEX"
         connection.exec_driver_sql(f"{kind} {index.name}")
-    used = {name: value for name, value in sizes.items() if f":{name}" in statement}
-    connection.execute(text(statement), used)
+    yield
     for index in indexes:
         add = f"ALTER TABLE {table} ADD CONSTRAINT {index.name} {index.constraint}"
         # As PostgreSQL prints it, it would be made on the parent alone.

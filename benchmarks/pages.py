@@ -1,21 +1,30 @@
 """`python -m benchmarks.pages`: how long the pages take on the server's side, over a large fleet, alone and for many.
 
-Aggregates are generated as in `benchmarks.reading`; samples, volumes and forecasts of the newest day beside them, teams
-for servers and for every tenth database. Pages are asked over HTTP from the real server in another process.
+Aggregates are generated as in `benchmarks.reading`, up to yesterday; beside them volumes, forecasts of four days, teams
+for servers and for every tenth database, samples for three bills, and budgets. Pages are asked over HTTP from the real
+server in another process, first of all the first one.
 """
 
 from __future__ import annotations
 
+import gzip
+import re
 import statistics
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.error import HTTPError
 from zoneinfo import ZoneInfo
 
 import click
@@ -29,28 +38,34 @@ from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.periods import PERIODS, Clock
-from capacity_assets.base.settings import CAPACITY_DRIVER
+from capacity_assets.base.settings import CAPACITY_DRIVER, DEFAULT_LABEL_KEYS, HORIZONS_DAYS
 from capacity_assets.database.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.views import ensure_reader_role
+from capacity_assets.ownership.bills import issue_bill
 
 LIMIT_MS = 100
 PORT = 3999
 START_SECONDS = 60
 SECONDS_PER_PAGE = 5
 COMPUTED = 5
+BILLS = 3
 UTC_ZONE = ZoneInfo("UTC")
 # Each round asks for something else, `{n}`, because the same again is kept for seconds.
 PAGES = {
     "fleet": "/?period={period}",
+    "fleet, a range": "/?range=1y&period={period}",
     "servers by growth": "/servers?order=growth&period=monthly&page={n}",
     "databases by growth": "/databases?order=growth&period=monthly&page={n}",
     "databases by size": "/databases?order=size&period=daily&page={n}",
     "databases of an engine": "/databases?order=growth&period=monthly&engine=oracle&page={n}",
     "databases of a team (a tenth)": "/databases?order=growth&period=monthly&label=team%3Dteam-3&page={n}",
     "groups by team": "/groups?by=team&period={period}",
-    "a group": "/group?by=team&name=team-{n}",
+    "a group": "/group?by=team&name=team-{digit}",
     "fills first": "/filling?page={n}",
+    "bill": "/bill?by={by}",
+    "budget": "/budget?by=team&months={n}",
+    "accuracy": "/accuracy?horizon={horizon}",
     "a server": "/server?server={n}",
     "a database, daily": "/database?server=17&name=database-{n}",
     "a database, weekly": "/database?server=18&name=database-{n}&period=weekly",
@@ -60,23 +75,25 @@ PAGES = {
     "a table": "/table?server={n}&database=database-1&schema=public&name=object-1",
     "search": "/search?q=base-7+server-1{n}",
 }
+GROUPED_BY = ("team", "engine", "server", "environment", "service")
 PERIODS_ASKED = ("weekly", "monthly", "quarterly", "yearly", "daily")
+# One day of the newest month and of the two before it.
 _SAMPLES = """
 INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date)
-SELECT instance_id, database_name, avg_size_mb, :day FROM database_size_aggregations
-WHERE period_type = 'daily' AND period_start = :day
+SELECT instance_id, database_name, avg_size_mb, least(period_end, :day) FROM database_size_aggregations
+WHERE period_type = 'monthly' AND period_start > CAST(:day AS date) - 92
 """
 _TOTALS = """
 INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date)
-SELECT instance_id, total_size_mb, database_count, :day FROM instance_size_aggregations
-WHERE period_type = 'daily' AND period_start = :day
+SELECT instance_id, total_size_mb, database_count, least(period_end, :day) FROM instance_size_aggregations
+WHERE period_type = 'monthly' AND period_start > CAST(:day AS date) - 92
 """
 VOLUMES = """
 INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source)
 SELECT CAST(:day AS date) - d, id, '/data', 4000000, 1000000 + id, 'measured'
 FROM instances, generate_series(0, 89) AS d
 """
-# Of 25 servers, half a year of weeks.
+# Of 500 databases on 25 servers, half a year of weeks.
 OBJECTS = """
 INSERT INTO object_size_stats (collected_date, instance_id, database_name, kind, schema_name, table_name, object_name,
                                size_bytes, free_bytes, is_exact, object_count)
@@ -87,16 +104,39 @@ FROM database_size_aggregations a, generate_series(0, 25) w, generate_series(1, 
 CROSS JOIN LATERAL (SELECT CASE n WHEN 101 THEN 'others' WHEN 102 THEN 'unexplained' ELSE 'table' END AS kind,
                            CASE WHEN n <= 100 THEN 'object-' || n ELSE '' END AS name) AS k
 WHERE a.period_type = 'daily' AND a.period_start = :day AND a.instance_id <= 25
+  AND a.database_name = ANY (ARRAY(SELECT 'database-' || m FROM generate_series(1, 20) m))
 """
+# Of the newest day and of 30, 60 and 90 days before it.
 _RUNWAYS = """
 INSERT INTO capacity_runways (as_of, instance_id, subject, name, state, last_day, size_mb, limit_mb, binds,
     limit_source, change_mb_per_day, history_days, middle_day, probability_7, probability_30, probability_90,
-    probability_365, in_time, forecast_30_mb, lower_30_mb, upper_30_mb)
-SELECT :day, instance_id, 'database', database_name, 'forecast', :day, avg_size_mb, avg_size_mb * 2, 'own limit',
-       'declared', 1, 400,
-       CASE WHEN avg_size_mb % 10 = 0 THEN CAST(:day AS date) + CAST(avg_size_mb % 365 AS integer) END,
-       0, 0, 0, CASE WHEN avg_size_mb % 10 = 0 THEN 0.6 ELSE 0 END, true, avg_size_mb, avg_size_mb, avg_size_mb
-FROM database_size_aggregations WHERE period_type = 'daily' AND period_start = :day
+    probability_365, in_time, forecast_30_mb, lower_30_mb, upper_30_mb, forecast_90_mb, lower_90_mb, upper_90_mb,
+    actual_30_mb, actual_90_mb)
+SELECT CAST(:day AS date) - ago, instance_id, 'database', database_name, 'forecast', CAST(:day AS date) - ago, size,
+       size * 2, 'own limit', 'declared', 1, 400,
+       CASE WHEN size % 10 = 0 THEN CAST(:day AS date) + CAST(size % 365 AS integer) END,
+       0, 0, 0, CASE WHEN size % 10 = 0 THEN 0.6 ELSE 0 END, true,
+       size, size - 50, size + 50, size, size - 50, size + 50,
+       CASE WHEN ago >= 30 THEN size + size % 97 END, CASE WHEN ago >= 90 THEN size + size % 113 END
+FROM (SELECT instance_id, database_name, avg_size_mb AS size FROM database_size_aggregations
+      WHERE period_type = 'daily' AND period_start = :day) AS newest, unnest(ARRAY[0, 30, 60, 90]) AS ago
+"""
+_GROUP_RUNWAYS = """
+INSERT INTO capacity_runways (as_of, instance_id, subject, name, state, last_day, size_mb, change_mb_per_day,
+    history_days, in_time, forecast_7_mb, lower_7_mb, upper_7_mb, forecast_30_mb, lower_30_mb, upper_30_mb,
+    forecast_90_mb, lower_90_mb, upper_90_mb, forecast_365_mb, lower_365_mb, upper_365_mb)
+SELECT :day, 0, 'group', label_key || '=' || label_value, 'forecast', :day, size, 1, 400, true,
+       size, size - 50, size + 50, size, size - 50, size + 50, size, size - 50, size + 50, size, size - 50, size + 50
+FROM (SELECT label_key, label_value, avg_size_mb AS size FROM group_size_aggregations
+      WHERE period_type = 'daily' AND period_start = :day AND label_key <> '(total)') AS newest
+"""
+_MONEY = """
+INSERT INTO capacity_prices (engine, key, value, valid_from, price, currency)
+VALUES ('', '', '', DATE '0001-01-01', 0.12, 'EUR'), ('oracle', '', '', DATE '0001-01-01', 0.30, 'EUR');
+INSERT INTO capacity_budgets (grouped_by, group_name, month, amount, currency)
+SELECT 'team', 'team-' || n, CAST(month AS date), 70000, 'EUR'
+FROM generate_series(0, 7) n, generate_series(date_trunc('month', CAST(:day AS date)) - interval '2 months',
+                                              CAST(:day AS date) + interval '1 year', interval '1 month') month
 """
 LABELS = """
 INSERT INTO capacity_labels (instance_id, database_pattern, key, valid_from, value)
@@ -110,37 +150,65 @@ UNION ALL SELECT id, '*7', 'team', DATE '0001-01-01', 'team-' || (id + 1) % 10 F
 @click.option("--daily-days", default=30, show_default=True, help="How many days of daily rows.")
 @click.option("--rounds", default=5, show_default=True, help="Repetitions; medians are shown.")
 @click.option("--readers", default=50, show_default=True, help="How many ask at once at the end.")
-def main(*, fleet: Fleet, daily_days: int, rounds: int, readers: int) -> None:
+@click.option("--folder", type=click.Path(path_type=Path), help="Keep the fleet there; what is there is not generated.")
+def main(*, fleet: Fleet, daily_days: int, rounds: int, readers: int, folder: Path | None) -> None:
     """Ask for each page, and say whether it took at most 100 ms."""
-    with temporary_home() as folder, embedded_server(folder / "postgres") as server:
+    with _home(folder) as home, embedded_server(home / "postgres") as server:
         engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
-        prepare(engine, fleet)
-        started = time.perf_counter()
-        rows = generate_aggregates(engine, fleet, daily_days)
-        _generate_the_rest(engine, fleet)
-        click.echo(f"{rows:,} rows of databases generated in {time.perf_counter() - started:.0f} s", err=True)
-        with _served(folder, fleet):
-            # Answered when the server has read ahead, as it does when it starts.
-            for path in ("/", "/groups", "/search?q=base"):
-                _ask(path)
+        done = home / "generated"
+        last_day = done.read_text() if done.exists() else (datetime.now(tz=UTC) - timedelta(days=1)).date().isoformat()
+        fleet = replace(fleet, last_day=date.fromisoformat(last_day))
+        if not done.exists():
+            _generate(engine, fleet, daily_days)
+            done.write_text(last_day)
+        with _served(home, fleet):
+            _ask_first()
             _ask_each(rounds)
-            _ask_together(readers)
+            _ask_together(readers, 1)
+            _ask_together(readers, 4)
             _ask_while_computing(engine, fleet, readers)
         engine.dispose()
 
 
-def _generate_the_rest(engine: Engine, fleet: Fleet) -> None:
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("SET statement_timeout = 0"))
-        for statement in (_SAMPLES, _TOTALS, VOLUMES, OBJECTS, _RUNWAYS):
-            connection.execute(text(statement), {"day": fleet.last_day})
-        connection.execute(text(LABELS))
-        connection.execute(text("VACUUM (ANALYZE)"))
+@contextmanager
+def _home(folder: Path | None) -> Iterator[Path]:
+    if folder is None:
+        with temporary_home() as home:
+            yield home
+    else:
+        folder.mkdir(exist_ok=True)
+        # As in `temporary_home`.
+        folder.chmod(0o711)
+        yield folder
+
+
+def _generate(engine: Engine, fleet: Fleet, daily_days: int) -> None:
+    prepare(engine, fleet)
     started = time.perf_counter()
+    rows = generate_aggregates(engine, fleet, daily_days)
+    click.echo(f"{rows:,} rows of databases generated in {time.perf_counter() - started:.0f} s", err=True)
+    _generate_the_rest(engine, fleet)
+    click.echo(f"Generated in {time.perf_counter() - started:.0f} s", err=True)
+
+
+def _generate_the_rest(engine: Engine, fleet: Fleet) -> None:
+    _execute(engine, fleet, (_SAMPLES, _TOTALS, VOLUMES, OBJECTS, _RUNWAYS, LABELS, *_MONEY.split(";")))
+    _execute(engine, fleet, ("VACUUM (ANALYZE)",))
     compute_groups(engine, fleet)
-    click.echo(f"Groups computed in {time.perf_counter() - started:.0f} s", err=True)
+    _execute(engine, fleet, (_GROUP_RUNWAYS,))
+    newest = PERIODS["monthly"].window_of(fleet.last_day)
+    for month in PERIODS["monthly"].back(newest, BILLS):
+        issue_bill(engine, month, _clock(fleet), DEFAULT_LABEL_KEYS)
+    _execute(engine, fleet, ("VACUUM (ANALYZE)",))
     with engine.begin() as connection:
         ensure_reader_role(connection)
+
+
+def _execute(engine: Engine, fleet: Fleet, statements: Sequence[str]) -> None:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SET statement_timeout = 0"))
+        for statement in statements:
+            connection.execute(text(statement), {"day": fleet.last_day} if ":day" in statement else {})
 
 
 def _clock(fleet: Fleet) -> Clock:
@@ -181,14 +249,54 @@ class _served:  # noqa: N801 -- reads as what it does
 def _ask(path: str) -> float:
     """Return how long an answer took, in milliseconds."""
     started = time.perf_counter()
-    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=60) as answer:
-        answer.read()
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=60) as answer:
+            answer.read()
+            status = answer.status
+    except HTTPError as error:
+        status = error.code
+    if status != HTTPStatus.OK:
+        click.echo(f"{status} {path}", err=True)
     return (time.perf_counter() - started) * 1000
 
 
 def page_path(path: str, number: int) -> str:
     """Return the address of a page, another one for each number."""
-    return path.format(n=number + 1, period=PERIODS_ASKED[number % len(PERIODS_ASKED)])
+    return path.format(
+        n=number + 1,
+        digit=number % 10,
+        period=PERIODS_ASKED[number % len(PERIODS_ASKED)],
+        by=GROUPED_BY[number % len(GROUPED_BY)],
+        horizon=HORIZONS_DAYS[number % len(HORIZONS_DAYS)],
+    )
+
+
+def _ask_first() -> None:
+    """Ask for the first page right after the start, and again as a browser does while it is being read."""
+    started, statuses, path = time.perf_counter(), list[int](), "/"
+    while not statuses or statuses[-1] == HTTPStatus.ACCEPTED:
+        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=60) as answer:
+            statuses.append(answer.status)
+        time.sleep(1 if answer.status == HTTPStatus.ACCEPTED else 0)
+    click.echo(f"First page: {time.perf_counter() - started:.1f} s after the start, {statuses}")
+    files = re.findall(r'(?:src|href)="(/(?:static|charts)/[^"]+)"', _packed(path)[1])
+    sizes = {one: _packed(one)[0] for one in (path, *files)}
+    click.echo(
+        f"First load: {sum(sizes.values()) / 1000:.0f} kB compressed, {sizes[path] / 1000:.0f} kB of it the page"
+    )
+    # What is read ahead.
+    for ahead in ("/groups", "/bill", "/accuracy", "/search?q=base"):
+        click.echo(f"First {ahead}: {_ask(ahead):,.0f} ms")
+
+
+def _packed(path: str) -> tuple[int, str]:
+    """Return the compressed size of an answer in bytes, and its text."""
+    connection = HTTPConnection("127.0.0.1", PORT, timeout=60)
+    connection.request("GET", path, headers={"Accept-Encoding": "gzip"})
+    answer = connection.getresponse()
+    content, is_packed = answer.read(), answer.getheader("Content-Encoding") == "gzip"
+    connection.close()
+    return len(content), (gzip.decompress(content) if is_packed else content).decode()
 
 
 def _ask_each(rounds: int) -> None:
@@ -201,10 +309,11 @@ def _ask_each(rounds: int) -> None:
         click.echo(f"| {name} | {middle:.0f} ms{verdict} | {max(taken):.0f} ms | {again:.0f} ms |")
 
 
-def _ask_together(readers: int) -> None:
-    # Every second one asks for what somebody asked for before, as in the morning.
-    paths = [page_path(path, 5 + number) for number in range(4) for path in PAGES.values()]
-    asked = [paths[(number // 2) % len(paths)] for number in range(readers * 4)]
+def _ask_together(readers: int, pages_each: int) -> None:
+    """Ask for pages that nobody asked for yet, each twice, as in the morning; lists of tables are measured alone."""
+    pages = [path for name, path in PAGES.items() if not name.startswith("tables")]
+    paths = [page_path(path, 4 + pages_each + number) for number in range(4) for path in pages]
+    asked = [paths[(number // 2) % len(paths)] for number in range(readers * pages_each)]
     started = time.perf_counter()
     with ThreadPoolExecutor(readers) as pool:
         taken = sorted(pool.map(_ask, asked))
@@ -216,9 +325,13 @@ def _ask_together(readers: int) -> None:
 
 
 def _ask_while_computing(engine: Engine, fleet: Fleet, readers: int) -> None:
-    """Compute a day again and again, alone and while each reader opens a page every few seconds."""
+    """Compute a day again and again, alone and while each reader opens a page every few seconds.
+
+    It is one with samples, and not the newest, whose rows would lie scattered when lists of them are measured again.
+    """
     runner = AggregationTaskRunner(AggregationService(engine, _clock(fleet)))
-    day = PERIODS["daily"].windows_between(fleet.last_day, fleet.last_day)
+    last_of_month = PERIODS["monthly"].window_of(fleet.last_day).start - timedelta(days=1)
+    day = PERIODS["daily"].windows_between(last_of_month, last_of_month)
 
     def compute() -> float:
         started = time.perf_counter()

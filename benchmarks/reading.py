@@ -10,20 +10,23 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, timedelta
 
 import click
 from sqlalchemy import Connection, Engine, text
 
 from benchmarks.__main__ import Size
-from benchmarks.fleet import SERVERS, Fleet, prepare
+from benchmarks.fleet import SERVERS, Fleet, prepare, without_indexes
 from benchmarks.server import temporary_server
 from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.embedded import CAPACITY_DATABASE
 from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.tables import database_size_aggregations
 
 LIMIT_MS = 100
+WRITERS = 2
 
 QUESTIONS = {
     "one database's daily history": """
@@ -78,8 +81,7 @@ INSERT INTO instance_size_aggregations
      data_count, database_count, total_size_change_mb, total_size_change_percent, growth_rate, trend_direction)
 SELECT instance_id, period_type, period_start, period_end, sum(avg_size_mb), avg(avg_size_mb), sum(max_size_mb),
        sum(min_size_mb), max(data_count), count(*), sum(size_change_mb), 1, 1, 'stable'
-FROM database_size_aggregations WHERE period_type = :period AND period_start = :start
-GROUP BY instance_id, period_type, period_start, period_end
+FROM database_size_aggregations GROUP BY instance_id, period_type, period_start, period_end
 """
 
 
@@ -103,25 +105,31 @@ def main(*, fleet: Fleet, daily_days: int, rounds: int, plans: bool) -> None:
 
 def generate_aggregates(engine: Engine, fleet: Fleet, daily_days: int) -> int:
     """Write every window of the fleet, of the daily ones the newest; return how many rows of databases that are."""
-    rows = 0
+    windows = [
+        (period, number, window)
+        for period in PERIODS.values()
+        for number, window in enumerate(period.windows_between(_first_day(fleet, period, daily_days), fleet.last_day))
+    ]
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SET statement_timeout = 0"))
-        connection.execute(text("SET synchronous_commit = off"))
+        connection.execute(text("SET maintenance_work_mem = '512MB'"))
         connection.execute(text(SERVERS), {"servers": fleet.servers})
-        for period in PERIODS.values():
-            begin = fleet.last_day - timedelta(days=daily_days - 1) if period.days == 1 else fleet.first_day
-            for number, window in enumerate(period.windows_between(begin, fleet.last_day)):
-                rows += _generate_window(connection, fleet, period, window, number)
+        with without_indexes(connection, database_size_aggregations.name), ThreadPoolExecutor(WRITERS) as pool:
+            rows = sum(pool.map(lambda window: _generate_window(engine, fleet, *window), windows))
+        connection.execute(text(_TOTALS))
         connection.execute(text("VACUUM (ANALYZE) database_size_aggregations, instance_size_aggregations, instances"))
     return rows
 
 
-def _generate_window(connection: Connection, fleet: Fleet, period: Period, window: Window, number: int) -> int:
+def _first_day(fleet: Fleet, period: Period, daily_days: int) -> date:
+    return fleet.last_day - timedelta(days=daily_days - 1) if period.days == 1 else fleet.first_day
+
+
+def _generate_window(engine: Engine, fleet: Fleet, period: Period, number: int, window: Window) -> int:
     names = {"period": period.name, "start": window.start}
     sizes = {"end": window.end, "days": window.days, "servers": fleet.servers, "databases": fleet.databases}
-    rows = connection.execute(text(_DATABASES), {**names, **sizes, "number": number}).rowcount
-    connection.execute(text(_TOTALS), names)
-    return rows
+    with engine.begin() as connection:
+        return connection.execute(text(_DATABASES), {**names, **sizes, "number": number}).rowcount
 
 
 def _ask_all(engine: Engine, fleet: Fleet, rounds: int, *, plans: bool) -> None:
