@@ -223,7 +223,13 @@ def inside(
     )
     if by == "schema":
         return Report(by_schema(found), [title, _schemas_table(found, limit)])
-    return Report(found, [title, _objects_table(found, limit)])
+    grown = (
+        f"{one.label} {human_change_mb(whole_mb(one.free_change_bytes))} to {human_mb(whole_mb(one.free_bytes))}"
+        for one in found.more_free
+        if one.free_change_bytes is not None and one.free_bytes is not None
+    )
+    free = f"Dead and free space grew, also as a share of the table: {', '.join(grown)}."
+    return Report(found, [title, _objects_table(found, limit), *([free] if found.more_free else [])])
 
 
 def _object_cells(one: ObjectChange) -> list[object]:

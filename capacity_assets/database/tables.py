@@ -529,6 +529,15 @@ object_size_stats = table(
         *("collected_date", "instance_id", "database_name", "kind", "schema_name", "table_name", "object_name"),
         name="object_size_stats_pkey",
     ),
+    # Which databases were measured on a day, and which of its objects are the largest: without reading all objects.
+    Index(
+        "ix_object_size_stats_measured",
+        "collected_date",
+        "instance_id",
+        "database_name",
+        postgresql_where=text("(kind)::text = 'unexplained'::text"),
+    ),
+    Index("ix_object_size_stats_largest", "collected_date", "size_bytes"),
     postgresql_partition_by=BY_DAY,
 )
 

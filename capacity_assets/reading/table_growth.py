@@ -22,16 +22,22 @@ from sqlalchemy import Connection, Row
 from capacity_assets.base.periods import Window
 from capacity_assets.base.units import human_change_mb, human_days, whole_mb
 from capacity_assets.collection.storing import LARGEST_LISTED
+from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.sql import with_queries
-from capacity_assets.reading.access import records, rows
+from capacity_assets.reading.access import plan_with_loops, records, rows
 from capacity_assets.reading.space import in_cents
 from capacity_assets.reading.subjects import BillIssue
 
 LONGEST_BEFORE_DAYS = 31
 OTHERS, UNEXPLAINED = "others", "unexplained"
+LEAST_FREE_BYTES = 1024**3
+"""Less dead and free space of a table is not judged."""
+FEW_DATABASES = 100
+LARGEST_TRIED = 1000
+"""Objects of a fleet among which the least change is looked for that a list can begin with."""
 ORDERS = ("growth", "shrinkage", "size", "free", "unwritten", "name")
-"""The sort orders of tables and indexes. `free`: by the cost of dead rows and free pages; `unwritten`: tables to which
-nobody wrote, by their cost with indexes."""
+"""The sort orders of tables and indexes. `free`: tables whose dead rows and free pages grew, by the cost of these;
+`unwritten`: tables to which nobody wrote, by their cost with indexes."""
 DAYS_OF_WEEK = 7
 
 T = TypeVar("T", bound="ObjectChange")
@@ -58,6 +64,8 @@ class ObjectChange:
     is_exact: bool
     free_bytes: int | None
     free_change_bytes: int | None
+    has_more_free: bool
+    """Whether `free_bytes` are at least 1 GiB and have grown, also as a share of the table."""
     estimated_rows: int | None
     written_rows: int | None
     """Rows inserted, updated and deleted between the two days; None: unknown."""
@@ -104,11 +112,14 @@ class ListedObject(ObjectChange, ObjectPlace):
 
 @dataclass(frozen=True)
 class ObjectList:
-    """A page of a list, and `counted_bytes` of all its rows with what they cost; None: no price."""
+    """A page of a list. In the orders `free` and `unwritten`, also `counted_bytes` of all rows, and what they cost.
+
+    None: another order; `amount` None: no price, too.
+    """
 
     objects: Sequence[ListedObject]
     has_more: bool
-    counted_bytes: int
+    counted_bytes: int | None
     amount: Decimal | None
 
 
@@ -128,6 +139,8 @@ class DatabaseGrowth:
     after_bytes: int
     change_bytes: int
     objects: tuple[ObjectChange, ...]
+    more_free: tuple[ObjectChange, ...]
+    """The tables whose dead and free space grew, the largest first."""
     others_change_bytes: int
     unexplained_change_bytes: int
 
@@ -154,12 +167,13 @@ def growth_inside(
     connection: Connection, server_id: int, database: str, first: date, last: date
 ) -> DatabaseGrowth | None:
     """Return the changes inside a database from `first` to `last`; None: not measured on two days. DBAPIError."""
-    found = _rows(connection, _INSIDE, first, last, servers=[server_id], databases=[database])
-    if not found:
+    days = _compared_days(connection, first, last, servers=[server_id], databases=[database])
+    if not days:
         return None
-    changed = [
-        _of_row(ObjectChange, row) for row in found if row.kind not in {OTHERS, UNEXPLAINED} and row.change_bytes
-    ]
+    found = _rows(connection, _INSIDE, days, _OF_DATABASES)
+    objects = [_of_row(ObjectChange, row) for row in found if row.kind not in {OTHERS, UNEXPLAINED}]
+    changed = [one for one in objects if one.change_bytes]
+    more_free = [one for one in objects if one.has_more_free]
     [unexplained] = [row.change_bytes for row in found if row.kind == UNEXPLAINED]
     before, after = int(found[0].database_before_bytes), int(found[0].database_after_bytes)
     return DatabaseGrowth(
@@ -171,6 +185,7 @@ def growth_inside(
         after,
         after - before,
         tuple(sorted(changed, key=lambda one: (-abs(one.change_bytes), one.label))),
+        tuple(sorted(more_free, key=lambda one: (-(one.free_bytes or 0), one.label))),
         after - before - sum(one.change_bytes for one in changed) - unexplained,
         unexplained,
     )
@@ -194,15 +209,28 @@ def list_objects(  # noqa: PLR0913 -- one argument per choice of a list
     the same place in `servers`. Prices are those of `bill`. Raises DBAPIError.
     """
     replicas = [] if servers is not None else rows(connection, _REPLICAS)
-    asked: dict[str, Any] = {"order": order, "shown": shown + 1, "skipped": skipped, "prices": PRICES}
-    asked["left_out"] = [row.server_id for row in replicas]
-    asked["servers"] = None if servers is None else list(servers)
-    asked["databases"] = None if databases is None else list(databases)
-    of_bill = {"start": bill and bill.month, "issue": bill and bill.issue, "by": "", "name": ""}
-    found = _rows(connection, _LISTED, first, last, **asked, **of_bill)
+    left_out = [row.server_id for row in replicas]
+    days = _compared_days(connection, first, last, servers=servers, databases=databases, left_out=left_out)
+    asked: dict[str, Any] = {"order": order, "most": skipped + shown, "tried": skipped + shown + LARGEST_TRIED}
+    asked |= {
+        "is_by_last": order != "shrinkage",
+        "least": LEAST_FREE_BYTES if order == "free" else 1,
+        "last_name": None,
+    }
+    if order in _BY_LEAST:
+        largest = _LARGEST_ON_NODES if tables_are_distributed(connection) else _LARGEST
+        asked["least"] = next((row.least for row in _rows(connection, _LEAST, days, {"largest": largest}, **asked)), 1)
+    elif order == "name":
+        asked["last_name"] = next((row.object_name for row in _rows(connection, _LAST_NAME, days, {}, **asked)), None)
+    parts = {"changes": _LISTED_CHANGES, **_COMPARISON, "prices": PRICES, "price_of": _PRICE_OF, "counted": _COUNTED}
+    asked |= {"start": bill and bill.month, "issue": bill and bill.issue, "by": "", "name": ""}
+    # PostgreSQL believes that few objects are of these days and databases, and would look each up in the other sample.
+    plan_with_loops(connection, allowed=asked["least"] > 1 or len(days) <= FEW_DATABASES)
+    found = _rows(connection, _LISTED, days, parts, **asked, shown=shown + 1, skipped=skipped)
+    plan_with_loops(connection, allowed=True)
     listed = [_of_row(ListedObject, row) for row in found[:shown]]
-    counted_bytes, amount = (found[0].whole_bytes or 0, in_cents(found[0].whole_amount)) if found else (0, None)
-    return ObjectList(listed, len(found) > shown, int(counted_bytes), amount)
+    counted_bytes = None if order not in {"free", "unwritten"} else int(found[0].whole_bytes) if found else 0
+    return ObjectList(listed, len(found) > shown, counted_bytes, in_cents(found[0].whole_amount) if found else None)
 
 
 def objects_behind(
@@ -214,8 +242,9 @@ def objects_behind(
     are left out. Raises DBAPIError.
     """
     moved = {place: change for place, change in changes.items() if change}
-    asked = {"servers": [server for server, _ in moved], "databases": [name for _, name in moved]}
-    found = _rows(connection, _LARGEST, window.start, window.end, **asked) if moved else []
+    servers, databases = [server for server, _ in moved], [name for _, name in moved]
+    days = _compared_days(connection, window.start, window.end, servers=servers, databases=databases) if moved else []
+    found = _rows(connection, _MOST_CHANGED, days, _OF_DATABASES)
     largest = {(row.server_id, row.database, row.change_bytes > 0): _of_row(ListedObject, row) for row in found}
     places = ((place, (*place, change > 0)) for place, change in moved.items())
     return {place: largest[key] for place, key in places if key in largest}
@@ -231,19 +260,51 @@ def _of_row(kind: type[T], row: Row[Any]) -> T:
     return kind(**values | ({"amount": in_cents(row.amount)} if "amount" in values else {}))
 
 
-def _rows(connection: Connection, statement: str, first: date, last: date, **asked: Any) -> Sequence[Row[Any]]:
-    parts = {"days": _DAYS, "ends": _ENDS, "ranked": _RANKED, "bounds": _BOUNDS, "changes": _CHANGES}
-    parts |= {"compared": _COMPARED, "objects": _OBJECTS}
-    parts |= {"prices": asked.pop("prices"), "counted": _COUNTED} if "prices" in asked else {}
+def _compared_days(  # noqa: PLR0913 -- the days, and one argument per filter
+    connection: Connection,
+    first: date,
+    last: date,
+    *,
+    servers: Sequence[int] | None,
+    databases: Sequence[str] | None,
+    left_out: Sequence[int] = (),
+) -> Sequence[Row[Any]]:
+    """Return the databases that were measured on two days, with these days."""
     # By days, a key that begins with the day finds a server; by a range it does not.
-    days = Window(first - timedelta(days=LONGEST_BEFORE_DAYS), last).dates
-    asked = {"left_out": [], "largest": LARGEST_LISTED, "first": first, "days": days, **asked}
-    return rows(connection, with_queries(statement, **parts), **asked)
+    asked: dict[str, Any] = {"days": Window(first - timedelta(days=LONGEST_BEFORE_DAYS), last).dates, "first": first}
+    asked["servers"] = None if servers is None else list(servers)
+    asked["databases"] = None if databases is None else list(databases)
+    return rows(connection, _COMPARED_DAYS, left_out=list(left_out), **asked)
+
+
+def _rows(
+    connection: Connection,
+    statement: str,
+    days: Sequence[Row[Any]],
+    parts: Mapping[str, str],
+    *,
+    is_by_last: bool = True,
+    **asked: Any,
+) -> Sequence[Row[Any]]:
+    """Return the rows of a statement that compares the samples of these days; `is_by_last`: it begins with the last.
+
+    Days are given, so that PostgreSQL reads them and no others.
+    """
+    if not days:
+        return []
+    columns = {name: [getattr(row, name) for row in days] for name in ("server_id", "server", "database")}
+    firsts, lasts = ([getattr(row, name) for row in days] for name in ("first_day", "last_day"))
+    heres, theres = (sorted(set(them)) for them in ((lasts, firsts) if is_by_last else (firsts, lasts)))
+    asked |= {**columns, "firsts": firsts, "lasts": lasts, "is_by_last": is_by_last}
+    asked |= {"largest": LARGEST_LISTED, "floor": LEAST_FREE_BYTES}
+    asked |= {"heres": heres, "theres": theres, "ends": sorted({*heres, *theres})}
+    once = {"bound_of", "price_of", "compared", "counted"} & parts.keys()
+    return rows(connection, with_queries(statement, materialized=once, days=_DAYS, **parts), **asked)
 
 
 _REPLICAS = "SELECT server_id FROM capacity_servers WHERE counted_by IS NOT NULL"
 _MEASURED = "SELECT 1 FROM capacity_objects WHERE day BETWEEN :oldest AND :today LIMIT 1"
-_DAYS = """
+_COMPARED_DAYS = """
 SELECT server_id, max(server) AS server, database,
        coalesce(max(day) FILTER (WHERE day < :first), min(day)) AS first_day, max(day) AS last_day
 FROM capacity_objects
@@ -251,44 +312,110 @@ WHERE day = ANY (CAST(:days AS date[])) AND kind = 'unexplained' AND server_id <
   AND (CAST(:servers AS integer[]) IS NULL OR server_id = ANY (CAST(:servers AS integer[])))
   AND (CAST(:databases AS text[]) IS NULL OR database = ANY (CAST(:databases AS text[])) AND (server_id, database) IN (
        SELECT * FROM unnest(CAST(:servers AS integer[]), CAST(:databases AS text[]))))
-GROUP BY server_id, database HAVING max(day) >= :first
+GROUP BY server_id, database HAVING max(day) >= :first AND min(day) < max(day)
+"""
+_DAYS = """
+SELECT d.*, CASE WHEN :is_by_last THEN last_day ELSE first_day END AS here,
+       CASE WHEN :is_by_last THEN first_day ELSE last_day END AS there
+FROM unnest(CAST(:server_id AS integer[]), CAST(:server AS text[]), CAST(:database AS text[]),
+            CAST(:firsts AS date[]), CAST(:lasts AS date[])) AS d (server_id, server, database, first_day, last_day)
+"""
+_LARGEST = """
+SELECT o.* FROM unnest(CAST(:heres AS date[])) AS here (day)
+CROSS JOIN LATERAL (
+    SELECT day, server_id, database, kind, schema_name, table_name, object_name, size_bytes
+    FROM capacity_objects WHERE day = here.day ORDER BY size_bytes DESC LIMIT :tried
+) AS o
+WHERE o.kind IN ('table', 'index')
+"""
+# Where rows are distributed, a subquery must not depend on the outer query.
+_LARGEST_ON_NODES = """
+SELECT day, server_id, database, kind, schema_name, table_name, object_name, size_bytes
+FROM capacity_objects WHERE day = ANY (CAST(:heres AS date[])) AND kind IN ('table', 'index')
+ORDER BY size_bytes DESC LIMIT :tried
+"""
+# The change of as many as are listed is at least that of the last of them. So smaller objects need not be compared.
+_LEAST = """
+SELECT CASE CAST(:order AS text) WHEN 'size' THEN l.size_bytes ELSE l.size_bytes - o.size_bytes END AS least
+FROM largest l JOIN days d ON d.server_id = l.server_id AND d.database = l.database AND d.here = l.day
+JOIN capacity_objects o
+  ON o.day = d.there AND o.server_id = l.server_id AND o.database = l.database AND o.kind = l.kind
+ AND o.schema_name = l.schema_name AND o.table_name = l.table_name AND o.object_name = l.object_name
+WHERE o.day = ANY (CAST(:theres AS date[])) AND (CAST(:order AS text) = 'size' OR l.size_bytes > o.size_bytes)
+ORDER BY least DESC OFFSET :most LIMIT 1
+"""
+_LAST_NAME = """
+SELECT o.object_name
+FROM days d JOIN capacity_objects o ON o.server_id = d.server_id AND o.database = d.database AND o.day = d.here
+WHERE o.day = ANY (CAST(:heres AS date[])) AND o.kind IN ('table', 'index')
+ORDER BY o.object_name OFFSET :most LIMIT 1
+"""
+_BY_LEAST = ("growth", "shrinkage", "size")
+_LISTED_CHANGES = """
+SELECT o.server_id, d.server, o.database, d.first_day, d.last_day, o.kind, o.schema_name, o.table_name, o.object_name,
+       CASE WHEN :is_by_last THEN p.size_bytes ELSE o.size_bytes END AS first_bytes,
+       CASE WHEN :is_by_last THEN o.size_bytes ELSE p.size_bytes END AS last_bytes,
+       o.is_exact AND coalesce(p.is_exact, true) AS is_exact,
+       CASE WHEN :is_by_last THEN p.free_bytes ELSE o.free_bytes END AS first_free_bytes,
+       CASE WHEN :is_by_last THEN o.free_bytes ELSE p.free_bytes END AS free_bytes,
+       CASE WHEN :is_by_last THEN o.estimated_rows ELSE p.estimated_rows END AS estimated_rows,
+       CASE WHEN :is_by_last THEN o.index_bytes ELSE p.index_bytes END AS index_bytes,
+       CASE WHEN :is_by_last THEN o.written_rows - p.written_rows ELSE p.written_rows - o.written_rows END
+           AS written_rows
+FROM days d JOIN capacity_objects o ON o.server_id = d.server_id AND o.database = d.database AND o.day = d.here
+LEFT JOIN capacity_objects p
+  ON p.day = d.there AND p.day = ANY (CAST(:theres AS date[])) AND p.server_id = o.server_id
+ AND p.database = o.database AND p.kind = o.kind AND p.schema_name = o.schema_name AND p.table_name = o.table_name
+ AND p.object_name = o.object_name
+WHERE o.day = ANY (CAST(:heres AS date[])) AND o.kind IN ('table', 'index')
+  AND (o.size_bytes >= :least OR :least = 1) AND (CAST(:last_name AS text) IS NULL OR o.object_name <= :last_name)
+  AND CASE CAST(:order AS text) WHEN 'growth' THEN o.size_bytes - coalesce(p.size_bytes, 0) >= :least
+           WHEN 'shrinkage' THEN o.size_bytes - coalesce(p.size_bytes, 0) >= :least
+           WHEN 'free' THEN o.free_bytes >= :least WHEN 'unwritten' THEN o.written_rows = p.written_rows ELSE true END
+  AND (CAST(:order AS text) <> 'unwritten' OR o.written_rows IS NOT NULL)
 """
 _ENDS = """
-SELECT o.server_id, o.database, o.day, o.kind, o.schema_name, o.table_name, o.object_name, o.size_bytes, o.free_bytes,
-       o.index_bytes, o.written_rows, o.estimated_rows, o.is_exact, o.object_count, o.day = d.last_day AS is_last,
-       o.kind IN ('table', 'index') AS is_object
+SELECT o.*, d.first_day, d.last_day, o.day = d.last_day AS is_last
 FROM capacity_objects o JOIN days d ON d.server_id = o.server_id AND d.database = o.database
-WHERE d.first_day < d.last_day AND o.day IN (d.first_day, d.last_day) AND o.day = ANY (CAST(:days AS date[]))
-"""
-_RANKED = """
-SELECT e.*, row_number() OVER (PARTITION BY server_id, database, day ORDER BY is_object DESC, size_bytes DESC) AS place
-FROM ends e
-"""
-_BOUNDS = """
-SELECT server_id, database,
-       CASE WHEN max(object_count) FILTER (WHERE NOT is_last) > 0
-            THEN min(size_bytes) FILTER (WHERE NOT is_last AND is_object AND place <= :largest) ELSE 0 END
-           AS first_bound_bytes,
-       CASE WHEN max(object_count) FILTER (WHERE is_last) > 0
-            THEN min(size_bytes) FILTER (WHERE is_last AND is_object AND place <= :largest) ELSE 0 END
-           AS last_bound_bytes
-FROM ranked GROUP BY server_id, database
+WHERE o.day IN (d.first_day, d.last_day) AND o.day = ANY (CAST(:ends AS date[]))
 """
 _CHANGES = """
-SELECT server_id, database, kind, schema_name, table_name, object_name,
+SELECT server_id, max(server) AS server, database, max(first_day) AS first_day, max(last_day) AS last_day, kind,
+       schema_name, table_name, object_name,
        max(size_bytes) FILTER (WHERE NOT is_last) AS first_bytes, max(size_bytes) FILTER (WHERE is_last) AS last_bytes,
-       bool_and(is_exact) AS is_exact, max(free_bytes) FILTER (WHERE is_last) AS free_bytes,
-       max(free_bytes) FILTER (WHERE is_last) - max(free_bytes) FILTER (WHERE NOT is_last) AS free_change_bytes,
+       bool_and(is_exact) AS is_exact, max(free_bytes) FILTER (WHERE NOT is_last) AS first_free_bytes,
+       max(free_bytes) FILTER (WHERE is_last) AS free_bytes,
        max(estimated_rows) FILTER (WHERE is_last) AS estimated_rows,
        max(index_bytes) FILTER (WHERE is_last) AS index_bytes,
        max(written_rows) FILTER (WHERE is_last) - max(written_rows) FILTER (WHERE NOT is_last) AS written_rows
-FROM ranked GROUP BY server_id, database, kind, schema_name, table_name, object_name
+FROM ends GROUP BY server_id, database, kind, schema_name, table_name, object_name
+"""
+_MISSING = """
+SELECT DISTINCT server_id, database, CASE WHEN first_bytes IS NULL THEN first_day ELSE last_day END AS day
+FROM changes WHERE first_bytes IS NULL OR last_bytes IS NULL
+"""
+_BOUNDS = """
+SELECT o.server_id, o.database, o.day,
+       (array_agg(o.size_bytes ORDER BY o.size_bytes DESC) FILTER (WHERE o.kind IN ('table', 'index')))
+           [least(count(*) FILTER (WHERE o.kind IN ('table', 'index')), :largest)] AS bound_bytes
+FROM capacity_objects o JOIN missing m ON m.server_id = o.server_id AND m.database = o.database AND m.day = o.day
+WHERE o.day = ANY (CAST(:ends AS date[]))
+GROUP BY o.server_id, o.database, o.day HAVING max(o.object_count) > 0
+"""
+# PostgreSQL does not know how many rows the parts have. It would search bounds and prices for each row, one by one.
+_BOUND_OF = """
+SELECT jsonb_object_agg(CAST(jsonb_build_array(server_id, database, day) AS text), bound_bytes) AS bounds FROM bounds
+"""
+_PRICE_OF = """
+SELECT jsonb_object_agg(CAST(jsonb_build_array(server_id, database) AS text), price) AS prices FROM prices
 """
 _COMPARED = """
-SELECT c.*, d.server, d.first_day, d.last_day, coalesce(c.first_bytes, b.first_bound_bytes, 0) AS before_bytes,
-       coalesce(c.last_bytes, b.last_bound_bytes, 0) AS after_bytes
-FROM changes c JOIN bounds b ON b.server_id = c.server_id AND b.database = c.database
-JOIN days d ON d.server_id = c.server_id AND d.database = c.database
+SELECT c.*,
+       coalesce(first_bytes, CAST(bounds ->> CAST(jsonb_build_array(server_id, database, first_day) AS text) AS bigint),
+                0) AS before_bytes,
+       coalesce(last_bytes, CAST(bounds ->> CAST(jsonb_build_array(server_id, database, last_day) AS text) AS bigint),
+                0) AS after_bytes
+FROM changes c CROSS JOIN bound_of
 """
 _OBJECTS = """
 SELECT server_id, server, database, first_day, last_day, kind,
@@ -300,29 +427,43 @@ SELECT server_id, server, database, first_day, last_day, kind,
             WHEN last_bytes IS NULL THEN least(after_bytes - before_bytes, 0)
             ELSE after_bytes - before_bytes END AS change_bytes,
        first_bytes IS NULL AND before_bytes > 0 AS before_is_bound,
-       last_bytes IS NULL AND after_bytes > 0 AS after_is_bound, is_exact, free_bytes, free_change_bytes,
+       last_bytes IS NULL AND after_bytes > 0 AS after_is_bound, is_exact, free_bytes,
+       free_bytes - first_free_bytes AS free_change_bytes,
+       -- Free space that a table always has is no news, however large: it must be more, and more of the table.
+       (free_bytes >= :floor AND free_bytes > first_free_bytes
+            AND CAST(free_bytes AS numeric) * first_bytes > CAST(first_free_bytes AS numeric) * last_bytes) IS TRUE
+           AS has_more_free,
        estimated_rows, index_bytes,
        -- Less than before: the server has begun again.
        CASE WHEN written_rows >= 0 THEN written_rows END AS written_rows
 FROM compared
 """
+_COMPARISON = {
+    "missing": _MISSING,
+    "bounds": _BOUNDS,
+    "bound_of": _BOUND_OF,
+    "compared": _COMPARED,
+    "objects": _OBJECTS,
+}
+_OF_DATABASES = {"ends": _ENDS, "changes": _CHANGES, **_COMPARISON}
 _INSIDE = """
 SELECT o.*, sum(coalesce(first_bytes, 0)) OVER () AS database_before_bytes,
        sum(coalesce(last_bytes, 0)) OVER () AS database_after_bytes
 FROM objects o
 """
 _COUNTED = """
-SELECT o.*, p.price,
+SELECT o.*, CAST(prices ->> CAST(jsonb_build_array(server_id, database) AS text) AS numeric) AS price,
        CASE CAST(:order AS text) WHEN 'unwritten' THEN o.after_bytes + coalesce(o.index_bytes, 0) ELSE o.free_bytes END
            AS counted_bytes
-FROM objects o LEFT JOIN prices p ON p.server_id = o.server_id AND p.database = o.database
+FROM objects o CROSS JOIN price_of
 WHERE o.kind IN ('table', 'index')
   AND CASE CAST(:order AS text) WHEN 'growth' THEN o.change_bytes > 0 WHEN 'shrinkage' THEN o.change_bytes < 0
-           WHEN 'free' THEN o.free_bytes > 0 WHEN 'unwritten' THEN o.written_rows = 0 ELSE o.last_bytes IS NOT NULL END
+           WHEN 'free' THEN o.has_more_free WHEN 'unwritten' THEN o.written_rows = 0 ELSE o.last_bytes IS NOT NULL END
 """
 _LISTED = """
 SELECT o.*, o.counted_bytes * o.price / 1073741824 AS amount, sum(o.counted_bytes) OVER () AS whole_bytes,
-       sum(o.counted_bytes * o.price / 1073741824) OVER () AS whole_amount
+       CASE WHEN CAST(:order AS text) IN ('free', 'unwritten')
+            THEN sum(o.counted_bytes * o.price / 1073741824) OVER () END AS whole_amount
 FROM counted o
 ORDER BY CASE WHEN CAST(:order AS text) IN ('free', 'unwritten') THEN o.counted_bytes * o.price END DESC NULLS LAST,
          CASE CAST(:order AS text) WHEN 'growth' THEN o.change_bytes WHEN 'shrinkage' THEN -o.change_bytes
@@ -331,7 +472,7 @@ ORDER BY CASE WHEN CAST(:order AS text) IN ('free', 'unwritten') THEN o.counted_
          o.server, o.database, o.kind, o.schema, o."table", o.name
 LIMIT :shown OFFSET :skipped
 """
-_LARGEST = """
+_MOST_CHANGED = """
 SELECT DISTINCT ON (o.server_id, o.database, o.change_bytes > 0)
        o.*, o.free_bytes AS counted_bytes, CAST(NULL AS numeric) AS amount
 FROM objects o WHERE o.kind IN ('table', 'index') AND o.change_bytes <> 0

@@ -443,8 +443,11 @@ class TablesPage(ListPage):
     is_measured: bool
     """Whether any were measured in the last month."""
     tables: Sequence[ListedObject]
-    counted_bytes: int
-    """Dead rows and free pages in all rows of the list; in the order `unwritten`, these tables with their indexes."""
+    counted_bytes: int | None
+    """Dead rows and free pages in all rows of the list; in the order `unwritten`, these tables with their indexes.
+
+    None in other orders.
+    """
     amount: Decimal | None
     """What these cost in a month, by the newest final bill; None: nothing has a price."""
     currency: str | None
@@ -539,13 +542,12 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
         places = among(shown=MOST_LABELLED)[0] if engine or label else None
         servers = (server,) if server is not None else None
         is_measured = are_measured(connection, query.today)
-    found = ObjectList((), has_more=False, counted_bytes=0, amount=None)
+    found = ObjectList((), has_more=False, counted_bytes=None, amount=None)
     if window is not None:
         asked: dict[str, Any] = {"first": window.start, "last": window.end, "order": order, "bill": bill}
         asked |= {"skipped": (query.page - 1) * query.rows_shown, "shown": query.rows_shown}
         asked["servers"] = servers if places is None else tuple(one.server_id for one in places)
         asked["databases"] = None if places is None else tuple(one.database for one in places)
-        # Comparing the tables of a fleet takes seconds.
         found = reader.read_cached(("tables", *asked.values()), partial(list_objects, **asked), TABLES_SECONDS)
     return TablesPage(
         tables=found.objects,

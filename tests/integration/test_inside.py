@@ -31,7 +31,7 @@ from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.ownership.prices import Price, declare_prices
 from capacity_assets.reading import table_growth as reading
 from capacity_assets.reading.subjects import address
-from capacity_assets.reading.table_growth import growth_inside
+from capacity_assets.reading.table_growth import growth_inside, list_objects
 from tests.clocks import TODAY, fixed_clock
 from tests.collecting import OBJECTS_THAT_ADD_UP
 from tests.command import capacity, printed
@@ -225,9 +225,12 @@ def test_tables_of_the_fleet_are_sorted_by_growth_and_by_what_their_dead_space_c
     add_instances(engine, [2], db_type="mysql")
     add_instances(engine, [3], counted_by=1)
     for server in (2, 3):
-        measured(engine, FIRST, [table("events", 10)], 20 * MIB, server=server, database="web")
-        grown = table("events", 900, free_bytes=800 * MIB)
-        measured(engine, LAST, [grown], 920 * MIB, server=server, database="web")
+        queue = [table("queue", size, free_bytes=size * MIB // 5) for size in (10_000, 10_050)]
+        new = [table("sessions", 2000, free_bytes=1500 * MIB)]
+        before = [table("events", 2000, free_bytes=200 * MIB), queue[0]]
+        grown = table("events", 2890, free_bytes=1124 * MIB)
+        measured(engine, FIRST, before, 13_000 * MIB, server=server, database="web")
+        measured(engine, LAST, [grown, queue[1], *new], 15_000 * MIB, server=server, database="web")
     declare_labels(engine, [Label("server-2", None, "team", "web", ALWAYS)], TODAY)
     bill_at_half_a_euro(engine)
     compute_windows(AggregationService(engine, fixed_clock()), "monthly", FIRST, LAST)
@@ -243,29 +246,36 @@ def test_tables_of_the_fleet_are_sorted_by_growth_and_by_what_their_dead_space_c
         html = pages.ask(f"{place}&order=free").text
         fleet = pages.ask("/").text
         others = {"server": 1}, {"label": "team=web"}, {"engine": "mysql"}, {"label": "team="}
-        assert [listed(**asked)[0] for asked in others] == ["audit", "events", "events", "audit"]
+        assert [listed(**asked)[0] for asked in others] == ["audit", "sessions", "sessions", "audit"]
         assert listed(label="team=web", server=1) == []
         assert listed(order="shrinkage") == ["old"]
-        assert listed(order="size")[:3] == ["audit", "orders", "events"]
+        assert listed(order="size")[:5] == ["queue", "events", "sessions", "audit", "orders"]
         assert listed(order="name")[:2] == ["audit", "events"]
         assert pages.ask("/tables?order=age").status == 400
         empty = pages.ask("/tables?window=2024-01-01").text
+        inside = pages.ask("/database?server=2&name=web&first=2025-06-01&last=2025-06-30").text
+    *_, more_free = printed("inside", "server-2", "web", "--from", "2025-06-01").splitlines()
 
     assert [(one["server"], one["name"], one["change_bytes"] // MIB) for one in grown["tables"]] == [
+        ("server-2", "sessions", 2000),
         ("server-2", "events", 890),
         ("server-1", "audit", 400),
         ("server-1", "orders_when", 100),
         ("server-1", "new", 60),
+        ("server-2", "queue", 50),
     ], "a replica is not counted twice"
     assert [(one["name"], one["free_change_bytes"], one["amount"]) for one in free["tables"]] == [
-        ("events", None, "0.39"),
-        ("audit", 200 * MIB, "0.15"),
-    ]
-    assert (free["counted_bytes"] // MIB, free["amount"], free["currency"]) == (1100, "0.54", "EUR")
-    assert [row["name"] for row in rows] == ["events", "audit", "orders_when", "new"]
-    assert "are dead rows or free pages: 0.54 EUR a month." in html
+        ("events", 924 * MIB, "0.55"),
+    ], "neither what is below 1 GiB, nor a fifth that was always free, nor what was not measured before"
+    assert (free["counted_bytes"] // MIB, free["amount"], free["currency"]) == (1124, "0.55", "EUR")
+    assert (grown["counted_bytes"], grown["amount"]) == (None, None)
+    assert [row["name"] for row in rows] == ["sessions", "events", "audit", "orders_when", "new", "queue"]
+    shown, shown_inside = (re.sub("<[^>]+>", "", page) for page in (html, inside))
+    assert "free space that a table always has is not listed. It is 1.1 GiB: 0.55 EUR a month." in shown
+    assert more_free == "Dead and free space grew, also as a share of the table: public.events +924 MiB to 1.1 GiB."
     assert '<a href="/tables">Tables and indexes that grew most</a>' in fleet
     assert "No matches." in empty
+    assert more_free in shown_inside
 
 
 def bill_at_half_a_euro(engine: Engine) -> None:
@@ -328,6 +338,15 @@ def test_objects_add_up_to_their_database_in_every_sample_and_their_changes_to_i
         with engine.connect() as connection:
             last = FIRST + timedelta(days=len(days) - 1)
             found = growth_inside(connection, server, "orders", FIRST, last)
+            # The first ones of a list are found without comparing the others.
+            patch.setattr(reading, "LARGEST_TRIED", 1)
+            lists = {
+                order: [
+                    (one.name, one.change_bytes)
+                    for one in list_objects(connection, FIRST, last, order=order, servers=[server], shown=2).objects
+                ]
+                for order in ("growth", "shrinkage", "size", "name")
+            }
             of_server = f"{OBJECTS_THAT_ADD_UP} AND o.instance_id = {server}"
             listed = connection.execute(
                 text(
@@ -339,6 +358,11 @@ def test_objects_add_up_to_their_database_in_every_sample_and_their_changes_to_i
             assert connection.execute(text(of_server)).scalar_one() == len(days)
     assert listed <= 8
     assert found is not None
+    of_growth = sorted((one.change_bytes for one in found.objects if one.change_bytes > 0), reverse=True)
+    of_shrinkage = sorted(one.change_bytes for one in found.objects if one.change_bytes < 0)
+    assert [change for _, change in lists["growth"]] == of_growth[:2]
+    assert [change for _, change in lists["shrinkage"]] == of_shrinkage[:2]
+    assert len(lists["size"]) == len(lists["name"])
     assert (found.before_bytes, found.after_bytes) == (totals[0], totals[-1])
     explained = sum(one.change_bytes for one in found.objects)
     assert explained + found.others_change_bytes + found.unexplained_change_bytes == totals[-1] - totals[0]
