@@ -57,6 +57,7 @@ class PartKind:
 WAL, SLOT, TEMPORARY = "wal", "slot", "temporary"
 BINARY_LOG, RELAY_LOG, UNDO, REDO = "binary_log", "relay_log", "undo", "redo"
 TRANSACTION_LOG, ARCHIVED_LOG, RECOVERY_AREA = "transaction_log", "archived_log", "recovery_area"
+BACKUP = "backup"
 PART_KINDS = {
     kind.name: kind
     for kind in (
@@ -69,6 +70,7 @@ PART_KINDS = {
         PartKind(UNDO, "Undo logs"),
         PartKind(ARCHIVED_LOG, "Archived logs"),
         PartKind(RECOVERY_AREA, "Recovery area"),
+        PartKind(BACKUP, "Backups"),
         PartKind(TEMPORARY, "Temporary files"),
     )
 }

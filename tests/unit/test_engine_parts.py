@@ -58,6 +58,7 @@ def test_oracle_has_redo_and_archived_logs_and_what_else_the_recovery_area_holds
         oracle.REDO_LOGS: [(None, 6 * GIB, 6, "+DATA/ORCL/ONLINELOG/group_1.257.1")],
         oracle.ARCHIVED_LOGS: [(None, None, 0, None)],
         oracle.RECOVERY: [("backup piece", 12.5 * GIB, 31, "+FRA"), ("flashback log", GIB, 2, "/u01/fra")],
+        oracle.BACKUPS: [(None, 40 * GIB, 12, "+BACKUP/ORCL/BACKUPSET/2025_06_01/piece.1")],
         oracle.TEMPORARY_FILES: [("TEMP", GIB, 1, "+DATA/ORCL/TEMPFILE/temp.263.1")],
     }
 
@@ -66,6 +67,7 @@ def test_oracle_has_redo_and_archived_logs_and_what_else_the_recovery_area_holds
         ServerPart("archived_log", "", 0, "0 files", None),
         ServerPart("recovery_area", "backup piece", int(12.5 * GIB), "31 files", "FRA"),
         ServerPart("recovery_area", "flashback log", GIB, "2 files", "file system"),
+        ServerPart("backup", "", 40 * GIB, "12 files", "BACKUP"),
         ServerPart("temporary", "TEMP", GIB, "1 file", "DATA"),
     ]
 

@@ -241,6 +241,7 @@ def test_recorded_rows_of_oracle_become_objects_of_the_tablespaces_that_were_mea
         (sqlserver.objects_query(None) % "@P0", "tsql"),
         (sqlserver.USED.format(database="[a]]b%; --]."), "tsql"),
         (oracle.OBJECTS, "oracle"),
+        (oracle.BACKUPS, "oracle"),
         (postgresql.OBJECTS, "postgres"),
     ],
 )

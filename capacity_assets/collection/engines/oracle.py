@@ -39,7 +39,7 @@ from capacity_assets.collection.engines.base import (
     query_server,
     without_driver,
 )
-from capacity_assets.database.measures import ARCHIVED_LOG, RECOVERY_AREA, REDO, TEMPORARY
+from capacity_assets.database.measures import ARCHIVED_LOG, BACKUP, RECOVERY_AREA, REDO, TEMPORARY
 
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_DATA_FILES.html
 QUERY = "SELECT tablespace_name, SUM(bytes), COUNT(*), COUNT(bytes) FROM dba_data_files GROUP BY tablespace_name"
@@ -85,6 +85,12 @@ RECOVERY = """
 SELECT LOWER(u.file_type), u.percent_space_used * d.space_limit / 100, u.number_of_files, d.name
 FROM v$recovery_area_usage u CROSS JOIN v$recovery_file_dest d
 WHERE u.file_type NOT IN ('REDO LOG', 'ARCHIVED LOG') AND u.number_of_files > 0
+"""
+# https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/V-BACKUP_PIECE.html: A is available, by what RMAN
+# deleted or last crosschecked. Pieces in the recovery area are part of that.
+BACKUPS = """
+SELECT NULL, SUM(bytes), COUNT(*), MIN(handle) FROM v$backup_piece
+WHERE status = 'A' AND device_type = 'DISK' AND is_recovery_dest_file = 'NO'
 """
 TEMPORARY_FILES = (
     "SELECT tablespace_name, SUM(bytes), COUNT(*), MIN(file_name) FROM dba_temp_files GROUP BY tablespace_name"
@@ -146,12 +152,13 @@ class Oracle(EngineAdapter):
         'CREATE USER capacity_probe IDENTIFIED BY "...";\n'
         "GRANT CREATE SESSION TO capacity_probe;\n"
         "GRANT SELECT ON sys.dba_data_files TO capacity_probe;\n"
-        "-- for redo and archived logs, the recovery area and temporary tablespaces:\n"
+        "-- for redo and archived logs, the recovery area, backups and temporary tablespaces:\n"
         "-- GRANT SELECT ON sys.v_$log TO capacity_probe;\n-- GRANT SELECT ON sys.v_$standby_log TO capacity_probe;\n"
         "-- GRANT SELECT ON sys.v_$logfile TO capacity_probe;\n"
         "-- GRANT SELECT ON sys.v_$archived_log TO capacity_probe;\n"
         "-- GRANT SELECT ON sys.v_$recovery_area_usage TO capacity_probe;\n"
         "-- GRANT SELECT ON sys.v_$recovery_file_dest TO capacity_probe;\n"
+        "-- GRANT SELECT ON sys.v_$backup_piece TO capacity_probe;\n"
         "-- GRANT SELECT ON sys.dba_temp_files TO capacity_probe;\n"
         "-- for used space:\n"
         "-- GRANT SELECT ON sys.dba_free_space TO capacity_probe;\n"
@@ -178,12 +185,13 @@ class Oracle(EngineAdapter):
         RECOVERY_AREA: PartSource(
             partial(parts_by, RECOVERY, RECOVERY_AREA), "SELECT on v_$recovery_area_usage and v_$recovery_file_dest"
         ),
+        BACKUP: PartSource(partial(parts_by, BACKUPS, BACKUP), "SELECT on v_$backup_piece"),
         TEMPORARY: PartSource(partial(parts_by, TEMPORARY_FILES, TEMPORARY), "SELECT on dba_temp_files"),
     }
     parts_definition: ClassVar[str] = (
         "online and standby redo logs; archived logs that were not deleted; other files in the fast recovery area, to "
-        "a hundredth of a percent of its limit; temporary tablespaces. Redo and archived logs are those of the whole "
-        "container database"
+        "a hundredth of a percent of its limit; RMAN's backups on disk outside it that RMAN knows to be available; "
+        "temporary tablespaces. Logs and backups are those of the whole container database"
     )
     objects_definition: ClassVar[str] = (
         "tables with their LOBs, and indexes, partitions together, of each tablespace: bytes in `dba_segments`. Other "
