@@ -90,7 +90,8 @@ FROM generate_series(CAST(:first AS date), CAST(:today AS date), interval '1 day
 OBJECTS = """
 INSERT INTO object_size_stats (collected_date, instance_id, database_name, kind, schema_name, table_name, object_name,
                                size_bytes, free_bytes, is_exact)
-SELECT day, 1, 'orders', o.kind, 'public', o.of_table, o.name, o.size_bytes * month, o.size_bytes / 2, true
+SELECT day, 1, 'orders', o.kind, 'public', o.of_table, o.name, o.size_bytes * month,
+       o.size_bytes * month - o.size_bytes / 2, true
 FROM unnest(CAST(:days AS date[])) WITH ORDINALITY AS d (day, month)
 CROSS JOIN (VALUES ('table', '', 'audit', 2000000000), ('index', 'audit', 'audit_when', 500000000),
                    ('unexplained', '', '', 1000000)) AS o (kind, of_table, name, size_bytes)

@@ -20,6 +20,7 @@ from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.coverage import UnmeasuredServer, partial_servers
 from capacity_assets.reading.forecasts import SubjectKey, Usage, stored_fill_days, usages_of
+from capacity_assets.reading.table_growth import largest_tables
 
 UNKNOWN_ENGINE = "unknown"
 """The engine of servers that are no longer registered, as in the views."""
@@ -348,6 +349,13 @@ class NameMatch:
     server: str
     full_by: date | None = None
     """Fill date by its newest forecast; None: not within a year, or unknown."""
+    database: str = ""
+    """The database of a table; empty: it is no table."""
+    schema: str = ""
+
+
+LARGEST_NAMED = 20_000
+"""The largest tables of the fleet are found by name; more names would take more memory than those of databases."""
 
 
 @dataclass(frozen=True)
@@ -387,7 +395,7 @@ class NameIndex:
 
 
 def name_index(connection: Connection, today: date) -> NameIndex:
-    """Read the names of the newest day and the last month."""
+    """Read the names of the newest day and the last month, and those of the largest tables."""
     # Samples of future days are ignored.
     statement = """
         SELECT 'server' AS kind, server AS name, server_id, server FROM capacity_servers
@@ -408,6 +416,8 @@ def name_index(connection: Connection, today: date) -> NameIndex:
         WHERE day = (SELECT max(day) FROM capacity_volumes WHERE day <= :today)"""
     days = stored_fill_days(connection)
     names = records(NameMatch, connection, statement, today=today)
+    tables = largest_tables(connection, today, LARGEST_NAMED)
+    names += [NameMatch("table", **vars(table)) for table in tables]
     for number, match in enumerate(names):
         full_by = days.get(SubjectKey(match.server_id, match.kind, "" if match.kind == "server" else match.name))
         if full_by is not None:
@@ -421,9 +431,10 @@ def name_index(connection: Connection, today: date) -> NameIndex:
 
 
 def _line(match: NameMatch) -> str:
-    # A label is also found in the form key=value.
+    # A label is also found in the form key=value, and a table as schema.table.
     label = f" {match.server}={match.name}" if match.kind == "group" else ""
-    return f"{match.name} {match.server}{label}".casefold()
+    place = f" {match.database} {match.schema}.{match.name}" if match.kind == "table" else ""
+    return f"{match.name} {match.server}{label}{place}".casefold()
 
 
 def _contains(match: NameMatch, words: Sequence[str]) -> bool:

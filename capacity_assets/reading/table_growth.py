@@ -40,7 +40,7 @@ ORDERS = ("growth", "shrinkage", "size", "free", "unwritten", "name")
 `unwritten`: tables to which nobody wrote, by their cost with indexes."""
 DAYS_OF_WEEK = 7
 
-T = TypeVar("T", bound="ObjectChange")
+T = TypeVar("T", bound="ObjectChange | TableName")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +250,26 @@ def objects_behind(
     return {place: largest[key] for place, key in places if key in largest}
 
 
+@dataclass(frozen=True)
+class TableName:
+    """A table, its schema and database."""
+
+    server_id: int
+    server: str
+    database: str
+    schema: str
+    name: str
+
+
+def largest_tables(connection: Connection, today: date, most: int) -> list[TableName]:
+    """Return the largest tables by the newest sample of each database in the last month; raises DBAPIError."""
+    days = rows(connection, _NEWEST_DAYS, today=today, oldest=today - timedelta(days=LONGEST_BEFORE_DAYS))
+    largest = _LARGEST_ON_NODES if tables_are_distributed(connection) else _LARGEST
+    # Half of the largest objects may be indexes.
+    found = _rows(connection, _LARGEST_TABLES, days, {"largest": largest}, tried=2 * most, most=most)
+    return [_of_row(TableName, row) for row in found]
+
+
 def are_measured(connection: Connection, today: date) -> bool:
     """Whether tables and indexes of any database were measured in the last month; raises DBAPIError."""
     return bool(rows(connection, _MEASURED, today=today, oldest=today - timedelta(days=LONGEST_BEFORE_DAYS)))
@@ -343,6 +363,15 @@ JOIN capacity_objects o
  AND o.schema_name = l.schema_name AND o.table_name = l.table_name AND o.object_name = l.object_name
 WHERE o.day = ANY (CAST(:theres AS date[])) AND (CAST(:order AS text) = 'size' OR l.size_bytes > o.size_bytes)
 ORDER BY least DESC OFFSET :most LIMIT 1
+"""
+_NEWEST_DAYS = """
+SELECT server_id, max(server) AS server, database, max(day) AS first_day, max(day) AS last_day
+FROM capacity_objects WHERE day BETWEEN :oldest AND :today AND kind = 'unexplained' GROUP BY server_id, database
+"""
+_LARGEST_TABLES = """
+SELECT l.server_id, d.server, l.database, l.schema_name AS schema, l.object_name AS name
+FROM largest l JOIN days d ON d.server_id = l.server_id AND d.database = l.database AND d.here = l.day
+WHERE l.kind = 'table' ORDER BY l.size_bytes DESC LIMIT :most
 """
 _LAST_NAME = """
 SELECT o.object_name

@@ -439,6 +439,10 @@ def test_a_search_finds_parts_of_names_beginnings_first(pages: Pages) -> None:
     ]
     assert pages.document("/search?q=data")["found"][-1]["kind"] == "volume"
     assert pages.document("/search?q=nothing-like-it")["found"] == []
+    [audit] = pages.document("/search?q=public.audit%20orders")["found"]
+    assert (audit["kind"], audit["name"], audit["database"], audit["schema"]) == ("table", "audit", "orders", "public")
+    place = "/table?server=1&amp;database=orders&amp;schema=public&amp;name=audit"
+    assert f'<a href="{place}">audit</a>' in pages.ask("/search?q=audit").text
 
 
 def test_a_declared_limit_is_shown_with_its_day_and_note_also_where_another_one_binds(

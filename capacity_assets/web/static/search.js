@@ -37,6 +37,10 @@
     if (one.kind === "page") return one.path;
     if (one.kind === "group") return "/group?" + new URLSearchParams({ by: one.server, name: one.name });
     const query = new URLSearchParams({ server: one.server_id });
+    if (one.kind === "table") {
+      query.set("database", one.database);
+      query.set("schema", one.schema);
+    }
     if (one.kind !== "server") query.set("name", one.name);
     return "/" + one.kind + "?" + query;
   }
@@ -58,7 +62,8 @@
       link.tabIndex = -1;
       // As text, never as markup: users choose names.
       const kind = one.kind === "volume" ? "disk" : one.kind;
-      const where = { group: one.server, page: "page" }[one.kind] || kind + " on " + one.server;
+      const inside = one.kind === "table" ? " in " + one.database : "";
+      const where = { group: one.server, page: "page" }[one.kind] || kind + inside + " on " + one.server;
       link.textContent = one.kind === "server" ? one.name : one.name + " · " + where;
       if (one.full_by) {
         const date = document.createElement("span");
