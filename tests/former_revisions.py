@@ -23,6 +23,11 @@ _KEYS = (
 
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
+    "0023": (
+        "ALTER TABLE object_size_stats DROP COLUMN counted_since CASCADE",
+        "DROP INDEX ix_object_size_stats_measured",
+        "DROP INDEX ix_object_size_stats_largest",
+    ),
     "0022": ("ALTER TABLE object_size_stats DROP COLUMN written_rows CASCADE",),
     "0021": (
         *(

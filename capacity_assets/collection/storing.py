@@ -109,7 +109,7 @@ def _object_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...
             for one in database.largest:
                 names = (one.kind, one.schema, one.table, one.name)
                 sizes = (one.size_bytes, one.index_bytes, one.free_bytes)
-                rows = (one.estimated_rows, one.is_exact, one.written_rows)
+                rows = (one.estimated_rows, one.is_exact, one.written_rows, one.counted_since)
                 yield outcome.instance_id, database.database, *names, *sizes, *rows
 
 
@@ -143,7 +143,7 @@ _STAGE_OBJECTS = """
 CREATE TEMPORARY TABLE measured_object (
     instance_id integer, database_name text, kind text, schema_name text, table_name text, object_name text,
     size_bytes bigint, index_bytes bigint, free_bytes bigint, estimated_rows bigint, is_exact boolean,
-    written_rows bigint
+    written_rows bigint, counted_since timestamptz
 ) ON COMMIT DROP
 """
 _STAGE_OTHERS = """
@@ -184,19 +184,20 @@ WITH before AS (
     GROUP BY o.instance_id, o.database_name, o.other_bytes, o.other_count
 ), entered AS (
     SELECT instance_id, database_name, kind, schema_name, table_name, object_name, size_bytes, index_bytes, free_bytes,
-           estimated_rows, is_exact, CAST(NULL AS bigint) AS object_count, written_rows
+           estimated_rows, is_exact, CAST(NULL AS bigint) AS object_count, written_rows, counted_since
     FROM decided WHERE is_listed
     UNION ALL
-    SELECT instance_id, database_name, 'others', '', '', '', others_bytes, NULL, NULL, NULL, false, others_count, NULL
+    SELECT instance_id, database_name, 'others', '', '', '', others_bytes, NULL, NULL, NULL, false, others_count, NULL,
+           NULL
     FROM summed
     UNION ALL
     SELECT s.instance_id, s.database_name, 'unexplained', '', '', '',
-           coalesce(d.size_bytes, d.size_mb * 1048576) - s.explained_bytes, NULL, NULL, NULL, false, NULL, NULL
+           coalesce(d.size_bytes, d.size_mb * 1048576) - s.explained_bytes, NULL, NULL, NULL, false, NULL, NULL, NULL
     FROM summed s JOIN measured_database d USING (instance_id, database_name)
 )
 INSERT INTO object_size_stats
     (collected_date, instance_id, database_name, kind, schema_name, table_name, object_name, size_bytes, index_bytes,
-     free_bytes, estimated_rows, is_exact, object_count, written_rows, collected_at)
+     free_bytes, estimated_rows, is_exact, object_count, written_rows, counted_since, collected_at)
 SELECT CAST(:day AS date), e.*, s.measured_at
 FROM entered e JOIN measured_server s USING (instance_id) JOIN measured_database d USING (instance_id, database_name)
 """

@@ -525,6 +525,7 @@ object_size_stats = table(
         BigInteger,
         "Rows inserted, updated and deleted since the server began to count; null: not known",
     ),
+    timestamp("counted_since", "Since when written_rows counts; null: the server does not say", nullable=True),
     PrimaryKeyConstraint(
         *("collected_date", "instance_id", "database_name", "kind", "schema_name", "table_name", "object_name"),
         name="object_size_stats_pkey",

@@ -606,7 +606,7 @@ LEFT JOIN instances i ON i.id = d.instance_id;
         "What databases consist of: the samples of tables and indexes, of all others, and of what no object explains.",
         tables.object_size_stats,
         "database_name AS database, kind, schema_name, table_name, object_name, size_bytes, index_bytes",
-        "free_bytes, estimated_rows, is_exact, object_count, collected_at, written_rows",
+        "free_bytes, estimated_rows, is_exact, object_count, collected_at, written_rows, counted_since",
     ),
     _beside_servers(
         "capacity_ceilings",

@@ -389,8 +389,11 @@ SELECT o.server_id, d.server, o.database, d.first_day, d.last_day, o.kind, o.sch
        CASE WHEN :is_by_last THEN o.free_bytes ELSE p.free_bytes END AS free_bytes,
        CASE WHEN :is_by_last THEN o.estimated_rows ELSE p.estimated_rows END AS estimated_rows,
        CASE WHEN :is_by_last THEN o.index_bytes ELSE p.index_bytes END AS index_bytes,
-       CASE WHEN :is_by_last THEN o.written_rows - p.written_rows ELSE p.written_rows - o.written_rows END
-           AS written_rows
+       -- A counter that began after the first sample says nothing about the time between.
+       CASE WHEN :is_by_last AND (o.counted_since IS NULL OR o.counted_since <= p.collected_at)
+            THEN o.written_rows - p.written_rows
+            WHEN NOT :is_by_last AND (p.counted_since IS NULL OR p.counted_since <= o.collected_at)
+            THEN p.written_rows - o.written_rows END AS written_rows
 FROM days d JOIN capacity_objects o ON o.server_id = d.server_id AND o.database = d.database AND o.day = d.here
 LEFT JOIN capacity_objects p
   ON p.day = d.there AND p.day = ANY (CAST(:theres AS date[])) AND p.server_id = o.server_id
@@ -416,7 +419,10 @@ SELECT server_id, max(server) AS server, database, max(first_day) AS first_day, 
        max(free_bytes) FILTER (WHERE is_last) AS free_bytes,
        max(estimated_rows) FILTER (WHERE is_last) AS estimated_rows,
        max(index_bytes) FILTER (WHERE is_last) AS index_bytes,
-       max(written_rows) FILTER (WHERE is_last) - max(written_rows) FILTER (WHERE NOT is_last) AS written_rows
+       CASE WHEN max(counted_since) FILTER (WHERE is_last) <= max(collected_at) FILTER (WHERE NOT is_last)
+                 OR max(counted_since) FILTER (WHERE is_last) IS NULL
+            THEN max(written_rows) FILTER (WHERE is_last) - max(written_rows) FILTER (WHERE NOT is_last) END
+           AS written_rows
 FROM ends GROUP BY server_id, database, kind, schema_name, table_name, object_name
 """
 _MISSING = """

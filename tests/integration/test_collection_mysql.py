@@ -305,6 +305,19 @@ def test_tables_and_indexes_are_listed_from_their_files_and_add_up_to_the_schema
     assert found["unexplained"][1] == 0
     assert "b/t2" in collection.objects("a")
     assert "t" in collection.objects("a/b")
+    written = "SELECT object_name, written_rows FROM object_size_stats WHERE database_name = 'orders' "
+    written += "AND kind = 'table' AND object_name IN ('heap', 'old') ORDER BY 1"
+    assert collection.rows(written) == [("heap", None), ("old", None)], "its login may not see it"
+    measured_mysql.execute(
+        *(
+            f"GRANT SELECT ON performance_schema.{name} TO 'capacity_probe'@'%'"
+            for name in ("setup_instruments", "table_io_waits_summary_by_table")
+        )
+    )
+    collection.collect_objects(again=True)
+    assert collection.rows(written) == [("heap", 0), ("old", 1)]
+    since = "SELECT DISTINCT counted_since BETWEEN now() - interval '1 hour' AND now() FROM object_size_stats "
+    assert collection.rows(f"{since} WHERE written_rows IS NOT NULL") == [(True,)]
     assert collection.rows(OBJECTS_THAT_ADD_UP) == [(summary.object_databases,)] == [(len(HOSTILE) + 2,)]
 
 

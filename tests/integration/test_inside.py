@@ -278,6 +278,32 @@ def test_tables_of_the_fleet_are_sorted_by_growth_and_by_what_their_dead_space_c
     assert more_free in shown_inside
 
 
+def test_tables_that_were_not_written_to_are_known_where_the_counter_began_before_the_first_sample(
+    settings: Settings, engine: Engine
+) -> None:
+    assert settings
+    add_instances(engine, [1])
+    before, after = (datetime.combine(day, datetime.min.time(), UTC) for day in (FIRST - timedelta(days=9), LAST))
+    for day, more in ((FIRST, 0), (LAST, 5)):
+        tables = [
+            table("still", 100, index_bytes=MIB, written_rows=7),
+            table("busy", 100, written_rows=7 + more),
+            table("since_before", 80, written_rows=0, counted_since=before),
+            table("restarted", 90 + more, written_rows=0, counted_since=before if day == FIRST else after),
+            table("unknown", 300),
+        ]
+        measured(engine, day, tables, 700 * MIB)
+
+    with engine.connect() as connection:
+        found = list_objects(connection, LAST, LAST, order="unwritten", shown=10)
+        inside = growth_inside(connection, 1, "orders", LAST, LAST)
+
+    assert [(one.name, one.written_rows) for one in found.objects] == [("still", 0), ("since_before", 0)]
+    assert found.counted_bytes == 181 * MIB
+    assert inside is not None
+    assert [(one.name, one.written_rows) for one in inside.objects] == [("restarted", None)]
+
+
 def bill_at_half_a_euro(engine: Engine) -> None:
     declare_prices(engine, [Price(Decimal("0.5"), "EUR", valid_from=ALWAYS)], TODAY)
     issue_bill(engine, PERIODS["monthly"].window_of(LAST), fixed_clock(), KEYS)

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from functools import cache
 from importlib.metadata import entry_points
@@ -225,6 +226,8 @@ class ObjectSize:
     is_exact: bool = False
     written_rows: int | None = None
     """Rows inserted, updated and deleted since the server began to count."""
+    counted_since: datetime | None = None
+    """When it began to count, by the clock of this machine; None: it kept counting, as far as is known."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -456,6 +457,17 @@ SELECT CONVERT(database_name USING utf8mb4) COLLATE utf8mb4_bin, CONVERT(table_n
        n_rows, clustered_index_size * @@innodb_page_size, sum_of_other_index_sizes * @@innodb_page_size
 FROM mysql.innodb_table_stats ORDER BY clustered_index_size + sum_of_other_index_sizes DESC LIMIT %s
 """
+# A table that was not opened since the start has no row. In MariaDB, performance_schema is off by default.
+# https://dev.mysql.com/doc/refman/9.0/en/performance-schema-table-wait-summary-tables.html
+COUNTS_WRITES = """
+SELECT COUNT(*) FROM performance_schema.setup_instruments
+WHERE NAME = 'wait/io/table/sql/handler' AND ENABLED = 'YES' AND @@performance_schema
+"""
+SINCE_START = "SHOW GLOBAL STATUS WHERE Variable_name IN ('Performance_schema_table_instances_lost', 'Uptime')"
+WRITTEN = """
+SELECT CONVERT(OBJECT_SCHEMA USING utf8mb4), CONVERT(OBJECT_NAME USING utf8mb4), COUNT_WRITE
+FROM performance_schema.table_io_waits_summary_by_table WHERE OBJECT_TYPE = 'TABLE' AND COUNT_WRITE > 0
+"""
 # Without a primary key, the clustered index is named GEN_CLUST_INDEX, or like the first unique key without nulls, which
 # is recognized by its size.
 STATISTICS_BY_INDEX = """
@@ -561,6 +573,9 @@ class MySQL(EngineAdapter):
         "-- GRANT REPLICATION CLIENT ON *.* TO 'capacity_probe'@'%';\n"
         "-- for indexes apart from their tables, with CAPACITY_OBJECTS:\n"
         "GRANT SELECT ON mysql.innodb_index_stats TO 'capacity_probe'@'%';\n"
+        "-- for tables to which nobody wrote, with CAPACITY_OBJECTS, where performance_schema is on:\n"
+        "-- GRANT SELECT ON performance_schema.setup_instruments TO 'capacity_probe'@'%';\n"
+        "-- GRANT SELECT ON performance_schema.table_io_waits_summary_by_table TO 'capacity_probe'@'%';\n"
         "-- for the limits of a MariaDB server with the plugin disks; it also allows to read and write files of the "
         "server below secure_file_priv:\n"
         "-- GRANT FILE ON *.* TO 'capacity_probe'@'%';"
@@ -596,7 +611,8 @@ class MySQL(EngineAdapter):
         "tables, partitions under their parent, by the files of their tablespaces, without the indexes beside the "
         "clustered one, whose sizes are those in `mysql.innodb_index_stats`; without that right, and beyond the 20,000 "
         "largest, indexes are part of their tables. Tables in shared tablespaces by `mysql.innodb_table_stats`, of "
-        "other engines as they report it. Free: `DATA_FREE` of the 50 largest tables of a schema"
+        "other engines as they report it. Free: `DATA_FREE` of the 50 largest tables of a schema. Written rows: "
+        "`COUNT_WRITE` in `performance_schema.table_io_waits_summary_by_table`"
     )
 
     def connect(self, access: Access) -> Any:
@@ -714,10 +730,27 @@ class MySQL(EngineAdapter):
                 found.append(
                     ObjectSize("", str(table), TABLE, whole, "", None, min(int(free or 0), whole), known, is_exact=True)
                 )
-            return _with_free_bytes(connection, objects_of(name, found))
+            return _with_written_rows(written, _with_free_bytes(connection, objects_of(name, found)))
 
+        written = self._written(connection)
         measured = objects_by_database(names, read, self.failure)
         return replace(measured, unknown=(*unknown, *measured.unknown))
+
+    def _written(self, connection: Any) -> _Written | None:
+        """Return the rows written since the server was started; None: it does not count them, or hides them."""
+        began = datetime.now(UTC)
+        try:
+            [(is_counting,)] = query_server(connection, COUNTS_WRITES)
+            status = dict(query_server(connection, SINCE_START))
+            if not is_counting or int(status["Performance_schema_table_instances_lost"]):
+                return None
+            rows = query_server(connection, WRITTEN)
+        except Exception as error:
+            if not self.is_refusal(error):
+                raise
+            return None
+        since = began - timedelta(seconds=int(status["Uptime"]))
+        return _Written({(str(schema), str(table)): int(written) for schema, table, written in rows}, since)
 
     def _innodb_tables(
         self, connection: Any, access: Access
@@ -827,6 +860,27 @@ def _add_indexes(tables: dict[str, dict[str, _Table]], rows: Sequence[tuple[Any,
         for index, size_bytes, _ in found:
             if index not in clustered[:1]:
                 indexes[index] = indexes.get(index, 0) + size_bytes
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Rows written by schema and table, without those to which nobody wrote, since the server was started."""
+
+    rows: Mapping[tuple[str, str], int]
+    since: datetime
+
+
+def _with_written_rows(written: _Written | None, database: DatabaseObjects) -> DatabaseObjects:
+    """Add the rows written to the largest tables."""
+    if written is None:
+        return database
+    largest = (
+        replace(one, written_rows=written.rows.get((database.database, one.name), 0), counted_since=written.since)
+        if one.kind == TABLE
+        else one
+        for one in database.largest
+    )
+    return replace(database, largest=tuple(largest))
 
 
 def _with_free_bytes(connection: Any, database: DatabaseObjects) -> DatabaseObjects:
