@@ -187,7 +187,12 @@ def test_a_search_shows_names_while_one_types_and_goes_there_by_keys(page: Page)
     expect(page.get_by_role("status")).to_have_text("No matches")
     expect(page.get_by_role("listbox")).to_be_hidden()
     page.keyboard.press("Enter")
-    expect(page.get_by_text("No server, database, disk or group has all these words")).to_be_visible()
+    expect(page.get_by_text("No server, database, disk, group or table has all these words")).to_be_visible()
+    page.get_by_role("combobox", name="Search").fill("public.audit_log audit")
+    expect(listed.first).to_have_text("audit_log · table in audit on postgresql-core-01")
+    page.get_by_role("combobox", name="Search").press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Table public.audit_log")).to_be_visible()
 
 
 def test_the_search_finds_pages_by_their_title_with_and_without_script(
