@@ -218,7 +218,8 @@ def _backtest(
 def _activity(changes: Sizes) -> Sizes:
     """Return the log odds of a change per series; a size that never changed or always did has finite ones."""
     changed, unchanged = np.sum(np.abs(changes) > 0, axis=1), np.sum(changes == 0, axis=1)
-    return np.minimum(np.log((changed + 1.0) / (unchanged + 1.0)), MOST_ACTIVE)
+    activity: Sizes = np.minimum(np.log((changed + 1.0) / (unchanged + 1.0)), MOST_ACTIVE)
+    return activity
 
 
 def _rises(levels: Sizes) -> Sizes:
