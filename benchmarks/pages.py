@@ -70,7 +70,9 @@ PAGES = {
     "a database, daily": "/database?server=17&name=database-{n}",
     "a database, weekly": "/database?server=18&name=database-{n}&period=weekly",
     "a volume": "/volume?server={n}&name=%2Fdata",
-    "tables by growth, of 25 servers": "/tables?page={n}",
+    "tables by growth, of 100 servers": "/tables?page={n}",
+    "tables by size, of 100 servers": "/tables?order=size&page={n}",
+    "tables by dead space, of 100 servers": "/tables?order=free&page={n}",
     "tables by dead space, of a server": "/tables?order=free&server={n}&period=monthly",
     "a table": "/table?server={n}&database=database-1&schema=public&name=object-1",
     "search": "/search?q=base-7+server-1{n}",
@@ -93,17 +95,19 @@ INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_m
 SELECT CAST(:day AS date) - d, id, '/data', 4000000, 1000000 + id, 'measured'
 FROM instances, generate_series(0, 89) AS d
 """
-# Of 500 databases on 25 servers, half a year of weeks.
+# Of 2,000 databases on 100 servers, eight weeks; sizes fall with their place, as those of most databases do.
 OBJECTS = """
 INSERT INTO object_size_stats (collected_date, instance_id, database_name, kind, schema_name, table_name, object_name,
                                size_bytes, free_bytes, is_exact, object_count)
 SELECT a.period_end - 7 * w, a.instance_id, a.database_name, k.kind, 'public', '', k.name,
-       avg_size_mb * 1048576 / 102 + n * (26 - w) * 100000, n % 5 * 10000000, true,
+       avg_size_mb * CAST(1048576 AS bigint) / (5 * n) * (100 + n % 4 * (8 - w)) / 100,
+       CASE WHEN n <= 100 THEN avg_size_mb * CAST(1048576 AS bigint) / (5 * n) * (20 + n % 7 / 6 * (8 - w)) / 100 END,
+       true,
        CASE k.kind WHEN 'others' THEN 300 END
-FROM database_size_aggregations a, generate_series(0, 25) w, generate_series(1, 102) n
+FROM database_size_aggregations a, generate_series(0, 7) w, generate_series(1, 102) n
 CROSS JOIN LATERAL (SELECT CASE n WHEN 101 THEN 'others' WHEN 102 THEN 'unexplained' ELSE 'table' END AS kind,
                            CASE WHEN n <= 100 THEN 'object-' || n ELSE '' END AS name) AS k
-WHERE a.period_type = 'daily' AND a.period_start = :day AND a.instance_id <= 25
+WHERE a.period_type = 'daily' AND a.period_start = :day AND a.instance_id <= 100
   AND a.database_name = ANY (ARRAY(SELECT 'database-' || m FROM generate_series(1, 20) m))
 """
 # Of the newest day and of 30, 60 and 90 days before it.
