@@ -366,13 +366,12 @@ def test_objects_add_up_to_their_database_in_every_sample_and_their_changes_to_i
             found = growth_inside(connection, server, "orders", FIRST, last)
             # The first ones of a list are found without comparing the others.
             patch.setattr(reading, "LARGEST_TRIED", 1)
-            lists = {
-                order: [
-                    (one.name, one.change_bytes)
-                    for one in list_objects(connection, FIRST, last, order=order, servers=[server], shown=2).objects
-                ]
-                for order in ("growth", "shrinkage", "size", "name")
-            }
+            lists, on_nodes = ({}, {})
+            for is_on_nodes, found_lists in ((False, lists), (True, on_nodes)):
+                patch.setattr(reading, "tables_are_distributed", lambda _connection, answer=is_on_nodes: answer)
+                for order in ("growth", "shrinkage", "size", "name"):
+                    asked = {"order": order, "servers": [server], "shown": 2}
+                    found_lists[order] = list_objects(connection, FIRST, last, **asked).objects
             of_server = f"{OBJECTS_THAT_ADD_UP} AND o.instance_id = {server}"
             listed = connection.execute(
                 text(
@@ -386,9 +385,10 @@ def test_objects_add_up_to_their_database_in_every_sample_and_their_changes_to_i
     assert found is not None
     of_growth = sorted((one.change_bytes for one in found.objects if one.change_bytes > 0), reverse=True)
     of_shrinkage = sorted(one.change_bytes for one in found.objects if one.change_bytes < 0)
-    assert [change for _, change in lists["growth"]] == of_growth[:2]
-    assert [change for _, change in lists["shrinkage"]] == of_shrinkage[:2]
+    assert [one.change_bytes for one in lists["growth"]] == of_growth[:2]
+    assert [one.change_bytes for one in lists["shrinkage"]] == of_shrinkage[:2]
     assert len(lists["size"]) == len(lists["name"])
+    assert lists == on_nodes
     assert (found.before_bytes, found.after_bytes) == (totals[0], totals[-1])
     explained = sum(one.change_bytes for one in found.objects)
     assert explained + found.others_change_bytes + found.unexplained_change_bytes == totals[-1] - totals[0]
