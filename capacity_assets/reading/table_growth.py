@@ -33,6 +33,7 @@ OTHERS, UNEXPLAINED = "others", "unexplained"
 LEAST_FREE_BYTES = 1024**3
 """Less dead and free space of a table is not judged."""
 FEW_DATABASES = 100
+"""Of more, both samples are read whole where no least change tells which objects a list can begin with."""
 LARGEST_TRIED = 1000
 """Objects of a fleet among which the least change is looked for that a list can begin with."""
 ORDERS = ("growth", "shrinkage", "size", "free", "unwritten", "name")
@@ -212,11 +213,8 @@ def list_objects(  # noqa: PLR0913 -- one argument per choice of a list
     left_out = [row.server_id for row in replicas]
     days = _compared_days(connection, first, last, servers=servers, databases=databases, left_out=left_out)
     asked: dict[str, Any] = {"order": order, "most": skipped + shown, "tried": skipped + shown + LARGEST_TRIED}
-    asked |= {
-        "is_by_last": order != "shrinkage",
-        "least": LEAST_FREE_BYTES if order == "free" else 1,
-        "last_name": None,
-    }
+    asked |= {"is_by_last": order != "shrinkage", "last_name": None}
+    asked["least"] = LEAST_FREE_BYTES if order == "free" else 1
     if order in _BY_LEAST:
         largest = _LARGEST_ON_NODES if tables_are_distributed(connection) else _LARGEST
         asked["least"] = next((row.least for row in _rows(connection, _LEAST, days, {"largest": largest}, **asked)), 1)

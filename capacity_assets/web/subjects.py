@@ -449,7 +449,7 @@ class TablesPage(ListPage):
     None in other orders.
     """
     amount: Decimal | None
-    """What these cost in a month, by the newest final bill; None: nothing has a price."""
+    """What these cost in a month, by the newest final bill; None: nothing has a price, or another order."""
     currency: str | None
 
 
