@@ -670,7 +670,8 @@ def free_space(
     """
     month, issue = bill
     asked = {"start": month.start, "end": month.end, "issue": issue, "by": by, "name": name, "shown": shown}
-    found = rows(connection, with_queries(_FREE, prices=PRICES, newest=_NEWEST_IN_MONTH, free=_FREE_TABLES), **asked)
+    parts = {"newest": _NEWEST_IN_MONTH, "lines": _MEASURED_LINES, "priced": _PRICED, "free": _FREE_TABLES}
+    found = rows(connection, with_queries(_FREE, materialized=("lines",), **parts), **asked)
     if not found:
         return None
     listed = [
@@ -701,10 +702,21 @@ _NEWEST_IN_MONTH = """
 SELECT server_id, database, max(day) AS day FROM capacity_objects
 WHERE day BETWEEN :start AND :end GROUP BY server_id, database
 """
+# The lines of databases whose tables were measured come first, because a bill has many more, and labels take longest.
+_MEASURED_LINES = """
+SELECT n.*, l.engine, l.server, l.labels, l.gib_months, l.price, l.amount
+FROM newest n JOIN capacity_bill_lines l ON l.instance_id = n.server_id AND l.database_name = n.database
+WHERE l.month = :start AND l.issue = :issue
+"""
+_PRICED = """
+SELECT server_id, database, day, sum(amount) / nullif(sum(gib_months) FILTER (WHERE price IS NOT NULL), 0) AS price
+FROM lines
+WHERE :by = '' OR coalesce((labels || jsonb_build_object('engine', engine, 'server', server)) ->> :by, '') = :name
+GROUP BY server_id, database, day
+"""
 _FREE_TABLES = """
 SELECT o.server_id, o.server, o.database, concat_ws('.', nullif(o.schema_name, ''), o.object_name) AS table,
        o.size_bytes, o.free_bytes, o.free_bytes * p.price / 1073741824 AS amount
-FROM capacity_objects o JOIN newest n ON n.server_id = o.server_id AND n.database = o.database AND n.day = o.day
-JOIN prices p ON p.server_id = o.server_id AND p.database = o.database
+FROM capacity_objects o JOIN priced p ON p.server_id = o.server_id AND p.database = o.database AND p.day = o.day
 WHERE o.day BETWEEN :start AND :end AND o.kind = 'table' AND o.free_bytes > 0
 """
