@@ -1,4 +1,4 @@
-"""`capacity prices`, `bill` and `budget`: what a GiB costs per month, and what groups cost and will cost."""
+"""`capacity prices` and `bill`: what a GiB costs per month, and what groups cost."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ GROUP_COLUMNS = (
 
 @click.command()
 @click.option("--month", type=options.MONTH, help="Default: the last complete one.")
-@click.option("--by", help="engine, server, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
+@options.grouping_option("engine, server, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
 @click.option("--issue", type=click.IntRange(1), help="Show an earlier version of the bill unchanged; compute nothing.")
 @click.option(
     "--output", default=options.STANDARD_OUTPUT, help="A file: .csv, .json or .html. Default: a table on the screen."
@@ -274,7 +274,7 @@ def bill(
     \b
     Examples:
       capacity bill
-      capacity bill --month 2026-10 --by cost_centre --output bill.csv
+      capacity bill --month 2026-10 --group-by cost_centre --output bill.csv
       capacity bill --month 2026-10 --issue 1
       capacity bill --month 2026-10 --format focus --output charges.csv
     """

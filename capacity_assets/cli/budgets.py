@@ -42,7 +42,7 @@ BUDGET_COLUMNS = (
 
 
 @click.command()
-@click.option("--by", help="engine, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
+@options.grouping_option("engine, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
 @coming_months_option
 @click.option(
     "--output", default=options.STANDARD_OUTPUT, help="A file: .csv or .json. Default: a table on the screen."
@@ -57,7 +57,7 @@ def budget(settings: Settings, /, *, by: str | None, months: int, output: str) -
     \b
     Examples:
       capacity budget
-      capacity budget --by cost_centre --months 6 --output budget.csv
+      capacity budget --group-by cost_centre --months 6 --output budget.csv
     """
     form = format_of(output, BUDGET_FORMATS)
     today = Clock(settings.zone).today()
@@ -165,8 +165,8 @@ def set_(
 ) -> DeclarationReport:
     """Declare the AMOUNT that GROUP may cost in a month.
 
-    GROUP is a label such as team=payments, engine=oracle or server=db-7; team= is what has no team. A budget replaces
-    an earlier one of the same month. Bills show it beside the amount.
+    GROUP is a label such as team=payments, or engine=oracle, or server=db-7; team= stands for what has no team. A
+    budget replaces an earlier one of the same month. Bills show it beside the amount.
 
     \b
     Examples:
@@ -196,7 +196,7 @@ def import_(session: DeclarationSession, /, *, file: Path) -> DeclarationReport:
 @coming_months_option
 @declaring.command
 def adopt(session: DeclarationSession, /, *, grouping: str | None, months: int) -> DeclarationReport:
-    """Declare what `capacity budget` computes."""
+    """Declare the amounts that `capacity budget` computes as budgets."""
     keys, today = session.settings.label_keys, session.today()
     by, coming = grouping or default_grouping(keys), ownership.coming_months(today, months)
     with database_errors(doing="reading a budget"), snapshot(session.engine) as connection:

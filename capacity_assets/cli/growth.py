@@ -271,7 +271,7 @@ def _sums(found: DatabaseGrowth, hidden: Sequence[ObjectChange | SchemaGrowth]) 
 
 @click.command()
 @options.window_options
-@click.option("--by", help="engine, server, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
+@options.grouping_option("engine, server, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
 @click.option("--now", is_flag=True, help="First compute the groups whose labels changed.")
 @options.json_command
 def groups(settings: Settings, /, *, period: str, day: date | None, by: str | None, now: bool) -> Report:
@@ -283,7 +283,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
     \b
     Examples:
       capacity groups
-      capacity groups --by environment --period weekly
+      capacity groups --group-by environment --period weekly
     """
     by = by or ownership.default_grouping(settings.label_keys)
     ownership.refuse_unknown_grouping(by, settings.label_keys)

@@ -308,6 +308,26 @@ filter_options = combined_options(
 )
 
 
+FORMER_GROUPING = "--by"
+
+
+class _GroupingOption(click.Option):
+    """The option --group-by; --help does not show its former name."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the line of the help."""
+        record = super().get_help_record(ctx)
+        return record and (record[0].replace(f", {FORMER_GROUPING}", ""), record[1])
+
+
+def grouping_option(description: str) -> Callable[[Any], Any]:
+    """Return the option --group-by of a command that shows groups.
+
+    Its former name is accepted as well. Commands that declare have no former name, because there --by names a person.
+    """
+    return click.option("--group-by", FORMER_GROUPING, "by", cls=_GroupingOption, help=description)
+
+
 def rows_option(name: str, default: int) -> Callable[[Any], Any]:
     """Return the option for the number of listed rows, --limit or --show; `name` is its parameter."""
     most = click.IntRange(1, 10_000)

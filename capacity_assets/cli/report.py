@@ -25,7 +25,7 @@ from capacity_assets.report.page import file_name, make_report_folder, next_edit
 @click.command()
 @options.window_options
 @click.option("--server", help="Only this server, with all its databases.")
-@click.option("--by", help="Group the fleet by engine or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
+@options.grouping_option("Group the fleet by engine or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
@@ -41,7 +41,7 @@ def report(settings: Settings, /, **values: Any) -> Report | None:
     Examples:
       capacity report
       capacity report --period quarterly --window 2025-04-01
-      capacity report --by environment
+      capacity report --group-by environment
       capacity report --server db-7 --output db-7.html
     """
     return write_growth_report(settings, **values)
