@@ -54,7 +54,7 @@ def open_engine(settings: Settings, *, connect: bool = True, existing: bool = Fa
 
     Raises:
         DatabaseError: a newer version created the schema; also raised by later statements of the engine. With
-            `existing`, there is no embedded server yet.
+            `existing`, also if there is no embedded server yet.
         UnreachableError: no connection within the time limit.
         EmbeddedServerError: the embedded server did not start.
     """
@@ -117,7 +117,7 @@ def open_runs_engine(settings: Settings) -> Iterator[Engine | None]:
         yield None
         return
     with _served(settings, settings.dagster_url, DAGSTER_DATABASE) as url:
-        # A response must not wait for longer.
+        # Two seconds: a response must not wait longer for a connection.
         limited = url.set(drivername=CAPACITY_DRIVER).update_query_dict({"connect_timeout": "2"})
         with disposed(reading_engine(limited)) as engine:
             yield engine

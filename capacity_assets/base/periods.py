@@ -1,9 +1,11 @@
 """Calendar periods, their windows, and the clock that says what day it is in the configured time zone.
 
 `PERIODS` is the registry from which windows, partitions, asset names, jobs, command-line choices and documents are
-made: to add a period, add an entry here. Whatever needs today's date takes a `Clock`; tests pass a
-fixed one. `judged_day` in `database.engine` says whether the date is reliable enough to delete something or to make
-it final.
+made. To add a period, add an entry in the order of their length, because a chart with too many windows takes the next
+entry; then run `capacity init`, because views list the periods.
+
+Whatever needs today's date takes a `Clock`; tests pass a fixed one. `judged_day` in `database.engine` says whether the
+date is reliable enough to delete something or to make it final.
 Everything else in this module is pure: no environment, no database, no Dagster.
 """
 

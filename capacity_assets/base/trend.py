@@ -1,7 +1,8 @@
 """The rule of the trend: its thresholds, in words, in SQL, and calculated a second time for explanations.
 
-A change of the rule is a change of this file; `aggregates.figures.ARITHMETIC` is raised with it, so that stored windows
-count as stale.
+A change of the rule is a change of this file. Raise `ARITHMETIC` in `aggregates/figures.py` with it, so that stored
+windows count as stale. A change of the percentage alone does not need it, because a window's fingerprint contains the
+threshold. The text of `trend_percent` in `base/settings.py` says "20 % per year" and changes with the percentage.
 """
 
 from __future__ import annotations

@@ -1,1 +1,5 @@
-"""Charts as inline SVG, drawn from plain numbers, styled by the style sheet of the page."""
+"""Charts as inline SVG, and the template environment and style sheets of pages, reports and mails.
+
+A new form of chart is a function in `drawing.py`, its template `drawings/NAME.svg.j2`, and, for pages, its values in
+`web/rendering.py`.
+"""

@@ -64,7 +64,7 @@ def _run(settings: Settings) -> None:
             mark_days(settings, instance, engine, today)
             work = open_work(instance, first_day, today, fleet)
             total = sum(len(chunk.windows) for chunk in work.chunks)
-            with progress_bar("windows computed and drawn", total) as update:
+            with progress_bar("windows computed, reports written", total) as update:
                 written, recomputed = materialise(
                     settings,
                     instance,
@@ -94,7 +94,7 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
             "Set CAPACITY_HOME to another folder, or CAPACITY_DATABASE_URL to an empty database."
         )
     fleet = sample_fleet.load_sample_fleet(engine, first_day, today)
-    # Days before the retention period have no partition ahead of time.
+    # Samples older than the retention period may lie in the default partition; this moves them out of it.
     retention_service(engine, settings).prepare()
     if fleet.samples_added:
         say(f"Loaded {counted(fleet.samples_added, 'sample')}, {fleet.first_day_added} to {fleet.last_day_added}.")
@@ -116,14 +116,17 @@ def _print_result(run: RunSummary, written: int, fleet: LoadedFleet, *, changed:
         part = run.of_period(name)
         counts = [part.total(f"{outcome}_instances") for outcome in ("processed", "failed", "skipped")]
         rows.append([name, len(part.parts) // len(LEVELS), *counts, part.total("total_records")])
-    say(Table("Servers (counted once per window and level) and rows", HEADINGS, rows))
+    say(Table("Servers and rows by period; a server counts once in each window and level", HEADINGS, rows))
     if run.status is AggregationStatus.FAILED or run.total("written_records"):
         raise CommandFailedError(f"Recomputing everything showed differences: {run.message}")
     if changed:
         say(f"{written:,} rows were written by this run. Recomputing everything changed nothing.")
     else:
         say("The demo is complete already: 0 rows were written by this run, and recomputing changed nothing.")
-    say(f"Not aggregated, because it is retired: {', '.join(fleet.retired)}. Skipped: no samples in the window.")
+    say(
+        f"Retired, so not aggregated: {', '.join(fleet.retired)}. The column Skipped counts servers without samples in "
+        "a window."
+    )
 
 
 def _remove(settings: Settings) -> None:

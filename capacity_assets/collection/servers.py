@@ -136,7 +136,10 @@ def with_engine_defaults(server: Server) -> Server:
         ),
         (bool(HOST_AND_PORT.fullmatch(server.host)), "host: write the port by itself, as port (--port)"),
         ("@" in server.host, "host: an @ does not belong there; write username and password_from"),
-        (server.password_from == OWN and server.engine != "postgresql", "password_from: own is a PostgreSQL"),
+        (
+            server.password_from == OWN and server.engine != "postgresql",
+            "password_from: own is only for the PostgreSQL server that holds the capacity tables",
+        ),
     ]
     if server.password_from is not None:
         checked_reference(server.password_from)
@@ -327,7 +330,8 @@ def register_servers(
 ) -> RegistrationChanges:
     """Add servers, or change those that exist, in one transaction; `by` declares them. A dry run writes nothing.
 
-    `disable_others` takes other servers that are measured here out of service. A disabled server remains disabled.
+    `disable_others` takes other servers that are measured here out of service. A server that was disabled before stays
+    so, even if it is declared again.
 
     Raises:
         ValidationError: a value cannot work, or a name occurs twice; nothing was registered.
@@ -418,7 +422,7 @@ def _write_targets(connection: Connection, rows: Sequence[Mapping[str, object]],
 
 
 def _refuse_chains(wanted: Sequence[Server], before: Mapping[str, RegisteredServer]) -> None:
-    """Refuse servers that another one shall count: who counts others must count itself, or both would be hidden."""
+    """Refuse chains of counted_by: a server that counts others must count itself, or both would be hidden."""
     names = {server.name for server in wanted}
     counting = {name: one.server.counted_by for name, one in before.items() if name not in names}
     for server in wanted:
@@ -431,8 +435,8 @@ def _refuse_chains(wanted: Sequence[Server], before: Mapping[str, RegisteredServ
             )
         if counting.get(server.counted_by) or server.name in counting.values():
             raise ValidationError(
-                f"Server {server.name!r}: counted_by must name a server that counts itself, and one that counts others "
-                "cannot be counted by another. Nothing was registered."
+                f"Server {server.name!r}: counted_by must name a server that no other one counts, and a server that "
+                "counts others cannot have a counted_by. Nothing was registered."
             )
         counting[server.name] = server.counted_by
 

@@ -1,1 +1,1 @@
-"""The capacity database: tables, schema, views, triggers, partitions, locks, the embedded server."""
+"""The capacity database: tables, measures, label rules, schema, views, triggers, partitions, locks, embedded server."""

@@ -1,8 +1,9 @@
 """The rules of labels, in SQL: which labels hold on a day, and what each group has on it (docs/semantics.md, "Groups").
 
 A label of a database comes before one of a pattern, a longer pattern before a shorter one, and all of them before the
-label of the server: `ranks`. Views read the labels of each row by `labels_of`, statements those of many at once by
-`LABELS_OF_SUBJECTS`.
+label of the server: `ranks` is this order. Which names a pattern matches is decided by its LIKE form: the column
+`database_like` (`database.views`), or `AS_LIKE` (`ownership.labels`) for labels that are not stored yet. Views read the
+labels of each row by `labels_of`, statements those of many rows at once by `LABELS_OF_SUBJECTS`.
 
 A server counts in a group with its total, or where it has none on the day, with the sum of its databases. A database
 with a label of its own leaves its server's group and enters its own with its size of that day. Everything is in whole
@@ -95,7 +96,8 @@ WITHOUT = ""
 """The value of what has no label of a key."""
 
 _EXACT, _, _LONGEST = ranks("r", "d.database_name")
-# Its text, with the comment, is in the fingerprint of stored groups: if it changes, they count as stale.
+# Its text, with its comments, is in the fingerprint of stored groups: if it changes, they count as stale. So a comment
+# in it still has the former name of this module, `database.labels`.
 GROUP_PARTS = f"""
 WITH totals AS MATERIALIZED (
     SELECT instance_id, collected_date, sum(total_size_mb) AS size_mb, sum(database_count) AS databases

@@ -208,7 +208,10 @@ STORED = {
     for one in fields(Runway)
     if (column := _STORED_AS.get(one.name, one.name)) in capacity_runways.columns
 }
-"""The stored fields of a runway by column. A field with the name of a column is stored without further code."""
+"""The stored fields of a runway by column. A field with the name of a column is stored without further code.
+
+A new column needs a raised `SCHEMA_REVISION` (`database.schema`), so that programs ask for `capacity init` first.
+"""
 STORED_PLANS = {f"planned_{one.name}": one.name for one in fields(PlannedRunway)}
 """The same for planned limits."""
 

@@ -1,8 +1,9 @@
 """How long rows are kept, and the maintenance of the table partitions that hold them.
 
 Maintenance adds partitions ahead, moves rows out of default partitions, and drops partitions that are older than
-CAPACITY_RETENTION_DAYS allows. Samples of a day are dropped once every window that contains the day or compares with it
-is over, computed from the current samples without a failed server, and stored.
+CAPACITY_RETENTION_DAYS allows (its default is in `base/settings.py`). Samples of a day are dropped once every window
+that contains the day or compares with it is over, computed from the current samples without a failed server, and
+stored.
 
 Each partition is a transaction of its own, decided and done under its lock: an interruption keeps what was done, and an
 error in one table does not keep the others from being maintained. How partitions are made is in `database.partitions`.

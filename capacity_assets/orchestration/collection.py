@@ -61,7 +61,7 @@ RAW_GROUP = "raw"
 RAW_ASSETS = [raw.name for raw in RAW_TABLES]
 STEP = "collection"
 SHARE_TAG = "capacity/share"
-"""Tag of a run that measures a share: what routes it to a place, such as a queue, can go by it."""
+"""Tag of a run that measures a share. A run can be routed by it, for example to a queue."""
 QUEUE_TAG = "dagster-celery/queue"
 """Read by dagster-celery, which is optional."""
 REGISTERED_SERVERS = "registered_servers"
@@ -101,7 +101,7 @@ def collection_definitions(graph: Graph) -> dg.Definitions:
             assets=[*observed_assets(graph), *registering],
             asset_checks=[recent],
             jobs=[job],
-            # Otherwise the collection's run issues runways.
+            # With the collection on, its run issues the runways; without it, this schedule does.
             schedules=[schedule, runway_schedule(graph)],
         )
     daily = graph.periods.get(FOLLOWING)
@@ -142,7 +142,7 @@ class RequestedDays:
 def measure_requested(
     service: CollectionService, keys: Sequence[str], *, again: bool, share: CollectionShare | None = None
 ) -> RequestedDays:
-    """Measure all servers or a share if today is among the days, and find which others have samples.
+    """Measure all servers or a share if today is among the days, and find which of the other days have samples.
 
     Raises:
         ValidationError: the only day is not today and has no samples.
@@ -156,7 +156,7 @@ def measure_requested(
         return RequestedDays(days, kept, None)
     day = today if measurable else days[0]
     summary = service.collect(day, again=again, share=share) if measurable or len(days) == 1 else None
-    # Samples of today that others have taken are there also where every server of ours failed.
+    # Samples of today that another application wrote count even if every server measured here failed.
     measured = {today} if summary is not None and not summary.is_empty else set[date]()
     return RequestedDays(days, kept - measured, summary)
 
@@ -297,7 +297,10 @@ def collection_metadata(summary: CollectionSummary) -> MetadataMapping:
 def _servers_result(
     measured: CollectionSummary | None, engine: Engine, pages_url: str | None, asset: dg.AssetKey
 ) -> dg.AssetCheckResult:
-    """Name the servers that failed in this run; one that measured nothing repeats the newest day and hides none."""
+    """Name the servers that failed in this run.
+
+    A run that measured nothing, or only a share, names those of the newest day, so that no failure disappears.
+    """
     if measured:
         failing, failed = list(map(str, measured.failures)), measured.failed_instances
         servers = [one.server for one in measured.failures]
@@ -321,7 +324,13 @@ def slots_result(engine: Engine, today: date, pages_url: str | None, asset: dg.A
             slots = slots_named_on(connection, today)
     except DatabaseError as error:
         # What was measured is stored, and what follows from it must not wait for this.
-        return check_result(SLOTS_RETAIN_LITTLE, "Not looked at.", [str(error)], is_error=False, asset=asset)
+        return check_result(
+            SLOTS_RETAIN_LITTLE,
+            "The replication slots could not be looked up.",
+            [str(error)],
+            is_error=False,
+            asset=asset,
+        )
     pages = {slot.server: subject_address("server", slot.server_id) for slot in slots[:PAGES_LISTED]}
     text = (
         f"{counted(len(slots), 'replication slot')} retaining too much WAL." if slots else "No slot retains too much."
@@ -363,7 +372,7 @@ def registered_servers(graph: Graph, path: Path) -> dg.AssetsDefinition:
     @graph.asset(REGISTERED_SERVERS, None, group_name="samples", kinds={"postgres"})
     def servers(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         """The servers that the fleet's file declares, registered for collection; all of them or none."""
-        # The sample fleet brings what computes forecasts, which loading the graph does not need.
+        # Imported here, because it loads what computes forecasts, which the graph does not need.
         from capacity_assets.demo import refuse_the_sample_fleet
 
         with dagster_failures():
@@ -392,7 +401,7 @@ def collection_schedule(graph: Graph) -> dg.ScheduleDefinition:
         try:
             shares = [name for name in shares if service.left(day, parse_share(name) if name else None)]
         except CapacityError as error:
-            # The run waits for the database; a tick that failed would not come back.
+            # Request the run anyway: it retries the database, while a failed tick is not repeated.
             context.log.warning(str(error))
         if not shares:
             return dg.SkipReason(f"No registered server is left to measure on {human_day(day)}.")
@@ -463,9 +472,9 @@ def level_tags(raw: RawTable) -> dict[str, str]:
 def _description(raw: RawTable, source: str, how: str) -> str:
     reader = "Aggregates read the days of their window and of the window before it."
     if raw.level is None:
-        reader = "The runway of a day reads the newest of the month before it."
+        reader = "The runway of a day reads the newest samples of the month before that day."
     if not raw.has_forecasts:
-        reader = "Pages, digest and checks read the newest of the month before."
+        reader = "Pages, digest and checks read the newest samples of the last month."
     return f"{raw.row}{source}\n\n{how}\n\nA partition is one day. {reader}"
 
 

@@ -1,8 +1,8 @@
 """Changes since the window before: of databases by kind, of servers, unusual ones, and the largest of a level.
 
-A database counts with its share of the server's measured days, so renaming a database, or a copy that existed for a
-day, changes no total. A database is *new* or *gone* only if its server was measured in both windows; otherwise it
-is *not comparable*, because its change is unknown.
+A database counts by the share of its server's measured days on which it existed. So renaming changes no total, and a
+copy that existed for a day counts for that day only. A database is *new* or *gone* only if its server was measured in
+both windows; otherwise it is *not comparable*, because its change is unknown.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class DatabaseChange:
     """One database in two windows; a mean size is None if it has no row.
 
     `change_mb` is what it added to its server's total: the stored change or, if it existed on only some of the days,
-    the difference of its shares. `days` has the number of its measured days, and of those of its server.
+    the difference of its shares. `days` is text such as `3 of 7`: measured on 3 of the 7 measured days of its server.
+    `days_before` is the same of the window before.
     """
 
     server: str
@@ -349,7 +350,8 @@ class WindowSizes:
     """Size of the fleet in one window and its known change, MiB.
 
     The change is None if no server has a known one; `known_before_mb` is the previous size of those that have.
-    `unknown_changes` counts rows of the level; growers and shrinkers are the largest changes among them.
+    `unknown_changes` is the number of rows of the level without a known change; `growers` and `shrinkers` are the rows
+    that changed most.
     """
 
     total_size_mb: int = 0
@@ -422,8 +424,8 @@ def _unknown_changes(level: Level) -> sa.Select[Any]:
 def _movers(level: Level) -> sa.Select[Any]:
     """Return the statement for the largest changes of a window in each direction.
 
-    Changes are those of exact means; if the row of the window before is gone, its mean is known to a megabyte. Only
-    rows that are shown are looked up in the window before.
+    Changes are those of exact means. If the row of the window before is gone, its mean is derived from the change, to
+    within one MiB. Only rows that are shown are looked up in the window before.
     """
     now, before = level.target.alias("now"), level.target.alias("before")
     keys = [now.c[name] for name in level.keys]
@@ -459,7 +461,7 @@ def _movers(level: Level) -> sa.Select[Any]:
 
 
 def _is_counted(level: Level, table: sa.FromClause) -> tuple[sa.ColumnElement[bool], ...]:
-    """Return the conditions for rows that count: servers that no other one counts, and groups of labels."""
+    """Return the conditions for rows that count: servers not counted by another one, and groups made by a label."""
     if level.has_servers:
         return (table.c.instance_id != sa.all_(sa.bindparam("replicas", type_=sa.ARRAY(sa.Integer))),)
     return (table.c.label_key.not_in([FLEET, ENGINE, TOTAL]), table.c.label_value != WITHOUT)

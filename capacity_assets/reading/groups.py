@@ -20,7 +20,7 @@ from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.sizes import SizeInWindow
 
 TENTHS = 1000
-"""Tenths of a percent of a whole."""
+"""A whole in tenths of a percent."""
 GROUPS_NAMED = 10
 
 
@@ -69,7 +69,7 @@ class Group:
     is_partial: bool = False
     """Whether a server of it was not measured in the window, or on far fewer days than others."""
     is_change_partial: bool = False
-    """Whether that holds for this window or the one before, so that the change is like for like."""
+    """Whether it was partly measured in this window or the one before. Its change is then like for like."""
 
     @property
     def growth(self) -> str:
@@ -128,7 +128,10 @@ def _percent(change_mb: int | None, size_mb: int) -> float | None:
 
 
 def _shares(sizes_mb: Sequence[int]) -> list[float | None]:
-    """Return the share of each size in percent, cut to a tenth; those that lost most get a tenth more, up to 100."""
+    """Return the share of each size in percent, cut to a tenth.
+
+    The tenths that are missing to 100 go to the shares that lost most by the cut.
+    """
     whole = sum(sizes_mb)
     if not whole:
         return [None] * len(sizes_mb)
@@ -149,8 +152,8 @@ def measured_notes(groups: Sequence[Group], by: str) -> list[str]:
         *([f"Partly measured: {partial}. Their mean size is too low."] if partial else []),
         *(
             [
-                "Not every server was measured on every day, so changes are like for like: the change of the databases "
-                f"measured in both windows, for {compared}."
+                f"For {compared}, changes are like for like: they count only databases measured in both windows, "
+                "because not every server was measured on every day."
             ]
             if compared
             else []
@@ -174,9 +177,9 @@ FROM capacity_groups WHERE period = :period AND window_start = :start AND groupe
 def partial_groups(
     connection: Connection, period: Period, window: Window, grouped_by: str, sizes_mb: Mapping[str | None, int]
 ) -> dict[date, set[str | None]]:
-    """Return the groups that lack a server in a window or in the one before, by first day of these.
+    """Return the groups that lack a server: those of a window and those of the one before, each by its first day.
 
-    This is judged as on the page of a group, except that a server is expected if it was measured in the window before.
+    The rule is that of `short_servers`, but a server is expected if the window before has it.
     `sizes_mb` are the sizes of the groups.
     """
     missing = """
@@ -240,7 +243,7 @@ def short_servers(
     Each is missing in its window, or missed days enough to change the mean of the group noticeably: a group is a mean
     over days, so a day without a server lowers it by a part of the server's size.
     """
-    # A server in service is expected from its first window shown on, another one to its last.
+    # A server is expected after its first window shown; one out of service, only before its last.
     statement = """
         WITH members AS MATERIALIZED (
             SELECT s.server_id, s.server, s.is_active, l.valid_from, l.valid_until FROM capacity_servers s
@@ -332,7 +335,10 @@ def changes_of_group(
 
 
 def like_for_like(sizes: Sequence[SizeInWindow], changes: Mapping[date, tuple[int, int]]) -> list[SizeInWindow]:
-    """Return sizes of a group in which each change from or to a partial window is that of its databases, or None."""
+    """Return the sizes of a group.
+
+    Where a window or the one before is partial, the change is the sum over its databases; None if none is known.
+    """
     return [
         replace(one, change_mb=change[0], change_percent=_percent(*change))
         if one.is_change_partial and (change := changes.get(one.window_start, (None, 0)))
@@ -374,9 +380,9 @@ class GroupSpace:
 def space_of_groups(
     connection: Connection, period: Period, window: Window, by: str, groups: Sequence[Group]
 ) -> list[GroupSpace]:
-    """Return the largest groups of a window with those of the largest databases of the fleet that belong to them.
+    """Return the largest groups of a window, each with its databases that are among the largest of the fleet.
 
-    What the other groups have comes last, together.
+    The other groups come last, together.
     """
     ordered = sorted(groups, key=lambda group: -group.size_mb)
     least_mb = sum(group.size_mb for group in ordered) * LEAST_SHARE

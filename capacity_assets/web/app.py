@@ -206,7 +206,7 @@ PAGES = (
     ),
     PageRoute(
         *("/search", "Search", read_search, "found"),
-        "Servers, databases, volumes and groups by words of their names, what fills first before the others.",
+        "Servers, databases, volumes and groups by words of their names; those that fill first are listed first.",
         ("q", "shown"),
         is_cached=False,
     ),
@@ -343,7 +343,7 @@ class PageServer:
     def in_time(self, respond: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
         """Return the endpoint that responds from a thread, or says after the time limit that it is still reading.
 
-        The query still finishes, for repeated requests.
+        The query goes on, so that a repeated request finds its result.
         """
 
         async def answer(request: Request) -> Response:
@@ -457,7 +457,7 @@ class PageServer:
         return html
 
     def _still_reading(self, request: Request) -> Response:
-        """Answer with a page that says what is being read and loads itself again; scripts are refused."""
+        """Answer with a page that says what is being read and loads itself again; a script gets status 503."""
         page = PAGE_OF.get(request.url.path)
         if page is None or _is_from_a_script(request):
             return self._refused(request, 503, _slow(ANSWER_SECONDS))
@@ -526,7 +526,10 @@ def _trouble(error: Exception) -> str:
 
 
 class SecurityHeaders:
-    """Adds headers to every response. A content security policy is added to an existing one, which restricts it."""
+    """Adds headers to every response.
+
+    If a response already has a content security policy, ours is added and both apply.
+    """
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str] = HEADERS) -> None:
         """Wrap `app`."""

@@ -206,7 +206,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     shown = shown_range(reader, query, MONTHLY.name)
     period = PERIODS[shown.period]
     if name is None and by in WITHOUT_LABEL:
-        raise NotFoundError(f"The address has no {by}.")
+        raise NotFoundError(f"The address lacks the parameter name: which {by} is meant.")
     ahead = _ahead(reader, query, by, name)
     with reader.transaction() as connection:
         window = chosen_window(connection, query, period)

@@ -1,4 +1,4 @@
-"""What every page reads with: its query, which are the checked parameters of its address, and the cached reader.
+"""What every page uses to read: its query (the checked parameters of its address), and the reader with its cache.
 
 The address is the whole state of a page. Here are also the windows and ranges that it names, and values that several
 pages share.
@@ -41,7 +41,7 @@ from capacity_assets.reading.windows import (
     uncomputed_samples,
 )
 
-# A value is shown for up to this many times the time for which it is cached, while it is read again.
+# A value older than its cache time is still shown, up to this many times that time, while it is read again.
 STALE_TIMES = 3
 MOST_KEPT_BYTES = 32 * 1024 * 1024
 """Limit of all values together, in pickled size; in memory they take about six times as much."""
@@ -232,22 +232,25 @@ def notice_of(found: UncomputedSamples, today: date) -> str:
     if found.day is not None:
         command = "capacity aggregate --period daily" + ("" if found.day == today else f" --from {found.day}")
         return (
-            f"Measured, computing: {human_day(found.day)} is not yet included in these figures. The next daily run "
-            f"adds it; `{command}` adds it now."
+            f"Measured, not computed yet: {human_day(found.day)}. The next daily run adds it to these figures; "
+            f"`{command}` adds it now."
         )
     if found.changed_at is None:
         return ""
     moment = found.changed_at.astimezone(UTC)
     are, them = ("is", "it") if found.windows == 1 else ("are", "them")
     return (
-        f"Measured, computing: samples changed at {moment:%H:%M} UTC on {human_day(moment.date())}, so "
+        f"Measured, not computed yet: samples changed at {moment:%H:%M} UTC on {human_day(moment.date())}, so "
         f"{counted(found.windows, 'window')} {are} out of date. The late data sensor recomputes {them}; "
         f"`capacity aggregate --period all --from {found.first_day}` does it now."
     )
 
 
 def shared_revision(reader: Reader) -> tuple[object, ...]:
-    """Return a part of the cache keys of everything with forecasts, so that updates are shown within seconds."""
+    """Return what changes when forecasts change.
+
+    It is part of the cache key of every value with forecasts, so updates show within seconds.
+    """
     return reader.read_cached("forecasts", forecasts_revision, FORECASTS_SECONDS, is_for_all=True)
 
 
@@ -335,7 +338,7 @@ class PageQuery:
         """Return a parameter that must not be missing."""
         value = self.text(name)
         if not value:
-            raise ValidationError(f"The address has no {name}.")
+            raise ValidationError(f"The address lacks the parameter {name}.")
         return value
 
     def number(self, name: str, default: int, most: int) -> int:
@@ -397,7 +400,7 @@ class PageQuery:
 
 
 def every_few(found: Sequence[T], most: int) -> Sequence[T]:
-    """Return at most so many, at equal distances up to the last one."""
+    """Return at most `most` of them, evenly spaced, the last one included."""
     step = -(-len(found) // most) or 1
     return found[(len(found) - 1) % step :: step]
 
@@ -446,7 +449,7 @@ class ChartRange:
         return [PERIODS[self.period].year_before(window) for window in windows] if self.is_compared else []
 
     def fitted(self, today: date, most: int) -> ChartRange:
-        """Return the range by the shortest period, from the chosen one on, with at most so many windows."""
+        """Return the range in the shortest period, from the chosen one on, that gives at most `most` windows."""
         if self.name is None:
             return self
         first, last = self._days(today)

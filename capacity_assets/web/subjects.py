@@ -455,7 +455,7 @@ class TablesPage(ListPage):
 
 @dataclass(frozen=True)
 class SearchPage:
-    """The names that match a search, what fills first before the others; without words, what fills first."""
+    """The names that match a search, those that fill first listed first; without words, what fills first."""
 
     query: str
     found: Sequence[NameMatch]

@@ -117,7 +117,7 @@ REFUSED = [
      "mean 'order'?"),
     ("servers?format=csv", 400, "servers has no parameter 'format'"),
     ("servers?order=volume", 400, "order must be one of size, growth, shrinkage, percent, name."),
-    ("database?server=1", 400, "The address has no name."),
+    ("database?server=1", 400, "The address lacks the parameter name."),
     ("server?server=99", 404, "No server with ID 99."),
     ("nothing", 404, "There is no such page."),
 ]  # fmt: skip

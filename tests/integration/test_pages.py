@@ -143,7 +143,7 @@ def test_after_the_first_collection_pages_say_that_figures_are_being_computed(da
     with served_pages(database) as pages:
         for path in ("/", "/servers", "/databases"):
             html = pages.ask(path).text
-            assert "Measured, computing" in html, path
+            assert "Measured, not computed yet" in html, path
             assert f"Servers were measured up to {shown(TODAY)}." in html, path
 
 
@@ -157,8 +157,8 @@ def test_pages_say_which_samples_are_not_in_their_figures_yet(database: URL, eng
     def notices() -> set[str]:
         with served_pages(database) as pages:
             texts = [pages.ask(path).text for path in ("/", "/servers", "/databases", "/server?server=1")]
-            assert "Measured, computing" not in pages.ask("/filling").text
-        notice = '<p class="warning">Measured, computing'
+            assert "Measured, not computed yet" not in pages.ask("/filling").text
+        notice = '<p class="warning">Measured, not computed yet'
         return {"".join(text.partition(notice)[1:]).partition("</p>")[0] for text in texts}
 
     assert notices() == {""}
@@ -168,8 +168,8 @@ def test_pages_say_which_samples_are_not_in_their_figures_yet(database: URL, eng
     assert f"<code>capacity aggregate --period all --from {yesterday}</code>" in changed
     add_instance_sizes(engine, totals(1, TODAY.isoformat(), [(500, 1)]))
     assert notices() == {
-        f'<p class="warning">Measured, computing: {human_day(TODAY)} is not yet included in these figures. The '
-        "next daily run adds it; <code>capacity aggregate --period daily</code> adds it now."
+        f'<p class="warning">Measured, not computed yet: {human_day(TODAY)}. The next daily run adds it '
+        "to these figures; <code>capacity aggregate --period daily</code> adds it now."
     }
     compute_windows(AggregationService(engine, fixed_clock()), "daily", yesterday, TODAY)
     assert notices() == {""}

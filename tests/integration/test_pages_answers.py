@@ -60,7 +60,7 @@ NO_ADDRESSES = [
     ("/database?server=1&name=ordres", 404, "There is no database &#39;ordres&#39; on server-1"),
     ("/volume?server=1&name=/x", 404, "There is no volume"),
     ("/group?by=team&name=nobody", 404, "There is no group"),
-    ("/database?server=1", 400, "The address has no name."),
+    ("/database?server=1", 400, "The address lacks the parameter name."),
     ("/server?server=one", 400, "server must be a whole number"),
     ("/databases?order=colour", 400, "order must be one of size, growth"),
     ("/databases?period=hourly", 400, "There is no period &#39;hourly&#39;"),
@@ -73,7 +73,7 @@ NO_ADDRESSES = [
     ("/groups?window=9999-12-31", 400, "window must be in the years 1900 to 2999"),
     ("/servers?window=0001-01-01&period=weekly", 400, "window must be in the years"),
     ("/bill?month=9999-12-31", 400, "month must be in the years"),
-    ("/group?by=engine", 404, "The address has no engine."),
+    ("/group?by=engine", 404, "The address lacks the parameter name: which engine is meant."),
 ]
 
 

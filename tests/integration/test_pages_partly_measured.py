@@ -228,7 +228,7 @@ def test_the_command_and_the_report_have_the_change_of_a_group_that_the_pages_ha
     [two] = [one for one in listed if one["name"] == "two"]
     assert (two["size_mb"], two["change_mb"], two["is_partial"], two["is_change_partial"]) == (475, 0, True, True)
     row = re.search(r"two 1 . 475 MiB 0 MiB 0.0 %", shown)
-    note = "like for like: the change of the databases measured in both windows, for two"
+    note = "For two, changes are like for like: they count only databases measured in both windows"
     assert row, shown
     assert note in shown
     report = " ".join(re.sub("<[^>]+>", " ", file.read_text()).split())

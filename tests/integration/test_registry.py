@@ -109,14 +109,14 @@ def test_a_replica_is_counted_by_its_primary_and_chains_are_refused(engine: Engi
     }
 
     for wrong, reason in {
-        Server("c", "mysql", "h", counted_by="replica"): "must name a server that counts itself",
+        Server("c", "mysql", "h", counted_by="replica"): "must name a server that no other one counts",
         Server("primary", "mysql", "h", counted_by="c"): "which is not registered",
         Server("c", "mysql", "h", counted_by="c"): "cannot be counted by itself",
     }.items():
         with pytest.raises(ValidationError, match=reason):
             register_servers(engine, [wrong])
     register_servers(engine, [Server("d", "mysql", "h")])
-    with pytest.raises(ValidationError, match="one that counts others cannot be counted by another"):
+    with pytest.raises(ValidationError, match="a server that counts others cannot have a counted_by"):
         register_servers(engine, [Server("primary", "mysql", "h", counted_by="d")])
     assert len(registered_servers(engine)) == 3
 
@@ -159,7 +159,7 @@ def test_the_primary_may_be_declared_anew_behind_its_replica(engine: Engine) -> 
     register_servers(engine, [Server("b", "mysql", "h", counted_by="a"), Server("a", "mysql", "h")])
 
     assert {one.server.name: one.server.counted_by for one in registered_servers(engine)} == {"a": None, "b": "a"}
-    with pytest.raises(ValidationError, match="Server 'a': counted_by must name a server that counts itself"):
+    with pytest.raises(ValidationError, match="Server 'a': counted_by must name a server that no other one counts"):
         register_servers(engine, [Server("a", "mysql", "h", counted_by="c"), Server("c", "mysql", "h")])
 
 
