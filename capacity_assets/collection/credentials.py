@@ -2,11 +2,11 @@
 
 `env:NAME` is a variable of the process or of the file `.env`, `file:PATH` a file, and `secret:NAME` a file in
 CAPACITY_SECRETS_FOLDER, where Docker, Kubernetes and agents of secret stores mount theirs. `own` is the connection to
-the capacity database, for measuring its own server. Passwords are read when a server is measured, so a new one is used
-without a restart, except for an exported variable.
+the capacity database, for measuring its own server. Passwords are read when a server is measured, so a new password is
+used without a restart, except for an exported variable.
 
 Whoever may register servers can name any reference, and a host to which the password is sent. Therefore only variables
-and files that an administrator has allowed are read, and never our own.
+and files that an administrator has allowed are read, and never those of capacity_assets itself.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class SecretFolders:
         return {"file": Path(place), "secret": self.mounted / place}.get(scheme)
 
     def refuse_what_is_not_allowed(self, reference: str) -> None:
-        """Raise CredentialError for what is not allowed; the text names the setting that would allow it."""
+        """Raise CredentialError for a variable or file that is not allowed; the text names the setting to change."""
         scheme, _, place = reference.partition(":")
         if scheme == "env" and (place in variable_names() or place.startswith("DAGSTER_")):
             raise CredentialError(f"No password: {place} is a variable of capacity_assets itself, not of a server.")

@@ -54,7 +54,7 @@ Answer = TypeVar("Answer")
 LONGEST_NAME, LONGEST_DETAIL = 255, 500
 # Half a surrogate pair is no text in UTF-8.
 _NAME = re.compile(rf"[^\0\ud800-\udfff]{{1,{LONGEST_NAME}}}")
-# What values of other types raise, which an engine from elsewhere may return.
+# Errors that a value of another type raises: an engine of another package may return one.
 NOT_AS_DECLARED = (TypeError, ValueError, AttributeError)
 IMPOSSIBLE = Limits(unknown="it reported an impossible limit or name of a volume")
 IMPOSSIBLE_OBJECTS = Objects(unknown=("it reported an impossible size or name of a table or index",))
@@ -279,7 +279,7 @@ class _Session:
         raise found.without(self.access.password)
 
     def hidden(self, reason: str) -> str:
-        """Return a reason that is text already without the password, shortened."""
+        """Return the text of a reason without the password, shortened."""
         return MeasureError(FailureKind.UNEXPECTED, reason).without(self.access.password).reason
 
     def close(self) -> None:
@@ -295,7 +295,7 @@ def _close(connection: Any) -> None:
 
 
 def _with_used(session: _Session, sizes: tuple[DatabaseSize, ...]) -> tuple[tuple[DatabaseSize, ...], tuple[str, ...]]:
-    """Return the sizes with their used space as far as it is known, and why it is not."""
+    """Return the sizes with their used space as far as it is known, and the reasons where it is unknown."""
     try:
         used = session.answer(session.engine.used, session.access, sizes, seconds=ANSWER_SECONDS)
     except MeasureError as error:
@@ -352,18 +352,18 @@ def timeout_error(server: Server, seconds: float, *, connected: bool) -> Measure
     return MeasureError(FailureKind.TIMEOUT, f"no sizes within {seconds:.0f} s{advice}")
 
 
-# The default; a server that took longer before, or failed, gets more.
+# Limit of connecting; a server that took longer before, or failed, gets more.
 CONNECT_SECONDS = 5.0
 LONGEST_CONNECT_SECONDS = 60.0
-# For a server that was never measured.
+# Limit of measuring a server that was never measured before.
 STATEMENT_SECONDS = 300.0
-# For each question after the sizes, because these wait for it: a file system that hangs gives no answer. All kinds of
-# parts together have a limit as well.
+# Limit of each question after the sizes, which are stored only after its answer: a file system that hangs gives none.
+# All kinds of parts together have a limit as well.
 ANSWER_SECONDS = 20.0
 PARTS_SECONDS = 60.0
-# For the tables and indexes of all databases.
+# Limit of reading the tables and indexes of all databases.
 OBJECTS_SECONDS = 600.0
-# How much longer than ever before a server may take: by this factor, and at least so many seconds.
+# A server may take this many times as long as usual, and always SHORTEST_STATEMENT_SECONDS.
 SLOWER_BY = 5
 SHORTEST_STATEMENT_SECONDS = 30.0
 LONGEST_STATEMENT_SECONDS = 3600.0
@@ -544,7 +544,7 @@ class FleetMeasurement:
     def _assign_workers(
         self, running: dict[int, _MeasurementInProgress], may_begin: Callable[[], bool]
     ) -> Iterator[ProbeOutcome]:
-        """Give free workers to waiting servers; yield the outcome of those that can no longer begin today."""
+        """Give free workers to waiting servers; yield the outcome of servers that can no longer begin today."""
         everything = list(running.values())
         free = self.workers - sum(one.holds_worker for one in everything)
         for one in [one for one in everything if one.waits][: max(free, 0)]:

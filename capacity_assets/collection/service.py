@@ -180,7 +180,7 @@ class CollectionSummary:
             stored = "; the others are stored" if done else ""
             parts.append(
                 f"{self.failed_instances:,} failed and {has} no sample of this day{kept}{stored}. "
-                "Run the same command again to measure those."
+                "Run the same command again to measure what failed."
             )
         if self.not_counted:
             named = first_of(self.not_counted, NAMED)
@@ -305,7 +305,7 @@ class CollectionService:
         return summary
 
     def _with_imported(self, summary: CollectionSummary) -> CollectionSummary:
-        """Fetch volumes from monitoring systems, after sizes are stored: no source delays these."""
+        """Fetch volumes from monitoring systems; called after the sizes are stored, so that no source delays them."""
         if self.volume_sources is None:
             return summary
         fetched = fetch_volumes(self.engine, summary.day, self.volume_sources, self.context.secrets)

@@ -95,7 +95,7 @@ def _store_beside(
         one: insertion.excluded[one] for one in (*fixed, *staged.c.keys()) if one not in unique
     }
     if "declared_by" in table.c:
-        changes["declared_by"] = null()  # an import from a file may have set it
+        changes["declared_by"] = null()  # measured now, and no longer from a file that somebody imported
     connection.execute(insertion.on_conflict_do_update(index_elements=unique, set_=changes))
 
 
@@ -114,7 +114,7 @@ def _object_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...
 
 
 def _store_objects(connection: Connection, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
-    """Store the largest and the fastest growing objects of each database, and the sum of its others.
+    """Store the largest and the fastest growing objects of each database, and the sum of the rest.
 
     Objects from an earlier run of the day are deleted, because they would not add up to the sizes of this one.
     """
@@ -210,7 +210,7 @@ FROM measured_object GROUP BY instance_id, database_name
 ON CONFLICT (instance_id, database_name, collected_date) DO UPDATE
 SET object_hashes = excluded.object_hashes, object_bytes = excluded.object_bytes
 """
-# The newest ones before this day are kept for another run of the day, which compares with them.
+# The newest sizes before this day are kept, because another run of this day compares with them.
 _FORGET_OBJECT_SIZES = """
 DELETE FROM capacity_object_sizes t
 USING (SELECT s.instance_id, s.database_name, max(s.collected_date) AS newest

@@ -109,7 +109,7 @@ class Volume:
 class Ceiling:
     """How large one database may become: `limit_bytes`, or `is_unlimited`, or unknown if neither is set.
 
-    `volumes` are the names of those on which it grows; None: unknown.
+    `volumes` are the names of the volumes on which it grows; None: unknown.
     """
 
     database: str
@@ -120,15 +120,15 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a server as far as they are known; `unknown` says why others are not."""
+    """The limits of a server as far as they are known; `unknown` is the reason why the rest is missing."""
 
     volumes: tuple[Volume, ...] = ()
     ceilings: tuple[Ceiling, ...] = ()
     unknown: str | None = None
     fills_files: bool = False
-    """That of the engine; whoever measures sets it."""
+    """Copied from the engine by `collection.measuring`."""
     places: Mapping[str, str] = field(default_factory=dict)
-    """The volumes of other folders than those of databases, by a key that the engine chooses."""
+    """The volumes of folders without databases, such as those of logs, by a key that the engine chooses."""
 
 
 NOTHING_KNOWN = Limits()
@@ -136,9 +136,9 @@ NOTHING_KNOWN = Limits()
 
 @dataclass(frozen=True)
 class UsedSpace:
-    """The bytes in use inside the data files of databases as far as they are known; `unknown` says why others are not.
+    """The used bytes inside the data files of databases as far as they are known; `unknown` has reasons for the rest.
 
-    Without either, the engine does not measure them.
+    If both are empty, the engine does not measure used space.
     """
 
     used_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -248,7 +248,7 @@ class DatabaseObjects:
 
 @dataclass(frozen=True)
 class Objects:
-    """The tables and indexes of databases as far as they are known; `unknown` says why others are not."""
+    """The tables and indexes of databases as far as they are known; `unknown` has the reasons for the rest."""
 
     databases: tuple[DatabaseObjects, ...] = ()
     unknown: tuple[str, ...] = ()
@@ -266,7 +266,7 @@ def by_database(
 ) -> tuple[dict[str, Found], list[tuple[str, str]]]:
     """Read one database after another; return what was found, and the databases that failed with the reason.
 
-    After so many seconds no further database is begun.
+    After `seconds` no further database is begun.
     """
     found: dict[str, Found] = {}
     unknown, began = [], time.monotonic()
@@ -284,21 +284,21 @@ def by_database(
 def objects_by_database(
     names: Iterable[str], read: Callable[[str], DatabaseObjects | None], failure: Callable[[Exception], MeasureError]
 ) -> Objects:
-    """Return the objects of databases; one without any (None) was dropped in the meantime."""
+    """Return the objects of databases. If `read` returns None, the database was dropped meanwhile, and is left out."""
     found, unknown = by_database(names, read, failure, OBJECTS_BEGIN_SECONDS)
     return Objects(
         tuple(one for one in found.values() if one is not None), tuple(f"{name}: {reason}" for name, reason in unknown)
     )
 
 
-# Shorter than the time limit of the question, so that what is known by then is not lost.
+# Less than the time limit of the question, so that the databases read by then are not lost.
 USED_BEGIN_SECONDS = 15.0
 
 
 def used_by_database(
     names: Iterable[str], read: Callable[[str], int | None], failure: Callable[[Exception], MeasureError]
 ) -> UsedSpace:
-    """Return the used space of databases; None is unknown. Databases with the same reason are named together."""
+    """Return the used space of databases; `read` returns None for unknown. A reason names all of its databases."""
     found, failed = by_database(names, read, failure, USED_BEGIN_SECONDS)
     by_reason: dict[str, list[str]] = {}
     for name, reason in (*failed, *((name, "no size is reported") for name, used in found.items() if used is None)):
@@ -451,8 +451,8 @@ class EngineAdapter(ABC):
     verified: ClassVar[bool]
     # The statements that create the login of the collection with the least rights.
     grants: ClassVar[str]
-    # Whether any table of a database uses the free space inside its files before these grow: forecasts are then those
-    # of the used space.
+    # Whether any table of a database uses the free space inside its files before the files grow. If so, forecasts are
+    # those of the used space.
     fills_files: ClassVar[bool] = False
     # What sizes, used space and limits are, for the reference.
     definition: ClassVar[str]

@@ -833,7 +833,7 @@ def _of_other_engines(
 
 
 def _add_shared(connection: Any, total: Counter[str], excluded: Sequence[str]) -> list[str]:
-    """Add the tables in shared tablespaces by their statistics; return a sentence about those without."""
+    """Add the tables in shared tablespaces by their statistics; return a sentence about tables without statistics."""
     shared = query_server(connection, connection.dialect.shared)
     missing = sum(int(tables) for folder, tables in shared if not is_excluded(str(folder), excluded))
     for name, tables, size_bytes in query_server(connection, connection.dialect.shared_sizes) if missing else ():
