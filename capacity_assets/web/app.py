@@ -214,7 +214,7 @@ PAGES = (
 PAGE_OF = {page.path: page for page in PAGES}
 BY_GROUP = {"/groups", "/bill"}
 REFUSED_ERRORS = (ValidationError, NotFoundError, DatabaseError, *DATABASE_FAILURES)
-"""What a reader is told in a sentence."""
+"""Errors of which a reader is told in a sentence; any other error is a defect."""
 TITLES = {400: "Invalid request", 404: "Not found"}
 """Titles of error pages, by status."""
 
@@ -278,7 +278,7 @@ def create_app(reader: Reader, serving: WebOptions) -> ASGIApp:
             yield
         finally:
             ended.set()
-            # What takes long is not waited for.
+            # Cancelled first, because a statement may run for a minute.
             await run_in_threadpool(reader.cancel)
             if serving.reads_ahead:
                 await run_in_threadpool(ahead.join)
@@ -377,7 +377,7 @@ class PageServer:
         return Response(gzip.decompress(packed), media_type=form)
 
     def read_ahead(self, ended: threading.Event) -> None:
-        """Read what every reader sees until the event is set; requests show failures."""
+        """Read what every reader sees, again and again until the event is set; the next request shows a failure."""
         ahead: list[tuple[str, dict[str, str]]] = [
             *(("/", {"period": name}) for name in PERIODS),
             *((path, {}) for path in ("/groups", "/bill", "/accuracy")),
@@ -402,7 +402,7 @@ class PageServer:
             return ReadContent(page.read(self._reader, query), self._serving.clock.local_now())
 
         if not page.is_cached or query.values.get("format") == "csv":
-            # A file is large and for a single reader.
+            # A file is not cached, because it is large and for a single reader.
             return read()
         values = tuple(sorted((name, value) for name, value in query.values.items() if name != "format"))
         return self._reader.cached((page.path, values, query.today, shared_revision(self._reader)), read, SECONDS_KEPT)
@@ -464,7 +464,7 @@ class PageServer:
         what = page.description[0].lower() + page.description[1:]
         text = f"Reading from the database: {what} The page opens by itself as soon as it has been read."
         answer = self._page_of_text(request, 202, text, f"{page.title}: being read")
-        # A header, because it works without script too.
+        # The page loads itself again by a header, which works without scripts too.
         answer.headers["Refresh"] = str(SECONDS_BETWEEN_ASKING)
         return answer
 
@@ -481,7 +481,7 @@ class PageServer:
 
 
 def _crumbs(page: PageRoute, content: Any) -> list[tuple[str, str]]:
-    """Return title and address of the pages above a page: the server of a database, the list by the same grouping."""
+    """Return title and address of the pages above a page: a server for a database, a list by the same grouping."""
     return [
         (content.server.server, subject_address("server", content.server.server_id))
         if path == "/server"
@@ -592,7 +592,7 @@ STALLED_SECONDS = 30
 """Time after which a client that reads nothing of its response is disconnected."""
 SECONDS_BETWEEN_CHECKS = 1
 MOST_CONNECTIONS = 1000
-# Pending connections are accepted before any of them is counted.
+# Few, because pending connections are accepted before any of them is counted.
 BACKLOG = 64
 
 
@@ -653,6 +653,6 @@ class LimitedConnection(H11Protocol):
         ours = [one for one in self.connections if isinstance(one, LimitedConnection)]
         waiting = [one for one in ours if one._is_sending or one.transport.get_write_buffer_size()]  # noqa: SLF001 -- ours
         longest = min(waiting, key=lambda one: one._waits_since)  # noqa: SLF001 -- as above
-        # New connections may arrive before connection_lost is called.
+        # Discarded here, because new connections may arrive before connection_lost is called.
         self.connections.discard(longest)
         longest.transport.abort()

@@ -51,10 +51,10 @@ class BillPage:
     currency: str | None = None
     amount: str | None = None
     groups: Sequence[BillGroup] = ()
-    """Those without databases had some in the month before."""
+    """A group without databases had some in the month before."""
     notes: Sequence[str] = ()
     is_outdated: bool = False
-    """Whether labels or prices of the month were declared or removed since it was computed, which may change it."""
+    """Whether labels or prices of the month were declared or removed after the bill was computed, so it may change."""
     found: Annotated[BillByGroup | None, Field(exclude=True)] = None
     """The whole bill with the groups of all pages; not in JSON."""
     is_final: bool = True
@@ -70,9 +70,9 @@ class BillPage:
     open_months: Sequence[date] = ()
     """Months whose bill is not final."""
     unchanged: UnchangedDatabases | None = None
-    """For the newest version of the last month that is over; else None."""
+    """Only in the newest version of the bill of the last month that is over; else None."""
     free_space: FreeSpace | None = None
-    """As above; also None if none is known."""
+    """Only in the same bill; also None if no free space is known."""
 
 
 def grouping_of(query: PageQuery) -> str:

@@ -54,7 +54,7 @@ from capacity_assets.web.subjects import UNMEASURED_SHOWN
 MOVERS_SHOWN, FILLING_SHOWN, GROUPS_SHOWN = 5, 8, 8
 TRUST_DAYS, MISSED_SHOWN = 30, 20
 FLEET_SECONDS = 30
-# Longer windows would read too many rows.
+# Not quarters and years, which would read too many rows.
 MOVED_SINCE = ("daily", "weekly", "monthly")
 
 

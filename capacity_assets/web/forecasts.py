@@ -83,7 +83,7 @@ class DecisionRow:
     closed_at: datetime | None
     closed_by: str | None
     text: str
-    """What was decided, and until when or, of a plan, for when."""
+    """What was decided, and until when; of a plan, for which day."""
     sentence: str
     state: str
     """Whether it holds today, and if not, why."""
@@ -94,7 +94,7 @@ class DecisionsPage:
     """Decisions on what may fill, those that end first at the top."""
 
     every: bool
-    """Whether past and closed ones are listed too, after the others."""
+    """Whether past and closed decisions are listed too, after the open ones."""
     server_id: int | None
     server: str | None
     """The server whose decisions are listed; None: all servers."""

@@ -56,7 +56,7 @@ from capacity_assets.web.reader import (
 
 GROUP_WINDOWS = 13
 MOST_COMPARED = 13
-"""Windows of a history whose change is read like for like: each reads the databases of the servers of the group."""
+"""Windows of a history with changes like for like; few, because each reads all databases of the group's servers."""
 FILLS_SECONDS = 30
 MEMBERS_SHOWN = 20
 
@@ -247,7 +247,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
 
 
 def _ahead(reader: Reader, query: PageQuery, by: str, name: str | None) -> list[StoredRunway]:
-    """Return what of a group fills first."""
+    """Return the forecasts of what fills first in a group."""
     keys = (
         [] if by == "server" else [(one.server_id, one.subject, one.name) for one in _filling(reader, by).get(name, [])]
     )

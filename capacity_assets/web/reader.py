@@ -48,18 +48,18 @@ MOST_KEPT_BYTES = 32 * 1024 * 1024
 FORECASTS_SECONDS, OUTSTANDING_SECONDS = 2, 1
 SECONDS_BETWEEN_REVISIONS, DECLARED_SECONDS, UNMEASURED_SECONDS, NAMES_SECONDS = 10, 10, 30, 300
 PARTIAL_SECONDS = 300
-"""Finding partly measured windows reads every server of every window shown."""
+"""Partly measured windows are cached this long, because finding them reads every server of every window shown."""
 
 ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
 """How long a reader waits for a page."""
 SHARED_SECONDS = 60
-"""Limit of a statement for what all readers see, which runs once at a time, however many wait."""
+"""Limit of a statement whose result all readers see: it runs once at a time, however many wait for it."""
 
 T = TypeVar("T")
 
 
 class StillReadingError(DatabaseError):
-    """A value is being read, and takes longer than a reader waits. It is there for those who ask again."""
+    """A value is being read, and takes longer than a reader waits. A later request gets it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Reader:
         self._background.shutdown()
 
     def cancel(self) -> None:
-        """Cancel the statements that run, whose readers get an error."""
+        """Cancel the running statements; their readers get an error."""
         for connection in list(self._connections):
             with suppress(Exception):
                 connection.connection.driver_connection.cancel()  # type: ignore[union-attr]  # psycopg's
@@ -150,7 +150,7 @@ class Reader:
     ) -> T:
         """Return the result of `read` in its own transaction, cached as in `cached`.
 
-        What is for all readers, whatever they ask for, has the limit SHARED_SECONDS.
+        With `is_for_all`, the result is the same for all readers, and the limit of a statement is SHARED_SECONDS.
         """
 
         def in_transaction() -> T:
@@ -218,7 +218,7 @@ def shared_notice(reader: Reader, today: date) -> str:
     """Return the notice about samples that the figures do not include yet; empty if there are none, or unknown."""
 
     def read() -> str:
-        # While the database is busy, pages are shown without it.
+        # While the database is busy, pages are shown without the notice.
         with suppress(DBAPIError), reader.transaction() as connection:
             limit_seconds(connection, OUTSTANDING_SECONDS)
             return notice_of(uncomputed_samples(connection, today), today)
@@ -275,7 +275,7 @@ DATE: Mapping[str, object] = {"type": "string", "format": "date"}
 TEXT: Mapping[str, object] = {"type": "string", "maxLength": LONGEST}
 PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "period": ("Length of the windows.", {"enum": list(PERIODS)}),
-    "window": ("Any day of the window that is wanted; by default, the last complete one.", DATE),
+    "window": ("Any day of the window; by default, the last complete one.", DATE),
     "order": ("Order of the list.", {"type": "string"}),
     "engine": ("Filter by engine, for example postgresql.", TEXT),
     "label": ("Filter by label, for example team=payments. Use team= for items without that label.", TEXT),
@@ -288,14 +288,14 @@ PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "month": ("The month, by any of its days or as 2026-03.", {"type": "string"}),
     "issue": ("Version of the bill; by default, the newest.", _number(10_000)),
     "q": ("Words that are in the name, in any order.", TEXT),
-    "shown": ("How many names at most.", _number(ROWS_PER_PAGE)),
+    "shown": ("Maximum number of names.", _number(ROWS_PER_PAGE)),
     "range": ("Days of the sizes, up to the newest.", {"enum": list(RANGES)}),
     "first": ("First day of the sizes.", DATE),
     "last": ("Last day of the sizes.", DATE),
-    "compare": ("Whether the sizes of the year before are wanted, too.", {"enum": ["year"]}),
-    "state": ("Whether decisions that are past or closed are wanted, too.", {"type": "string"}),
+    "compare": ("Whether to return the sizes of the year before, too.", {"enum": ["year"]}),
+    "state": ("Whether to list decisions that are past or closed, too.", {"type": "string"}),
     "horizon": ("Days ahead of the forecasts that are judged.", {"enum": list(HORIZONS_DAYS)}),
-    "months": ("How many months.", _number(12)),
+    "months": ("Number of months.", _number(12)),
 }
 """The parameters of all pages with their meaning and JSON schema."""
 OLDEST_SECONDS = 300
@@ -312,7 +312,7 @@ def known_values(given: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class PageQuery:
-    """The parameters of a request. Methods that read one raise ValidationError if its value is invalid."""
+    """The parameters of a request. A method raises ValidationError if the value of its parameter is invalid."""
 
     path: str
     values: Mapping[str, str]
@@ -384,7 +384,7 @@ class PageQuery:
         return value
 
     def label(self) -> tuple[str, str] | None:
-        """Return the label to filter by; with an empty value, everything without this key is wanted."""
+        """Return the label to filter by; an empty value stands for everything without this key."""
         text = self.text("label")
         return key_and_value(text) if text else None
 

@@ -78,24 +78,24 @@ class PageRoute:
     read: Callable[[Reader, PageQuery], Any]
     table: str
     description: str
-    """What it answers, for the API."""
+    """What the page answers, for the API."""
     parameters: Sequence[str]
     """The names in PARAMETERS that it reads."""
     choices: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
-    """The values that some of them have here, the default first."""
+    """The possible values of a parameter on this page, the default first."""
     needed: Sequence[str] = ()
     """Parameters that must be given."""
     above: Sequence[str] = ()
     """Paths of the pages above it, for its breadcrumbs."""
     in_menu: bool = False
     is_found: bool = False
-    """Whether the search finds it by its title, as those in the menu."""
+    """Whether the search finds the page by its title, as it finds the pages of the menu."""
     beside: Sequence[str] = ()
     """Values of the page that are repeated in each row of the CSV file."""
     has_figures: bool = False
     """Whether it shows windows of databases and servers, and so the notice about samples not included yet."""
     is_cached: bool = True
-    """Whether its content is cached for others who ask for the same."""
+    """Whether its content is cached for further requests with the same parameters."""
 
     @property
     def name(self) -> str:
@@ -116,7 +116,7 @@ class PageRoute:
 
         It begins with a byte order mark, without which spreadsheets assume another encoding than UTF-8.
         """
-        # In JSON, amounts would be text.
+        # Not from JSON, in which amounts are text.
         shown = self.form.dump_python(content)
         beside = {name: shown[name] for name in self.beside}
         rows = [_cells({**beside, **row}) for row in shown[self.table]]
@@ -345,7 +345,7 @@ def size_chart(  # noqa: PLR0913 -- the parts of a chart
     ]
     last = sizes[-1]
     if (today - last.window_end).days > PAST_DAYS + (last.window_end - last.window_start).days:
-        # The chart ends in the past.
+        # The chart ends in the past, and so do its marks.
         marks = [mark for mark in marks if mark.day <= last.window_end]
     before = list(_year_before(PERIODS[period], sizes, earlier)) if earlier else []
     history = History(title, points, earlier=before, marks=marks, is_interactive=True)

@@ -1,6 +1,6 @@
 """The pages of servers, databases and volumes: their lists, the search, and the page of each.
 
-The page of one has its history, its forecast, and the samples of a window.
+The page of a single server, database or volume has its history, its forecast, and the samples of a window.
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ class SubjectPage:
     runway: StoredRunway | None
     """Its own forecast; of a database, as if the others did not grow."""
     used: Sequence[SizeInWindow] = ()
-    """What was used inside the files of a database, if its forecast is of that."""
+    """The used space inside the files of a database, if that is what is forecast."""
     binding: StoredRunway | None = None
     """The forecast that binds: of a database, the earliest of its own, its server's and its volumes'.
 
-    Of a server, that of the volume that fills before the server as a whole. None: without a date.
+    Of a server, that of the volume that fills before the server as a whole. None: there is no such forecast.
     """
     steps: Sequence[subjects.DeclaredStep] = ()
     limits: Sequence[subjects.DeclaredLimit] = ()
@@ -321,7 +321,7 @@ def _values(  # noqa: PLR0913, PLR0917 -- the subject, and what its headline say
     name: str = "",
     stored: subjects.NewestDay | None = None,
 ) -> dict[str, Any]:
-    """Return the server, the forecasts and the headline, which without a forecast says when it was last measured."""
+    """Return the server, the forecasts and the headline; without a forecast, this says when it was last measured."""
     number, issued, last_measured = server.server_id, None, None
     own, first, also, binding = runway_of(connection, query.today, number, subject, name), None, None, None
     if subject == "server":
@@ -395,7 +395,7 @@ UNMEASURED_SHOWN = 20
 ENGINES_SECONDS = 30
 TABLES_SECONDS = 60
 MOST_LABELLED = 100_000
-"""More databases than a fleet has: all of a label or engine are wanted."""
+"""A number that no fleet exceeds, to read all databases of a label or engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -413,7 +413,7 @@ class ListPage:
     newest_day: date | None
     """Newest day with a sample or an attempt of any server."""
     unmeasured: Sequence[UnmeasuredServer]
-    """The first active servers without a sample of that day; only on the first page of the newest window."""
+    """The first active servers without a sample of the newest day; only on the first page of the newest window."""
     unmeasured_servers: int
     has_samples: bool
     """Whether any server was ever measured."""
