@@ -1,24 +1,25 @@
 """The aggregates in the graph: for each period and level one partitioned asset, for each period a job and a schedule.
 
 Assets are thin: windows from the partition keys, one call of the task runner, the summary to `metadata`. A job runs all
-levels of a period in one run; a job over unlike partitions does not resolve, hence one each. A schedule runs on the day
-a window is due, and computes its window from the scheduled time, never from the clock. Dagster evaluates only the last
-tick that a downtime missed (measured on 1.13.27: no schedule catches up any more), so a tick also requests the windows
-since the last one that its schedule requested.
+levels of a period in one run. Each period has a job of its own, because Dagster resolves no job over unlike partitions.
+A schedule runs on the day a window is due, and computes its window from the scheduled time, never from the clock.
+Dagster evaluates only the last tick that a downtime missed (measured on 1.13.27: no schedule catches up any more), so a
+tick also requests the windows since the last one that its schedule requested.
 
 A sensor requests runs for exactly the windows that late or corrected samples affect. It keeps no state of its own: the
 ledger says which computed windows have not followed a change, and a run that succeeds takes its windows off that list,
-so nothing is lost by a restart and nothing is requested forever. Another one marks the partitions of windows that the
-command line, the task functions or another deployment computed: Dagster knows a partition only by its materialisations.
+so nothing is lost by a restart and nothing is requested forever. Another sensor marks the partitions of windows that
+the command line, the task functions or another deployment computed: Dagster knows a partition only by its
+materialisations.
 
 The partitions of the tables are an asset too: each materialisation adds future ones and applies retention, and says
 what was added, moved and dropped, and what was kept and why. It also deletes old check records of Dagster.
 
 Most checks are part of an asset's own computation, so that they know which windows were written. Each partition has its
-own result, in a range run too. A check of severity error also corrects the results of other partitions: one that is
-wrong fails, whoever computed it, and one that was mended passes. The standing check looks for incomplete windows, after
-every run and once a day by a job of its own. Only the daily one sends alerts, because during a backfill windows are
-missing after every run but the last.
+own result, in a range run too. A check of severity error also corrects the results of other partitions: a partition
+that is wrong fails, whoever computed it, and a partition that was mended passes. The standing check looks for
+incomplete windows, after every run and once a day by a job of its own. Only the daily one sends alerts, because during
+a backfill windows are missing after every run but the last.
 """
 
 import hashlib
@@ -93,11 +94,11 @@ LATE_DATA_SENSOR, COMPUTED_WINDOWS_SENSOR = "late_data_sensor", "computed_window
 STANDING_CHECK_JOB, STANDING_CHECK_SCHEDULE = "standing_check_job", "standing_check_schedule"
 STANDING_CHECK_MINUTE = 45
 INTERVAL_SECONDS = 30
-# One run's worth. A longer gap is a decision: backfill it.
+# At most one run's worth is caught up. A longer gap is left to a person, who can backfill it.
 MOST_CAUGHT_UP = PARTITIONS_PER_RUN
 RUNS_LOOKED_AT = 200
-# Scattered days beyond this many stretches go in ranges that include the windows between: those are found
-# unchanged, or computed where they never were, and a flood of corrections stays a bounded number of runs.
+# Scattered days beyond this many stretches are requested in ranges that include the windows between them, so that a
+# flood of corrections stays a bounded number of runs. The windows between are found unchanged, or computed if missing.
 EXACT_SPANS = 10
 TAGS = {"capacity/reason": "samples changed"}
 ORIGIN_OF_WINDOWS = "computed outside this Dagster: by the command line, a task function, or another deployment"
@@ -144,7 +145,7 @@ def aggregate_definitions(graph: Graph) -> dg.Definitions:
             graph.schedule(
                 STANDING_CHECK_SCHEDULE,
                 STANDING_CHECK_JOB,
-                # When the day's runs have had time to end.
+                # Late enough for the day's runs to have ended.
                 graph.daily(STANDING_CHECK_MINUTE),
                 "Looks once a day for failed or missing partitions and for samples that stopped arriving.",
             ),
@@ -188,7 +189,7 @@ def aggregate_asset(graph: Graph, period: Period, level: Level) -> dg.AssetsDefi
             for check, text in checks_of(level)
         ],
         freshness_policy=graph.freshness(period),
-        # The servers' totals first: what a partition of the databases shows of the fleet is made of them.
+        # The servers' totals are computed first, because a partition of the databases shows the fleet by them.
         op_tags={"dagster/priority": "1" if level is INSTANCE else "0"},
     )
     def aggregate(context: dg.AssetExecutionContext, config: AggregationConfig) -> Iterator[Any]:
@@ -213,7 +214,7 @@ def aggregate_asset(graph: Graph, period: Period, level: Level) -> dg.AssetsDefi
 def _results(
     context: dg.AssetExecutionContext, outcomes: Iterable[CheckOutcome]
 ) -> dict[str, list[dg.AssetCheckResult]]:
-    """Return the results of the run's partitions, and those of others that differ from what stands there."""
+    """Return the results of the run's partitions, and of other partitions whose recorded result is no longer right."""
     by_check: dict[str, dict[str, CheckOutcome]] = {}
     for outcome in outcomes:
         by_check.setdefault(outcome.name, {})[str(outcome.period_start)] = outcome
@@ -231,7 +232,7 @@ def _results(
 
 
 def _made_of(graph: Graph, period: Period, level: Level) -> list[dg.AssetDep]:
-    """Return what an asset is downstream of: the samples of its days; of groups, the rows they are made beside."""
+    """Return what an asset is downstream of: samples of its days; for groups, the aggregates of the same windows."""
     if level.has_servers:
         return [dg.AssetDep(graph.key(level.source.name), partition_mapping=days_behind_a_window())]
     return [dg.AssetDep(graph.key(asset_name(period, other))) for other in SERVER_LEVELS.values()]
@@ -336,7 +337,7 @@ def aggregation_schedule(graph: Graph, period: Period) -> dg.ScheduleDefinition:
 
 
 def _last_requested_before(instance: dg.DagsterInstance, name: str, due: date) -> date | None:
-    """Return the newest window before `due` that the schedule's own runs stand for.
+    """Return the newest window before `due` that a run of the schedule itself was requested for.
 
     A run that was created but never submitted (the daemon died in between) does not count, nor does a
     re-execution, which carries the tags of the old run. The window that is due now does not count either: a
@@ -383,7 +384,8 @@ def late_data_sensor(graph: Graph, jobs: Sequence[UnresolvedAssetJobDefinition])
 def is_settled(stale: StaleWindow, settle_seconds: int) -> bool:
     """Whether samples have been quiet since the last change, or have been changing for too long to wait.
 
-    Without it, a collection that commits server by server for an hour would have its windows computed all that time.
+    Without this wait, a collection that commits server by server for an hour would have its windows computed all that
+    time.
     """
     return stale.quiet_seconds >= settle_seconds or stale.waiting_seconds >= settle_seconds * LONGEST_SETTLING
 
@@ -409,7 +411,7 @@ def run_requests(graph: Graph, name: str, stale: Sequence[StaleWindow]) -> Itera
 
 
 def _groups(stale: Iterable[StaleWindow]) -> Iterator[tuple[tuple[str, ...], list[Window], str]]:
-    """Yield levels, the windows of a period that are stale at just these, and a token that a further change changes."""
+    """Yield levels, the windows of a period that are stale at exactly these levels, and a token of their changes."""
     changes: dict[Window, dict[str, int]] = {}
     for one in stale:
         changes.setdefault(one.window, {})[one.level] = one.wanted
@@ -442,7 +444,7 @@ def computed_windows_sensor(graph: Graph) -> dg.SensorDefinition:
     def mark_windows(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         at_work = context.instance.get_runs(dg.RunsFilter(statuses=list(IN_PROGRESS_RUN_STATUSES)))
         if any(run.job_name in jobs or ours & set(run.asset_selection or ()) for run in at_work):
-            # What a run has entered in the ledger, it marks itself at its end.
+            # A run marks its own windows at its end, so they must not be marked before.
             return dg.SkipReason("A run is under way.")
         runner = Services.of(context).runner
         with dagster_failures():
@@ -517,7 +519,7 @@ def maintenance_definitions(graph: Graph) -> dg.Definitions:
     schedule = graph.schedule(
         MAINTENANCE_SCHEDULE,
         MAINTENANCE_JOB,
-        # When the day's aggregates have had time to be computed.
+        # Late enough for the day's aggregates to have been computed.
         graph.daily(MAINTENANCE_MINUTE),
         "Keeps partitions ahead and applies CAPACITY_RETENTION_DAYS, once a day.",
     )

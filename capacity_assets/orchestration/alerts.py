@@ -56,7 +56,7 @@ ALERT_SENSOR = "alert_sensor"
 RUNS_NAMED = 5
 ASSETS_NAMED = 4
 INTERVAL_SECONDS = 30
-# Dagster ends a tick after 60 seconds, and what it had done would be forgotten.
+# Less than 60 seconds: Dagster ends a tick after this time, and forgets what it did.
 TICK_SECONDS = 45
 EVENTS_PER_TICK = 500
 KINDS = (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.ASSET_CHECK_EVALUATION)
@@ -114,17 +114,17 @@ class _SensorState:
     decided_at: float | None = None
     """When the newest decision was made or closed, as of the last look."""
     off_because: str = ""
-    """Why alerts were switched off then; empty: they were on."""
+    """Why alerts were switched off at the last look; empty: they were on."""
     digest_week: str | None = None
     """The week whose digest waits for the end of quiet hours."""
 
     @classmethod
     def of(cls, recorded: str) -> "_SensorState":
-        """Read what was recorded, by whatever version."""
+        """Read the cursor, which another version may have recorded."""
         return cls(**{name: value for name, value in json.loads(recorded).items() if name in cls.__dataclass_fields__})
 
     def recorded(self) -> str:
-        """Return it as the cursor."""
+        """Return the state as the cursor."""
         return json.dumps(asdict(self))
 
 
@@ -140,7 +140,7 @@ class Links:
         return [] if self.dagster_url is None else [page_url(self.dagster_url, f"/runs/{address}")]
 
     def check(self, evaluation: dg.AssetCheckEvaluation) -> list[str]:
-        """Return lines with the pages of what a check found; else of its asset, on the pages or in Dagster's UI."""
+        """Return lines with the pages of what a check found; without any, the page of its asset, ours or Dagster's."""
         pages = evaluation.metadata.get(PAGES)
         if isinstance(pages, dg.JsonMetadataValue) and isinstance(pages.data, dict):
             return [f"{printable(name)}: {url}" for name, url in pages.data.items()]
@@ -164,26 +164,26 @@ class _Outbox:
                 settings.receivers, settings.label_keys, has_alert_webhook=has_webhook
             )
         except ValidationError as error:
-            # The file is wrong: only the alert webhook is told.
+            # While the file is wrong, messages go to the alert webhook only.
             self._problem = f"CAPACITY_RECEIVERS: {' '.join(str(error).splitlines())}"
             self._receivers = receivers_of_alerts(None, settings.label_keys, has_alert_webhook=has_webhook)
 
     def send(self) -> str:
         """Send, and say what was sent; raises ReceiverError, as `_send_held`."""
-        # Side by side: a receiver that hangs delays its own messages only.
+        # Sent side by side, so that a receiver that hangs delays only its own messages.
         with ThreadPoolExecutor() as threads:
             held = threads.submit(self._send_held)
             said = self._tell_owners()
         if self._problem and said:
-            # A receiver that is missing in a file that cannot be read is told once it can.
+            # Look again, because the receivers in the file can be told only once it can be read.
             self._state.next_look = self._clock.now().timestamp()
         return " ".join(filter(None, [f"{counted(held.result(), 'alert')} sent.", self._problem, said]))
 
     def _send_held(self) -> int:
         """Send failed runs and checks to the default receiver, and return how many.
 
-        They stay held in its quiet hours, and while its file cannot be read. Raises ReceiverError, which names neither
-        an address nor a secret, where none could be sent; what others could not be, the next tick sends.
+        They stay held in its quiet hours, and while the file of receivers cannot be read. If some could not be sent,
+        the next tick sends them. If none could, raises ReceiverError, which names neither an address nor a secret.
         """
         state = self._state
         default = next((one for one in self._receivers if one.name == DEFAULT), None)
@@ -216,14 +216,15 @@ class _Outbox:
                 send(message, default, channel, self._sending)
             except SendingError as error:
                 problems.append(str(error))
-        # Who got it by one channel does not get it again because of the other.
+        # A message that arrived by one channel is not sent again because of the other.
         if len(problems) == len(default.channels):
             raise ReceiverError(f"{default.name}: {' '.join(problems)} Nothing is lost: the next tick sends again.")
 
     def _tell_owners(self) -> str:
         """Send what fills soon, and a digest that waited, to whom it concerns; say who got it and who was not reached.
 
-        The next tick tries these again; after quiet hours another look is due. Returns "" where none was due.
+        The next tick tries again those who were not reached. Another look is due after quiet hours. Returns "" if no
+        look was due.
         """
         settings, state = self._settings, self._state
         off_because = "" if settings.fills_soon_severity == "error" else ALERTS_OFF
@@ -244,7 +245,7 @@ class _Outbox:
         return f"{reached} {failures}".rstrip()
 
     def _look_is_due(self, engine: Engine, off_because: str) -> bool:
-        """Whether a verdict or the end of quiet hours asked for a look at what fills, or what is sent has changed."""
+        """Whether to look at what fills: after a verdict, quiet hours, a decision, or a change of the severity."""
         newest, state = newest_decision(engine), self._state
         decided_at = None if newest is None else newest.timestamp()
         if (state.decided_at, state.off_because) != (decided_at, off_because):
@@ -252,7 +253,7 @@ class _Outbox:
         return state.next_look is not None and state.next_look <= self._clock.now().timestamp()
 
     def _send_digest(self, engine: Engine) -> list[datetime]:
-        """Send the digest of the week that waited, and return when the others, who still wait, are tried again."""
+        """Send the digest of the week that waited; return when to try again each receiver that still waits."""
         settings, state = self._settings, self._state
         if state.digest_week is None:
             return []
@@ -278,8 +279,8 @@ def newest_event(instance: dg.DagsterInstance) -> int:
 class _Events:
     """The events after those that a state has seen, as messages: one per incident.
 
-    Runs that failed alike are reported together and once until a run of their job succeeds, a check once until
-    it passes or finds something else.
+    Runs that failed alike are reported together, and not again until a run of their job succeeds. A failed check is
+    not reported again until it passes or finds something else.
     """
 
     instance: dg.DagsterInstance
@@ -317,7 +318,8 @@ class _Events:
                 EventRecordsFilter(kind, after_cursor=self.state.after), limit=EVENTS_PER_TICK, ascending=True
             )
         ]
-        # All kinds were cut at the same number: what lies beyond the shorter reach waits for the next tick.
+        # The first events of all kinds are taken. Later ones wait for the next tick, because some of a kind may not be
+        # read.
         return sorted(events, key=lambda pair: pair[0])[:EVENTS_PER_TICK]
 
     def _record(self, runs: dict[str, list[str]], run_id: str, job: str) -> None:
@@ -362,7 +364,7 @@ class _Events:
         known = [line for line in state.failing.pop(name, "").split("\n") if line]
         before = [line for line in known if line.startswith(of_partition)]
         others = [line for line in known if line not in before]
-        # Some checks say in different words each day what is one and the same incident.
+        # A check whose text changes daily names its incident in the metadata, so that it is reported once.
         incident = evaluation.metadata.get("incident")
         said = str(incident.value) if incident else sha256(str(evaluation.description).encode()).hexdigest()[:12]
         now = [f"{of_partition}{line}" for line in said.split("\n")]

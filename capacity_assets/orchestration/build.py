@@ -1,8 +1,8 @@
 """Puts the code location together. Tests, the command line and production share this one assembly.
 
-Parts are passed in, never patched: other settings, another period registry, a fixed clock. What reads the tables of the
-graph, the views and the pages, stands as external assets at the end of the lineage: nothing materialises them. What a
-view reads is found in its query.
+Parts are passed in, never patched: other settings, another period registry, a fixed clock. The views and the pages,
+which read the tables of the graph, are external assets at the end of the lineage: nothing materialises them. The tables
+that a view reads are found in its query.
 """
 
 import re
@@ -122,7 +122,7 @@ def build_definitions(  # noqa: PLR0913 -- the options of the graph
     owners: Sequence[str] | None = None,
     fleet: Path | None = None,
 ) -> dg.Definitions:
-    """Build the definitions of the graph, of which a code location may have others beside it.
+    """Build the definitions of the graph; a code location may have other definitions, too.
 
     `executor` is that of the jobs, by default in one process; runs without a job, as from the page of an asset, have
     the executor of the code location. `key_prefix` comes before the key of each asset. `fleet` is a file of servers.

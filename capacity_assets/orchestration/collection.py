@@ -76,8 +76,8 @@ SLOTS_RETAIN_LITTLE_DESCRIPTION = (
     "where no volume is known."
 )
 SAMPLES_RECENT_DESCRIPTION = "The newest sample is from today or yesterday."
-# Those that failed are measured once more half an hour later, and three times in the day: one that was down at night,
-# or a fleet whose samples were being imported, still gets its day.
+# Failed servers are measured once more half an hour later, and three times in the day. So a server that was down at
+# night, or a fleet whose samples were being imported, still gets a sample of the day.
 MINUTES = "0,30"
 HOURS_LATER = (3, 9, 15)
 FOLLOWING = "daily"
@@ -222,14 +222,14 @@ def collected_assets(graph: Graph) -> dg.AssetsDefinition:
             service = Services.of(context).collection
             share = parse_share(config.share) if config.share else None
             done = measure_requested(service, context.partition_keys, again=config.again, share=share)
-            # What one share measured says nothing of the others.
+            # A share says nothing about the others, so the check then judges the newest day.
             measured = done.summary if share is None else None
             checks = [
                 _servers_result(measured, service.engine, settings.pages_url, servers),
                 slots_result(service.engine, service.clock.today(), settings.pages_url, parts),
             ]
         if done.summary and len(done.days) == 1 and done.missing and done.summary.is_empty:
-            # So that nothing downstream takes the day as measured.
+            # The step fails, so that nothing downstream takes the day as measured.
             shown = collection_metadata(done.summary)
             raise dg.Failure(description=done.summary.message, metadata=shown, allow_retries=False)
         if done.missing:
@@ -323,7 +323,7 @@ def slots_result(engine: Engine, today: date, pages_url: str | None, asset: dg.A
         with database_errors(doing="looking up replication slots"), engine.connect() as connection:
             slots = slots_named_on(connection, today)
     except DatabaseError as error:
-        # What was measured is stored, and what follows from it must not wait for this.
+        # Only a warning, because the samples are stored and their aggregates must not wait for this.
         return check_result(
             SLOTS_RETAIN_LITTLE,
             "The replication slots could not be looked up.",
@@ -335,7 +335,7 @@ def slots_result(engine: Engine, today: date, pages_url: str | None, asset: dg.A
     text = (
         f"{counted(len(slots), 'replication slot')} retaining too much WAL." if slots else "No slot retains too much."
     )
-    # The sizes change every day, the incident does not.
+    # The incident is named without sizes, which change every day.
     incident = "\n".join(sorted(f"{slot.server}: {slot.slot}" for slot in slots))
     shown = {**pages_metadata(pages, pages_url), **({"incident": incident} if incident else {})}
     lines = [slot.text for slot in slots]
@@ -359,7 +359,7 @@ def samples_recent(graph: Graph) -> dg.AssetChecksDefinition:
                 passed=not newest.has_stopped,
                 severity=dg.AssetCheckSeverity.ERROR,
                 description=f"{newest.text} {STOPPED_ADVICE}" if newest.has_stopped else newest.text,
-                # The text contains an age that changes daily, but the incident is the same.
+                # The incident is named without the age, which changes every day.
                 metadata={"newest_day": f"{newest.day or 'none'}", "incident": f"{newest.day}"},
             )
 
@@ -431,7 +431,7 @@ def _request(moment: datetime, share: str, *, queues: bool) -> dg.RunRequest:
 
 
 def share_tags(share: str, *, queues: bool) -> dict[str, str]:
-    """Return the tags of the run of a share; with `queues`, one by label goes to a queue of its own."""
+    """Return the tags of the run of a share; with `queues`, a share by label goes to a queue of its own."""
     label = parse_share(share)
     return {SHARE_TAG: share} | ({QUEUE_TAG: f"{label.key}-{label.value}"} if queues and label.value else {})
 
@@ -455,7 +455,7 @@ def sample_days_sensor(graph: Graph) -> dg.SensorDefinition:
 def unmarked_days(
     graph: Graph, instance: dg.DagsterInstance, engine: Engine, *, before: date
 ) -> Iterator[dg.AssetMaterialization]:
-    """Yield what marks each raw table and unmarked day with samples before `before`; raises DatabaseError."""
+    """Yield materialisations of raw tables for unmarked days with samples before `before`; raises DatabaseError."""
     for raw in RAW_TABLES:
         key = graph.key(raw.name)
         known = instance.get_materialized_partitions(key)

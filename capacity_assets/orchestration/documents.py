@@ -376,7 +376,7 @@ def digest(graph: Graph, period: Period) -> dg.Definitions:
         DIGEST_SCHEDULE,
         DIGEST_JOB,
         f"{DIGEST_MINUTE} {settings.schedule_hour} * * 1-3",
-        "Sends the digest of the last week on Monday, and on the next two days to whom it did not reach.",
+        "Sends the digest of the last week on Monday, and on the next two days to receivers that it did not reach.",
         request_week,
     )
     job = graph.job(DIGEST_JOB, [DIGEST], "Makes and sends the digest of a week.")

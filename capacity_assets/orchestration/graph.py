@@ -71,7 +71,7 @@ COLLECTION_POOL, RUNWAY_POOL = "capacity_collection", "capacity_runway"
 
 
 def set_pool_limits(storage: EventLogStorage, periods: Iterable[Period], shares: int) -> None:
-    """Give the pools of periods and of the runways their single slot, and that of the collection one per share.
+    """Give the pools of periods and runways their single slot, and the pool of the collection one slot per share.
 
     A limit that stands already is not written again: that takes several statements per pool.
     """
@@ -80,7 +80,7 @@ def set_pool_limits(storage: EventLogStorage, periods: Iterable[Period], shares:
 
 
 def pools_without_limit(storage: EventLogStorage, periods: Iterable[Period], shares: int) -> dict[str, int]:
-    """Return the pools whose explicit limit differs from the slots that they need, with these.
+    """Return the slots that pools need, for each pool whose explicit limit differs.
 
     Raises DBAPIError, also where Dagster has no tables yet.
     """
@@ -215,7 +215,7 @@ class Services:
 
     @staticmethod
     def of(context: Any) -> "Services":
-        """Return those of a run or a tick."""
+        """Return the services of a run or a tick."""
         services: Services = getattr(context.resources, SERVICES)
         return services
 
@@ -232,9 +232,9 @@ class Graph:
     periods: Mapping[str, Period] = field(default_factory=lambda: PERIODS)
     retries: dg.RetryPolicy = RETRIES
     executor: dg.ExecutorDefinition = dg.in_process_executor
-    """Of the jobs. A run has two short steps that do their work in PostgreSQL: a process for each would cost more."""
+    """Executor of the jobs: one process, because a run has two short steps that do their work in PostgreSQL."""
     prefix: tuple[str, ...] = ()
-    """Of the keys of all assets."""
+    """Prefix of the keys of all assets."""
     owners: Sequence[str] = field(default_factory=lambda: OWNERS)
     fleet: Path | None = None
     """A file of servers, for which there is an asset that registers them."""

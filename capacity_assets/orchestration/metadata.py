@@ -196,7 +196,7 @@ def linked_bullets(lines: Iterable[tuple[str, str | None]], *, hidden: int) -> s
 
 
 def first_bullets(lines: Sequence[str], shown: int = MAXIMUM_LISTED_ERRORS) -> str:
-    """List so many lines, and count the others."""
+    """List the first lines as Markdown, and count the rest."""
     return bullets(lines[:shown], hidden=len(lines) - shown)
 
 
@@ -240,7 +240,10 @@ def check_result(  # noqa: PLR0913 -- what a result is made of
     asset: dg.AssetKey | None = None,
     further: str = "",
 ) -> dg.AssetCheckResult:
-    """Return the result of a check that found the problems in `lines`, or `places` of which these are the first."""
+    """Return the result of a check.
+
+    `lines` are the problems that it found; with `places`, their number, `lines` are only the first of them.
+    """
     places = len(lines) if places is None else places
     shown = lines[:MAXIMUM_LISTED_ERRORS]
     # The UI reads the text as Markdown, so no name may be markup.

@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from dagster._serdes import ConfigurableClassData
     from dagster_postgres.auth import PgTokenProvider
 
-# As many are kept per process as are used at once by most; beyond that there are as many as without a pool.
+# Most processes use no more at once. Further connections are opened and closed as without a pool.
 KEPT_CONNECTIONS = 2
 # Firewalls forget connections that are not used for long.
 LONGEST_SECONDS = 600
@@ -115,7 +115,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
             pool_recycle=LONGEST_SECONDS,
             pool_pre_ping=True,
         )
-        # The tables are there now.
+        # The parts create no tables, because they are there now.
         self._run_storage = _Runs(postgres_url, should_autocreate_tables=False, token_provider=token_provider)
         self._event_log_storage = _Events(postgres_url, should_autocreate_tables=False, token_provider=token_provider)
         self._schedule_storage = _Schedules(postgres_url, should_autocreate_tables=False, token_provider=token_provider)
@@ -134,7 +134,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
 
 
 class _PooledStorage:
-    """What the parts share. Their connections are kept already, and the part of the runs limits statements for all."""
+    """What the parts share. Connections are kept already, and `_Runs` limits the statements of all parts."""
 
     def optimize_for_webserver(self, statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
         """Change nothing."""
@@ -220,12 +220,12 @@ class _Schedules(_PooledStorage, PostgresScheduleStorage):
 
 
 class _Runs(PostgresRunStorage):
-    """The runs; the one of the parts that is told when the instance is closed."""
+    """The runs. Only this part is told when the instance is closed."""
 
     def optimize_for_webserver(self, statement_timeout: int, *_: int, **__: int) -> None:
         """Limit the statements of all parts, in milliseconds."""
         event.listen(self._engine, "connect", lambda opened, _: set_pg_statement_timeout(opened, statement_timeout))
-        # Those that are open already have no limit.
+        # Connections that are open already have no limit, so they are closed.
         self._engine.dispose()
 
     def dispose(self) -> None:
@@ -303,8 +303,8 @@ def failing_partitions(context: AssetExecutionContext, check: str) -> set[str]:
     }
 
 
-# Kept are the newest record and the newest evaluation of each check, or of each partition of one that has any. A record
-# without a run was reported outside one.
+# The newest record and the newest evaluation of each check are kept; of a check with partitions, those of each
+# partition. A record without a run was reported outside a run.
 _UNREAD_CHECK_RECORDS = """
 SELECT e.id
 FROM (SELECT id, run_id, execution_status, is_partitioned, max(id) OVER subject AS newest,

@@ -103,10 +103,10 @@ def runway_definitions(graph: Graph) -> dg.Definitions:
             today = service.clock.today()
             for key in context.partition_keys:
                 issued = service.issue(date.fromisoformat(key), overwrite=config.overwrite)
-                # What is told is what is stored: another run may have issued it.
+                # Stored forecasts are shown, because another run may have issued them.
                 shown = issue_of(service.engine, issued.as_of, today)
                 context.add_asset_metadata(runway_metadata(issued, shown, settings), partition_key=key)
-            # Whatever day was asked for, the check speaks of the newest one: a backfill changes no verdict on today.
+            # The check judges the newest day, whatever days were requested: a backfill changes no verdict on today.
             newest = recent_issue(service.engine, today)
             in_time = newest is not None and service.is_in_time(newest.as_of)
         yield dg.MaterializeResult(check_results=[_check_result(newest, settings, in_time=in_time)])
@@ -146,7 +146,7 @@ def _risk_cells(risk: "StoredRunway") -> list[str]:
 
 
 def _soon(issue: "ForecastIssue | None", settings: Settings, *, decided: bool = False) -> "Sequence[StoredRunway]":
-    """Return what fills soon and nobody decided on or, `decided`, what is left out because somebody did."""
+    """Return what fills soon without a decision; with `decided`, what a decision leaves out."""
     risks = issue.risks if issue else ()
     return [risk for risk in risks if needs_action(risk, settings.thresholds) and is_left_out(risk.decision) == decided]
 

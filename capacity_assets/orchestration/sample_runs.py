@@ -60,7 +60,7 @@ class _DemoRetryPolicy(RunRetryPolicy):
 
 
 class RecomputationCancelled(Exception):  # noqa: N818 -- a wanted end and no error
-    """What else the demo does has failed or was interrupted, so nobody waits for the recomputation."""
+    """Ends the recomputation, because the rest of the demo has failed or was interrupted."""
 
 
 class RunFailedError(CapacityError):

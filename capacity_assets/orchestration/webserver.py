@@ -37,7 +37,7 @@ from capacity_assets.orchestration.private import (
 from capacity_assets.web.app import SecurityHeaders, uvicorn_limits
 
 READING = {"GET", "HEAD"}
-# A report holds no script, and must not be made to load anything by what a database is called.
+# A report holds no script, and the name of a database must not make it load anything.
 REPORT_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
 # Dagster shows notebooks in a frame on its own pages.
 FRAMED_BY_ITSELF = {"Content-Security-Policy": "frame-ancestors 'self'", "X-Frame-Options": "SAMEORIGIN"}
@@ -68,7 +68,7 @@ class SameOriginGuard:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0] not in self._names:
-            # A name of somebody else's may be bound to this address.
+            # Refused, because another site can bind a name of its own to this address.
             return "Refused: this server does not go by that name. See --name."
         if scope["type"] == "http" and scope["method"] in READING:
             asks = scope["path"] == "/graphql" and scope["query_string"]
