@@ -103,7 +103,7 @@ def send_alerts(
 
         def deliver(delivery: tuple[Receiver, str, Sequence[AlertUpdate]]) -> tuple[str, str]:
             receiver, channel, unsent = delivery
-            # PagerDuty takes one event each: those it accepted are not sent again if a later one fails.
+            # PagerDuty takes one event per message. An event that it accepted is not sent again if a later one fails.
             parts = [[one] for one in unsent] if receiver.format == PAGERDUTY else [unsent]
             for updates in parts:
                 try:

@@ -194,7 +194,7 @@ class SendingSettings:
     secrets: SecretFolders | None = None
     thresholds: Thresholds = DEFAULT_THRESHOLDS
     ends_at: float | None = None
-    """When all sending must end, on the clock `time.monotonic`; None: only the limit of each message applies."""
+    """When all sending must end, on the clock `time.monotonic`; None: each message has only its own time limit."""
 
     @classmethod
     def of(cls, settings: Settings) -> SendingSettings:
@@ -289,7 +289,7 @@ def _problems_of_mail(_receiver: Receiver, settings: SendingSettings) -> Iterato
 
 @dataclass(frozen=True)
 class Transport:
-    """A way to receivers: whether one has it, its delivery (see `send`), and what is not configured for it."""
+    """A way to receivers: whether a receiver uses it, how it delivers (see `send`), and the settings that it lacks."""
 
     reaches: Callable[[Receiver], bool]
     deliver: Callable[[Message, Receiver, SendingSettings, str | None], str]
@@ -341,7 +341,7 @@ def _send_mail(url: str, mail: EmailMessage, seconds: float) -> str:
     except ValueError:
         # The original text would show the login.
         raise SendingError(f"{host}: CAPACITY_SMTP_URL has a login that mail servers do not take.") from None
-    return f"{host} refuses {', '.join(refused)}; the others got it." if refused else ""
+    return f"{host} refuses {', '.join(refused)}; the other addresses got it." if refused else ""
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def test_who_got_it_by_one_way_does_not_get_it_twice_because_of_another(
     finally:
         webhook.stop()
 
-    assert "The webhook answered 500. 127.0.0.1 refuses gone@example.com; the others got it." in first.output
+    assert "The webhook answered 500. 127.0.0.1 refuses gone@example.com; the other addresses got it." in first.output
     assert len(inbox.mails) == len(webhook.texts) == 1
 
 
