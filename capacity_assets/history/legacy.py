@@ -79,7 +79,7 @@ def open_legacy(url: URL) -> Engine:
 
 
 def legacy_tables(legacy: Engine) -> set[str]:
-    """Name its tables; raises DatabaseError where it does not answer, or holds no servers."""
+    """Return the names of its tables; raises DatabaseError if it does not answer, or has no table of servers."""
     where = safe_url(legacy.url)
     try:
         with legacy.connect() as connection:
@@ -128,7 +128,7 @@ class LegacyServers:
 
 
 def unknown_servers(legacy: Engine, engine: Engine) -> LegacyServers:
-    """Look which servers are to be registered, by name; raises DatabaseError of either database."""
+    """Find the servers that are to be registered, by name; raises DatabaseError of either database."""
     query = text("SELECT name, db_type, host, port, is_active, deleted_at FROM instances ORDER BY id")
     with database_errors(doing="comparing servers", kept="No server was registered."):
         with legacy.connect() as there:
@@ -154,7 +154,7 @@ def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
     dry_run: bool,
     progress: Callable[[int], None],
 ) -> dict[str, int]:
-    """Copy aggregates of windows that have none here; those that are here are kept.
+    """Copy the aggregates of windows without stored rows; stored rows are kept.
 
     Raises DatabaseError: what was committed before is kept, a repetition continues.
     """
@@ -238,7 +238,7 @@ def _refuse_rows(writing: Connection) -> None:
 
 def _copy_table(reading: Connection, writing: Connection, table: Table) -> int:
     name, columns = quoted(table.name), ", ".join(quoted(column.name) for column in table.columns)
-    # The triggers would note every day as changed. Only ours: those of foreign keys stay.
+    # Our triggers are disabled, because they would note every day as changed; those of foreign keys stay.
     writing.exec_driver_sql(f"ALTER TABLE {name} DISABLE TRIGGER USER")
     out = f"COPY ({select(table).compile(dialect=DIALECT)}) TO STDOUT"
     try:

@@ -150,8 +150,8 @@ INSERT INTO instances (name, db_type, host, port, is_active)
 SELECT DISTINCT s.server, :engine, 'unknown', CAST(:port AS integer), true FROM staged s
 WHERE s.server IS NOT NULL ON CONFLICT (name) DO NOTHING
 """
-# What is no size of a database gets a server of its own, which no sum counts. A role that may not register servers
-# imports into one that is there: even an INSERT without rows would be refused.
+# Samples that are no sizes of databases get a server of their own, which no sum counts. It is inserted only if it is
+# missing: a role that may not register servers would be refused even an INSERT without rows.
 IS_APART_MISSING = """
 SELECT EXISTS (SELECT FROM staged s JOIN instances i ON i.name = s.server
                LEFT JOIN instances a ON a.name = i.name || :suffix WHERE a.id IS NULL)
@@ -284,7 +284,7 @@ class LoadReport:
     before_start: int = 0
     """Rows of days before the first partition."""
     first_rows: list[dict[str, object]] = field(default_factory=list)
-    """What the first rows of a dry run were read as."""
+    """How the first rows of a dry run were read."""
     gaps: GapTotals = field(default_factory=GapTotals)
 
     @property
@@ -298,12 +298,12 @@ class LoadReport:
             self.counts[name] += count
 
     def name(self, what: str, lines: Iterable[object]) -> None:
-        """List places, the first of each kind."""
+        """Note the first lines of a kind."""
         listed = self.listed.setdefault(what, [])
         listed += map(str, itertools.islice(lines, LISTED - len(listed)))
 
     def recorded(self) -> str:
-        """What an import that goes on has to know, as JSON."""
+        """The state from which an interrupted import continues, as JSON."""
         days = {"first_day": self.first_day, "last_day": self.last_day, "before_start": self.before_start}
         return json.dumps({"counts": self.counts, "listed": self.listed, **days}, default=str)
 
@@ -317,7 +317,7 @@ class LoadReport:
         self.before_start = recorded.get("before_start", 0)
 
     def spans(self, first_day: date | None, last_day: date | None) -> None:
-        """Take the days of a slice in."""
+        """Extend the first and last day by those of a slice."""
         days = [day for day in (self.first_day, self.last_day, first_day, last_day) if day is not None]
         self.first_day, self.last_day = min(days, default=None), max(days, default=None)
 
@@ -332,7 +332,7 @@ class Loader:
     held: HeldLock
     progress: Callable[[int], None] = lambda _rows: None
     rehearsal: Callable[[Connection], None] = lambda _connection: None
-    """What a dry run does before, because the real one would have found it done."""
+    """What a dry run does first, because it is done before a real import."""
     dry_run: bool = False
     replace: bool = False
     register_as: str | None = None
@@ -351,7 +351,7 @@ class Loader:
         """Load a source; `fingerprint` tells an interrupted import of it again.
 
         Raises ValidationError if the source cannot be read any further, DatabaseError if the database failed: earlier
-        slices are kept, and the same again continues behind them.
+        slices are kept, and the same import continues after them.
         """
         report = LoadReport()
         with database_errors(

@@ -39,7 +39,7 @@ from capacity_assets.history.sources import GZIP, ZABBIX_POSTGRESQL, PositionedR
 
 PAGE_DAYS = 30
 SLICE_ROWS = 10_000
-"""Fewer than of files, so that an interrupted import asks for little again."""
+"""Fewer than for files, so that an interrupted import asks for few rows again."""
 DEFAULT_DAYS = 365
 ROWS_OF_A_DAY = 10_000_000
 NAMES = ("server", "database", "day", "size_bytes")
@@ -99,7 +99,7 @@ class PrometheusHistory:
 
     @property
     def fingerprint(self) -> str:
-        """Tell what is asked, and where; a later import of more days continues this one."""
+        """The address, the query and the first day: a later import with a further last day continues this one."""
         source = self.source
         return f"{source.url} {source.sizes} {source.server_label} {source.database_label} {self.days.first}"
 
@@ -214,7 +214,7 @@ class ZabbixExport:
 
     @property
     def fingerprint(self) -> str:
-        """Tell what is in the file, and from which day on; raises ValidationError if it cannot be read."""
+        """A hash of the file, and the first day; raises ValidationError if the file cannot be read."""
         try:
             with self.path.open("rb") as file:
                 return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {self.days.first}"

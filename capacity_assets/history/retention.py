@@ -117,7 +117,7 @@ class RetentionPlan:
         """The spans from the first day that is kept to the last one wanted ahead."""
         table = layout.table
         if not layout.by_period:
-            # Rows of earlier days, if there are any, get their partitions when they are there.
+            # Earlier days get partitions only once they have rows.
             begin = today if table in UNREAD else self._begin(today, self.days(table, None))
             yield from bounds_between(min(begin, last), last)
             return
@@ -126,7 +126,7 @@ class RetentionPlan:
             yield from bounds_between(min(period.window_of(begin).start, last), last, period)
 
     def days(self, table: Table, period: str | None) -> int | None:
-        """How long the rows of a partition are kept; one that holds several periods keeps the longest."""
+        """How long the rows of a partition are kept; a partition of several periods is kept as long as the longest."""
         if period is not None or table not in AGGREGATES:
             return self.retention.of(table, period)
         every = [self.retention.of(table, name) for name in self.periods]
@@ -338,7 +338,7 @@ class TableMaintenance:
             report.notes += [f"{table.name}: {rows} stay in {layout.default.name}" for rows in in_default.staying]
         planned: dict[Partition, int] = {}
         ordered = sorted(wanted, key=str)
-        # Moving rows takes long, and who writes waits until the transaction ends.
+        # One transaction each if rows are moved: that takes long, and writers wait until the transaction ends.
         one_by_one = in_default.spans or report.dry_run or not ordered
         for spans in [[span] for span in ordered] if one_by_one else [ordered]:
             if report.dry_run:
@@ -398,7 +398,7 @@ class TableMaintenance:
             self._forget_object_sizes(today, report)
 
     def _forget_object_sizes(self, today: date, report: MaintenanceReport) -> None:
-        """Delete what the fastest growing objects were compared with, of databases whose samples of objects go."""
+        """Delete earlier sizes that tables and indexes are compared with, of databases whose samples are dropped."""
         days = self._plan.days(object_size_stats, None)
         if days is None:
             return
@@ -421,7 +421,7 @@ class TableMaintenance:
         *,
         planned_records: int | None,
     ) -> None:
-        """Drop a partition, or say what keeps it; the rows of one that is only planned are still in the default one."""
+        """Drop a partition, or say what keeps it; if it is only planned, its rows are still in the default one."""
         table, records, size_bytes, is_done = layout.table, planned_records or 0, 0, not report.dry_run
         with self._work(f"retiring {partition.name}") as connection:
             reason = self._plan.reason_to_keep(connection, table, span, today, is_locked=False)

@@ -222,7 +222,7 @@ class FileSurveyor:
     point_is_usual: bool = True
     """Whether a point that may separate thousands is a decimal point, as in files that separate by commas."""
     last_day: date = date.max
-    """Rows of later days, and of days before FIRST_YEAR, will be refused, so these are no ends of gaps."""
+    """Rows after this day, and before FIRST_YEAR, will be refused, so they do not end a gap."""
 
     def survey(
         self, rows: Iterable[tuple[int, Sequence[str | None]]], progress: Callable[[int], None] = lambda _rows: None

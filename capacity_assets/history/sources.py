@@ -7,7 +7,7 @@ An origin is the program that measured imported samples. Its query gives `server
 one row per database and day; it runs in that program, and its result is imported as CSV with `--origin`. A named
 parameter begins with a colon; the time zone is that of CAPACITY_TIMEZONE. Per import, server and database, the days of
 its samples are kept as a multirange. A sample that no import claims was measured here. Samples that another import, or
-a measurement, replaces are no longer claimed by the first one.
+a measurement, replaces are no longer claimed by the first import.
 """
 
 from __future__ import annotations
@@ -381,7 +381,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """What tells these rows from others."""
+        """What distinguishes these rows from those of another source."""
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows behind a position, 0 for all."""
@@ -473,14 +473,14 @@ ORDER BY s.day, s.tablespace_name
 
 @dataclass(frozen=True)
 class Origin:
-    """What measured samples: the name that is stored, and how people call it."""
+    """The program that measured samples: the name that is stored, and the name for people."""
 
     name: str
     label: str
     suffix: str = ""
-    """Of the server that gets them, where their sizes mean something else than those of its databases."""
+    """Suffix of the name of the server that gets the samples, if their sizes are not those of its databases."""
     queries: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """By the program to run it in: the dialect of SQL, and the query."""
+    """The dialect of SQL and the query, by the program in which it runs."""
 
 
 FILE = Origin("file", "a file")
@@ -500,7 +500,7 @@ BACKUPS = Origin(
 AWR = Origin("oracle-awr", "the workload repository of Oracle", queries={"Oracle": ("oracle", ORACLE_AWR)})
 ORIGINS = {one.name: one for one in (FILE, LEGACY, PROMETHEUS, ZABBIX, BACKUPS, AWR)}
 ORIGINS_OF_FILES = tuple(one.name for one in (FILE, ZABBIX, AWR, BACKUPS))
-"""Those whose samples a file may hold."""
+"""Origins whose samples a file may hold."""
 
 _IMPORTED = """
 SELECT instance_id, coalesce(database_name, '') AS database_name,
