@@ -234,7 +234,7 @@ def remove(
 
 
 def _only_one(engine: Engine, price: Price) -> Price:
-    """Return the price with the first day of the only one for its subject, unless one applies to all of history."""
+    """Return the price; its first day is that of the only price for its subject, unless one is for all of history."""
     prices = (stored.declaration for stored in price_list.stored_prices(engine))
     days = [one.valid_from for one in prices if one.display_name == price.display_name]
     return price if ALWAYS in days or len(days) != 1 else replace(price, valid_from=days[0])

@@ -192,7 +192,7 @@ file_argument = click.argument("file", type=click.Path(path_type=Path))
 
 
 def first_lines(lines: Iterable[str], noun: str) -> list[str]:
-    """Return the first lines, and one that counts the others, each of which is a `noun`."""
+    """Return the first lines, and a line that counts the rest; `noun` names what is counted."""
     every = list(lines)
     hidden = len(every) - LINES_SHOWN
     return [*every[:LINES_SHOWN], *([f"and {counted(hidden, noun)}."] if hidden > 0 else [])]

@@ -136,7 +136,7 @@ class ImportOptions:
 @click.option(
     "--origin",
     type=click.Choice(sources.ORIGINS_OF_FILES),
-    help="What measured the samples, if they are of another program.",
+    help="Program that measured the samples, if it was another one.",
 )
 @click.option(
     "--from", "first", type=options.DAY, help="First day to ask monitoring for. Default: a year before the last."
@@ -395,10 +395,10 @@ class _Import:
         elif report.first_day and (counts["written"] or counts["replaced"] or report.resumed_after):
             first = max(report.first_day, start_date)
             if report.last_day and first <= report.last_day:
-                # There is no last day, because later windows are compared with these.
+                # Without a last day, because later windows are compared with the imported ones.
                 yield f"Next: capacity aggregate --period all --from {first}, or backfill partitions from that day on."
                 recomputed = "it recomputes windows that were computed before"
-                yield f"While Dagster runs, {recomputed}. The others need the command."
+                yield f"While Dagster runs, {recomputed}. All other windows need the command."
 
 
 @contextmanager

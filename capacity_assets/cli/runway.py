@@ -227,7 +227,7 @@ FIT_HEADINGS = ("Server", "Full first", ">Left today", "Base (50 %)", "With it (
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path), required=False)
-@click.option("--fit", type=options.GIGABYTES, help="Instead of FILE: where does a new database of so many GiB fit?")
+@click.option("--fit", type=options.GIGABYTES, help="Instead of FILE: show where a new database of this many GiB fits.")
 @options.grouping_option("engine, or a label key, for the budget. Default: the first of CAPACITY_LABEL_KEYS.")
 @options.rows_option("show", 20)
 @click.option("--store", "stored_name", metavar="NAME", help="Store the result under a name, for the page /scenario.")

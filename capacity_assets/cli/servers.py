@@ -137,7 +137,7 @@ def _report(
 
 
 def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterator[str]:
-    """Warn of passwords that this configuration does not look up; that of another machine may."""
+    """Warn of passwords that this configuration cannot look up; the configuration of another machine may."""
     folders, refused = SecretFolders.of(settings), defaultdict[str, list[str]](list)
     for server in servers:
         if server.password_from and server.password_from != OWN:
@@ -350,8 +350,8 @@ def disable(session: DeclarationSession, /, *, names: Sequence[str]) -> Declarat
     ]
     if replicas:
         lines.append(
-            f"Fleet totals now leave out these servers, and {first_of(replicas, NAMES_SHOWN)}, which they count. To "
-            'count one of those by itself, run `capacity instances add NAME --replace --counted-by ""`.'
+            f"Fleet totals now leave out these servers, and those counted by them: {first_of(replicas, NAMES_SHOWN)}. "
+            'To count such a server by itself, run `capacity instances add NAME --replace --counted-by ""`.'
         )
     return DeclarationReport({"disabled": names}, lines)
 

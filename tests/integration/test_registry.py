@@ -240,7 +240,7 @@ def test_disabling_a_primary_says_that_its_replica_is_counted_by_nobody(engine: 
 
     message = capacity("instances", "disable", "primary").output
 
-    assert "Fleet totals now leave out these servers, and replica" in message
+    assert "Fleet totals now leave out these servers, and those counted by them: replica" in message
 
 
 def test_a_server_without_history_can_be_removed_and_one_with_history_is_disabled(engine: Engine) -> None:
