@@ -14,7 +14,7 @@ GIB = 1024
 
 
 def billed(by: str = "team", *more: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(printed("bill", "--month", "2025-06", "--by", by, "--json", *more))
+    found: dict[str, Any] = json.loads(printed("bill", "--month", "2025-06", "--group-by", by, "--json", *more))
     return found
 
 

@@ -160,7 +160,7 @@ def _run_lines(run: RunSummary) -> Iterator[Line]:
 
 
 def _plan_lines(run: RunSummary) -> Iterator[Line]:
-    """Yield one row for each window and level that would change, and count the others."""
+    """Yield one row for each window and level that would change, and say how many would not."""
     with_work = [part for part in run.parts if part.written_records or part.removed_records or part.failed_instances]
     listed = run.parts if len(run.parts) <= ALWAYS_LISTED else with_work
     counts = _without_removed(PLANNED, run)

@@ -203,7 +203,7 @@ def _labels_of_receivers(engine: Engine, settings: Settings) -> Iterator[Finding
 
 
 def _folders(settings: Settings) -> Iterator[Finding]:
-    """Name folders that others can write, and files that everyone can read although they may hold secrets or names."""
+    """Name folders that other users can write, and files with secrets or names that everyone can read."""
     home, env_file = settings.home.resolve(), Path(ENV_FILE).resolve()
     if problem := others_can_write(home) or others_can_write(settings.dagster_home):
         yield _bad("CAPACITY_HOME", problem)
@@ -296,7 +296,7 @@ def _distribution(engine: Engine) -> Iterator[Finding]:
 
 
 def _samples(engine: Engine, settings: Settings, today: date) -> Iterator[Finding]:
-    """Check time zone and clocks, samples of days ahead or that stopped arriving, and trends that others wrote."""
+    """Check time zone and clocks, samples of days ahead or that stopped arriving, and trends of another application."""
     if problem := database.another_zone(engine, settings.timezone):
         yield _bad(ZONE, problem)
     with engine.connect() as connection:

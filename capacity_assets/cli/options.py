@@ -91,7 +91,7 @@ class Table(NamedTuple):
 
     @classmethod
     def of_first(cls, title: str, headings: Sequence[str], rows: Sequence[Sequence[object]], most: int) -> Table:
-        """Return a table of the first rows; its title counts the others."""
+        """Return a table of the first rows; its title gives the number of further rows."""
         more = len(rows) - most
         return cls(f"{title}, {more:,} more" if more > 0 else title, headings, rows[:most])
 

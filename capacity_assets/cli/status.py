@@ -171,7 +171,7 @@ def _is_of_another_user(socket: str) -> bool:
 
 
 def has_failed(runs: Sequence[ActiveRun]) -> bool:
-    """Whether one of the runs failed. It may be the one that was to recompute windows of changed samples."""
+    """Whether a run failed, which may be why windows of changed samples were not recomputed."""
     return any(run.state == STATES["FAILURE"] for run in runs)
 
 

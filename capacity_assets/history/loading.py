@@ -178,7 +178,7 @@ FINISH = "UPDATE capacity_imports SET finished_at = now() WHERE fingerprint = :f
 
 @dataclass(frozen=True)
 class GapTotals:
-    """How many servers have gaps, how many days these are in total, and how many the longest has."""
+    """The number of servers with gaps, the days of all gaps, and the days of the longest gap."""
 
     servers: int = 0
     days: int = 0

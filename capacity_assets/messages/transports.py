@@ -245,7 +245,7 @@ def send(
 
 
 def unreachable(receivers: Sequence[Receiver], settings: SendingSettings) -> Iterator[str]:
-    """Yield what is not configured for these receivers."""
+    """Yield the settings that these receivers lack, in words."""
     for receiver in receivers:
         for channel in receiver.channels:
             yield from TRANSPORTS[channel].problems(receiver, settings)

@@ -340,7 +340,7 @@ class _Events:
         return first_of(keys, ASSETS_NAMED) or "assets"
 
     def _not_started_again(self) -> list[tuple[str, str]]:
-        """Return the runs that Dagster could not start again, and drop those it has started; the others wait."""
+        """Return the runs that Dagster could not start again, and forget those it has started; the rest waits."""
         waiting, self.state.retried, ended = self.state.retried, {}, []
         for run_id, job in waiting.items():
             run = self.instance.get_run_by_id(run_id)

@@ -143,7 +143,7 @@ def run_request(run_key: str, windows: Sequence[Window], **more: Any) -> dg.RunR
 
 
 class RunRetryPolicy(dg.RetryPolicy):
-    """Retries steps, except those of a run that is being terminated; Dagster itself would retry these, too."""
+    """Retries steps, but not those of a run that is being terminated, which Dagster itself would retry, too."""
 
     def calculate_delay(self, attempt_num: int) -> float:
         """Return the seconds before the next attempt; raises the interruption that ends a terminated run.
@@ -290,7 +290,7 @@ class Graph:
     def job(
         self, name: str, selection: Sequence[str] | dg.AssetSelection, description: str, **more: Any
     ) -> UnresolvedAssetJobDefinition:
-        """Build a job over assets or checks. It has no owners: in Dagster 1.13 these warn whenever a job is loaded."""
+        """Build a job over assets or checks. It has no owners, of which Dagster 1.13 warns whenever a job is loaded."""
         if not isinstance(selection, dg.AssetSelection):
             selection = dg.AssetSelection.assets(*map(self.key, selection))
         return dg.define_asset_job(name, selection, description=description, executor_def=self.executor, **more)

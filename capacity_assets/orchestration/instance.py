@@ -50,7 +50,7 @@ def dagster_environment(
     `home` is a temporary folder for Dagster's files, if they are not to be kept; `sql_port` as for `embedded_server`.
 
     Raises:
-        CapacityError: others can write the folder of the data, or Dagster's.
+        CapacityError: other users can write to the folder of the data, or Dagster's.
         EmbeddedServerError: the embedded server did not start.
         UnreachableError: the server named in DAGSTER_POSTGRES_URL does not answer.
     """
@@ -146,7 +146,7 @@ def _ensure_dagster_storage(url: URL) -> None:
 
 
 def kept_home(settings: Settings) -> Path:
-    """Return Dagster's home, created if missing; raises CapacityError if others can write to it."""
+    """Return Dagster's home, created if missing; raises CapacityError if other users can write to it."""
     try:
         for folder in (settings.home.resolve(), settings.dagster_home):
             own_folder(folder)

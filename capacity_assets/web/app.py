@@ -608,7 +608,7 @@ def most_connections() -> int:
 
 
 class LimitedConnection(H11Protocol):
-    """Closes connections of slow clients, and beyond the limit, the one that has waited longest for its client."""
+    """Closes connections of slow clients; beyond the limit, the connection that has waited longest for its client."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         """Start the time limit for the request."""

@@ -64,7 +64,7 @@ class BillPage:
     """The month before; None if the two are not compared."""
     history_months: Sequence[date] = ()
     history: Sequence[MonthlyAmount] = ()
-    """Final bills of the year up to the month, by at most eight groups: those that cost most, then all others."""
+    """Final bills of the year up to the month, by at most eight groups: the most expensive, and all others as one."""
     page: int = 1
     has_more: bool = False
     open_months: Sequence[date] = ()
@@ -202,7 +202,7 @@ class BudgetPage:
     total: BudgetTotal | None = None
     notes: Sequence[str] = ()
     drawn: Sequence[MonthlyAmount] = ()
-    """Amounts by month, by at most eight groups: those that cost most, then all others."""
+    """Amounts by month, by at most eight groups: the most expensive, and all others as one."""
 
 
 def read_budget_page(reader: Reader, query: PageQuery) -> BudgetPage:

@@ -262,7 +262,7 @@ FUNCTIONS = (
 
 @cache  # Compiling templates takes longer than rendering them.
 def page_templates(pages: tuple[PageRoute, ...], dagster_url: str | None, thresholds: Thresholds) -> Environment:
-    """Return the templates of pages, with links to these and, if its address is known, to Dagster's UI."""
+    """Return the templates of pages, with links to the pages and, if its address is known, to Dagster's UI."""
     environment = environment_of(PackageLoader("capacity_assets.web", "templates"))
     environment.filters.update(FILTERS)
     environment.tests["with_word"] = lambda text, begin: f" {begin}".casefold() in f" {text}".casefold()

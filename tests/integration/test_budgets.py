@@ -107,7 +107,7 @@ def test_the_total_is_the_sum_of_the_lines_whatever_they_are_grouped_by(
     printed("prices", "set", "0.337", "--currency", "EUR", "--always")
     printed("bill", "--month", "2025-05")
 
-    found = budget("--by", by)
+    found = budget("--group-by", by)
 
     total = found["total"]
     with engine.connect() as connection:

@@ -123,6 +123,20 @@ def test_defaults_of_options_are_documented(name: str) -> None:
             assert re.search(rf"`{option}` \([^)]*default `?{re.escape(str(default))}[`,);]", row), (option, default)
 
 
+def test_groups_are_chosen_by_one_option_and_help_does_not_show_its_former_name() -> None:
+    groupings = {
+        name: parameter
+        for name, command in leaves().items()
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and "--group-by" in parameter.opts
+    }
+
+    assert set(groupings) == {"report", "groups", "scenario", "budget", "budgets adopt", "bill"}
+    for name, option in groupings.items():
+        assert option.get_help_record(click.Context(leaves()[name]))[0] == "--group-by TEXT", name
+        assert option.opts[1:] == ([] if name == "budgets adopt" else ["--by"]), name
+
+
 def test_options_of_all_commands_are_documented() -> None:
     options = {option for parameter in main.params for option in parameter.opts}
 
