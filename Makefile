@@ -6,10 +6,10 @@ READY := $(VENV)/.installed
 # Test and lint tools are as large as the product: only what needs them waits for them.
 DEVELOPER := $(VENV)/.installed-dev
 # In the order of their folders: the long end-to-end files first, not last and alone. They wait now and then,
-# so four at a time keep two cores busy. Hundreds of processes are started: each would compile the package by itself
+# so six at a time keep two cores busy. Hundreds of processes are started: each would compile the package by itself
 # where bytecode is not kept.
 export PYTHONDONTWRITEBYTECODE :=
-PYTEST := $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -q
+PYTEST := $(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder -q
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: servers help demo own up test test-fast test-integration test-citus test-kubernetes test-image test-dagster test-focus test-nightly verify coverage check docs screenshots bench format clean

@@ -15,7 +15,7 @@ from tests.command import printed
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 FIRST = TODAY - timedelta(days=199)
-ORDERS_DAYS = ORDERS_EARLY, ORDERS_FULL, ORDERS_LATE = [TODAY + timedelta(days=days) for days in (28, 57, 215)]
+ORDERS_DAYS = ORDERS_EARLY, ORDERS_FULL, ORDERS_LATE = [TODAY + timedelta(days=days) for days in (25, 57, 215)]
 """When `orders` is full with a limit of 3,584 MiB, which its line meets after 57 days."""
 GROWING = [1024 + 10 * day for day in range(200)]
 

@@ -217,7 +217,7 @@ def fill_one_disk(engine: Engine) -> None:
 
 def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engine) -> None:
     fill_one_disk(engine)
-    said = "full by 20 Aug 2025 (4 Aug to 18 Oct 2025)."
+    said = "full by 20 Aug 2025 (2 Aug to 18 Oct 2025)."
 
     with served_pages(engine.url) as pages:
         text = {
@@ -234,7 +234,7 @@ def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engin
         html = pages.ask("/database?server=1&name=still").text
         listed = pages.ask("/filling").text
 
-    assert '26 % <span class="chip watch">Watch</span></td>' in listed
+    assert '29 % <span class="chip watch">Watch</span></td>' in listed
     assert text == {
         "/database?server=1&name=still": f"Disk /data {said} On its own it would not fill within a year.",
         "/server?server=1": f"Disk /data {said}",

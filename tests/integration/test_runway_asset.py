@@ -38,11 +38,11 @@ def test_every_server_and_database_has_a_row_with_its_forecast_whether_its_limit
         "young": "too little history",
     }
     orders = rows["orders"]
-    assert [(orders[f"{which}_day"] - TODAY).days for which in ("early", "middle", "late")] == [13, 20, 71]
+    assert [(orders[f"{which}_day"] - TODAY).days for which in ("early", "middle", "late")] == [13, 20, 73]
     assert (orders["size_mb"], orders["limit_mb"], orders["binds"]) == (3014, 3214, "own limit")
     assert [orders[f"forecast_{days}_mb"] for days in (7, 30, 90, 365)] == [3084, 3314, 3914, 6664]
     assert [orders[f"lower_{days}_mb"] for days in (7, 30, 90)] == [3084, 3314, 3914]
-    assert [orders[f"probability_{days}"] for days in (7, 30, 90, 365)] == [0.044, 0.802, 0.917, 0.971]
+    assert [orders[f"probability_{days}"] for days in (7, 30, 90, 365)] == [0.047, 0.793, 0.917, 0.971]
     assert (rows["still"]["forecast_30_mb"], rows["still"]["probability_30"]) == (500, None)
     assert (rows["young"]["forecast_7_mb"], rows["young"]["middle_day"]) == (None, None)
     stored = issue_of(engine, TODAY, TODAY)
@@ -86,16 +86,16 @@ def test_the_partition_of_a_day_shows_what_fills_first_and_its_check_says_when_a
     [event] = result.get_asset_materialization_events()
     metadata = {key: value.value for key, value in event.materialization.metadata.items()}
     [check] = result.get_asset_check_evaluations()
-    early, day, late = (human_day(TODAY + timedelta(days=days)) for days in (13, 20, 71))
+    early, day, late = (human_day(TODAY + timedelta(days=days)) for days in (13, 20, 73))
     assert list(metadata)[:2] == ["Fills first", "Fills soon"]
-    assert f"| server-1 | orders | 2.9 GiB | 3.1 GiB | own limit | {early} | {day} | {late} | 80% |" in str(
+    assert f"| server-1 | orders | 2.9 GiB | 3.1 GiB | own limit | {early} | {day} | {late} | 79% |" in str(
         metadata["Fills first"]
     )
     assert (metadata["Fills soon"], metadata["subjects"], metadata["unknown_limits"]) == (1, 4, 1)
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert str(check.description) == (
-        f"As of {human_day(TODAY)}:\n\n- orders on server-1: full on {day} (80 % range: 2 Aug to 29 Sep 2025), within "
-        "30 days with a probability of 80 %. 2.9 GiB of 3.1 GiB (own limit, declared). "
+        f"As of {human_day(TODAY)}:\n\n- orders on server-1: full on {day} (80 % range: 2 Aug to 1 Oct 2025), within "
+        "30 days with a probability of 79 %. 2.9 GiB of 3.1 GiB (own limit, declared). "
         "Forecast growth: +10 MiB per day."
     )
 

@@ -141,7 +141,7 @@ def test_a_volume_is_explained_as_a_database_is(engine: Engine) -> None:
     refused = capacity("explain", "orders", "--volume", "/data", "--runway")
 
     assert message[0] == f"disk /data on server-1, as of {human_day(TODAY)}: 9.2 GiB"
-    full = [human_day(TODAY + timedelta(days=days)) for days in (13, 19, 66)]
+    full = [human_day(TODAY + timedelta(days=days)) for days in (12, 19, 69)]
     assert message[-3:] == [
         "Limit: 9.8 GiB, volume, measured.",
         "Full: early {}, middle {}, late {}.".format(*full),
@@ -162,7 +162,7 @@ def test_the_screen_lists_the_greatest_risk_first_and_counts_unknown_limits() ->
     assert lines[2].split() == [
         *("server-1", "orders", "2.9", "GiB", "3.5", "GiB", "own", "limit"),
         *" ".join(map(human_day, ORDERS_DAYS)).split(),
-        *("11%", "69%"),
+        *("12%", "69%"),
     ]
     assert "unlimited" in lines[3]
     assert "young" not in shown.output, "bound by its server, which is listed"
