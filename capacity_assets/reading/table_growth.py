@@ -700,7 +700,7 @@ FROM free ORDER BY amount DESC NULLS LAST, free_bytes DESC, server, database, "t
 """
 _NEWEST_IN_MONTH = """
 SELECT server_id, database, max(day) AS day FROM capacity_objects
-WHERE day BETWEEN :start AND :end GROUP BY server_id, database
+WHERE day BETWEEN :start AND :end AND kind = 'unexplained' GROUP BY server_id, database
 """
 # The lines of databases whose tables were measured come first, because a bill has many more, and labels take longest.
 _MEASURED_LINES = """

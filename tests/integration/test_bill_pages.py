@@ -208,7 +208,11 @@ VALUES ('2025-06-02', 1, 'b', 'table', 'public', '', 'audit', 10 * 1073741824::b
        ('2025-06-23', 1, 'b', 'table', 'public', '', 'full', 1073741824, 0, true),
        ('2025-06-23', 1, 'b', 'others', '', '', '', 1073741824, NULL, true),
        ('2025-06-09', 1, 'a', 'table', 'public', '', 'events', 2 * 1073741824::bigint, NULL, true),
-       ('2025-07-07', 1, 'a', 'table', 'public', '', 'events', 2 * 1073741824::bigint, 1073741824, true)
+       ('2025-07-07', 1, 'a', 'table', 'public', '', 'events', 2 * 1073741824::bigint, 1073741824, true),
+       ('2025-06-02', 1, 'b', 'unexplained', '', '', '', 0, NULL, true),
+       ('2025-06-23', 1, 'b', 'unexplained', '', '', '', 0, NULL, true),
+       ('2025-06-09', 1, 'a', 'unexplained', '', '', '', 0, NULL, true),
+       ('2025-07-07', 1, 'a', 'unexplained', '', '', '', 0, NULL, true)
 """
 
 
