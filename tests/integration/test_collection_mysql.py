@@ -23,19 +23,31 @@ def reader(measured_mysql: MySQLServer) -> None:
     measured_mysql.execute(*granting("mysql"))
 
 
-@pytest.fixture(autouse=True)
-def fresh(measured_mysql: MySQLServer) -> Iterator[None]:
-    names = ("orders", "empty", *HOSTILE)
+# By schema; `a/b`.`t` and `a`.`b/t` are told apart by more than their joined names.
+TABLES = {("orders", "t"), *((name, "t") for name in HOSTILE), ("a", "b/t2")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schemas(measured_mysql: MySQLServer) -> None:
     measured_mysql.execute(
-        *(f"CREATE DATABASE `{name}`" for name in names),
+        *(f"CREATE DATABASE `{name}`" for name in ("orders", "empty", *HOSTILE)),
         "CREATE TABLE orders.t (id int PRIMARY KEY, filler varchar(200), KEY (filler))",
         FILL.format(table="orders.t"),
-        # `a/b`.`t` and `a`.`b/t` are told apart by more than their joined names.
         *(f"CREATE TABLE `{name}`.t (id int PRIMARY KEY)" for name in HOSTILE),
         "CREATE TABLE `a`.`b/t2` (id int PRIMARY KEY) PARTITION BY HASH (id) PARTITIONS 3",
     )
+
+
+@pytest.fixture(autouse=True)
+def as_they_were(measured_mysql: MySQLServer) -> Iterator[None]:
+    """Tables that a test adds go with it."""
     yield
-    measured_mysql.execute(*(f"DROP DATABASE `{name}`" for name in names))
+    query = "SELECT table_schema, table_name FROM information_schema.tables WHERE table_schema IN %s"
+    with measured_mysql.admin() as connection, connection.cursor() as cursor:
+        cursor.execute(query, (["orders", "empty", *HOSTILE],))
+        added = sorted({*cursor.fetchall()} - TABLES)
+        if added:
+            cursor.execute("DROP TABLE " + ", ".join(f"`{schema}`.`{table}`" for schema, table in added))
 
 
 def public_key(server: MySQLServer) -> str:
