@@ -20,6 +20,7 @@ from capacity_assets.orchestration.graph import SERVICES
 from capacity_assets.orchestration.private import IMPLICIT_ASSET_JOB_NAME
 from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instances, sizes
+from tests.forked import FORKING
 from tests.host_location import OWN_JOB, host
 from tests.ledger import compute_everything
 from tests.runs import QUIET
@@ -123,9 +124,10 @@ def test_a_run_of_the_host_keeps_no_window_from_being_marked(
 
 @pytest.mark.usefixtures("settings")
 def test_a_run_without_a_job_works_under_the_executor_of_the_host(
-    engine: Engine, shipped_instance: dg.DagsterInstance
+    engine: Engine, shipped_instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As from the page of an asset; each step is a process of its own."""
+    monkeypatch.setattr("multiprocessing.get_context", lambda _method: FORKING)
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-02", [5]))
 
