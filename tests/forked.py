@@ -99,13 +99,18 @@ def run_forked(
 
 
 class Forked:
-    """A program that goes on until it is killed; nobody reads what it prints."""
+    """A program that goes on until it is killed; what it prints goes into a file if there is one."""
 
-    def __init__(self, *arguments: str, program: str, folder: Path) -> None:
-        silent = Path(os.devnull)
+    def __init__(self, *arguments: str, program: str, folder: Path, log: Path | None = None) -> None:
+        printed = log or Path(os.devnull)
         self._process = _start(
-            _Started(program, arguments, dict(os.environ), folder, silent, silent, 0o022, anew=False, key=_key())
+            _Started(program, arguments, dict(os.environ), folder, printed, printed, 0o022, anew=False, key=_key())
         )
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
 
     @property
     def returncode(self) -> int | None:

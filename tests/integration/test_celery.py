@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.collection import share_tags
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, shipped_file
 from tests.daemon import Daemon, partitions_of, running_daemon
+from tests.forked import Forked
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 from tests.redis_server import RedisServer
 
@@ -33,11 +32,25 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "celery"
 PATIENCE_SECONDS = 60
 
 
+# The command starts Celery as a further program; here it becomes Celery, and nothing is loaded again.
+WORKER = """
+import os, sys
+from celery.__main__ import main as celery
+from dagster_celery import cli
+def become(arguments, env):
+    sys.argv, sys.path[:0] = arguments, env["PYTHONPATH"].split(os.pathsep)
+    celery()
+os.setsid()
+cli.subprocess.check_call = become
+cli.main()
+"""
+
+
 @dataclass(frozen=True)
 class Worker:
     """A worker process and its log."""
 
-    process: subprocess.Popen[bytes]
+    process: Forked
     log: Path
 
     @property
@@ -46,9 +59,8 @@ class Worker:
         return self.log.read_text().count("received")
 
     def kill_what_executes(self) -> None:
-        """Kill the processes that execute runs: the children of Celery, which the command starts."""
-        [celery] = psutil.Process(self.process.pid).children()
-        for child in celery.children():
+        """Kill the processes that execute runs: the children of Celery."""
+        for child in psutil.Process(self.process.pid).children():
             child.kill()
 
     def kill(self) -> None:
@@ -60,17 +72,11 @@ class Worker:
 def worker(folder: Path, name: str, queue: str = "dagster") -> Iterator[Worker]:
     """A worker as the page on scale starts it, until the block ends."""
     log = folder / f"{name}.log"
-    command = [str(Path(sys.executable).with_name("dagster-celery")), "worker", "start", "-A", "dagster_celery.app"]
-    command += ["-y", str(DEPLOY / "worker.yaml"), "-q", queue, "-n", name, "-l", "info"]
-    root = Path(__file__).resolve().parents[2]
-    with log.open("wb") as file:
-        programs = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, cwd=root, start_new_session=True, env={**os.environ, **programs}
-        )
+    command = ["worker", "start", "-A", "dagster_celery.app", "-y", str(DEPLOY / "worker.yaml"), "-q", queue]
+    process = Forked(*command, "-n", name, "-l", "info", program=WORKER, folder=DEPLOY.parents[1], log=log)
     try:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while " ready." not in log.read_text():
+        while not log.exists() or " ready." not in log.read_text():
             assert time.monotonic() < deadline, log.read_text()
             assert process.poll() is None, log.read_text()
             time.sleep(0.1)
@@ -78,7 +84,7 @@ def worker(folder: Path, name: str, queue: str = "dagster") -> Iterator[Worker]:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
 
 
 @contextmanager
