@@ -102,24 +102,22 @@ def group_figures(
     """Figures of one group in one window, None where it has nothing in it."""
     before = oracle.window(period, bounds[0] - timedelta(days=1))
 
-    def of(number: int, limits: tuple[date, date]) -> list[int]:
-        return [one[number] for day, one in days.items() if limits[0] <= day <= limits[1]]
-
-    if not of(0, bounds):
+    now, then = ([one for day, one in days.items() if first <= day <= last] for first, last in (bounds, before))
+    if not now:
         return None
-    figures: oracle.Figures = {"period_end": bounds[1], "data_count": len(of(0, bounds))}
+    figures: oracle.Figures = {"period_end": bounds[1], "data_count": len(now)}
     names = (("avg_size_mb", "size_mb", "size"), ("server_count",) * 3, ("database_count",) * 3)
     for number, (average, source, stem) in enumerate(names):
-        values = of(number, bounds)
+        values, former = ([one[number] for one in found] for found in (now, then))
         figures[average] = math.floor(oracle.mean(values))
         figures[f"max_{source}"], figures[f"min_{source}"] = max(values), min(values)
         unit = "_mb" if number == 0 else ""
-        changed = oracle.change(values, of(number, before))
+        changed = oracle.change(values, former)
         figures[f"{stem}_change{unit}"], figures[f"{stem}_change_percent"] = changed
         figures |= oracle._kept(bounds, source, values, counted=False)
     figures |= oracle._further(period, {day: one[0] for day, one in days.items()}, bounds, "size", "last_size_mb")
     figures["growth_rate"] = figures["size_change_percent"]
-    figures["trend_direction"] = oracle.trend(period, of(0, bounds), of(0, before))
+    figures["trend_direction"] = oracle.trend(period, [one[0] for one in now], [one[0] for one in then])
     return figures
 
 

@@ -23,7 +23,7 @@ class Profile(NamedTuple):
     """Daily partitions of one run."""
 
 
-PROFILES = {"fast": Profile(5, 5, 2, 30), "ci": Profile(50, 15, 2, 30), "nightly": Profile(500, 500, 60, 400)}
+PROFILES = {"fast": Profile(5, 5, 2, 30), "ci": Profile(30, 15, 2, 30), "nightly": Profile(500, 500, 60, 400)}
 PROFILE = PROFILES[os.environ.get("CAPACITY_TEST_PROFILE", "ci")]
 HISTORIES = PROFILE.histories
 hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True, max_examples=HISTORIES)

@@ -22,8 +22,8 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.collection import share_tags
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, shipped_file
 from tests.daemon import Daemon, partitions_of, running_daemon
-from tests.forked import Forked
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
+from tests.forked import Forked
 from tests.redis_server import RedisServer
 
 # The launcher declares its task anew for each run.

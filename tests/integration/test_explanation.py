@@ -26,8 +26,8 @@ def explained(*arguments: str) -> Result:
 
 def test_the_explanation_of_every_row_of_the_sample_agrees_with_it(engine: Engine, service: AggregationService) -> None:
     load_sample(engine)
-    for name in ("weekly", "monthly", "quarterly"):
-        compute_windows(service, name, date(2025, 1, 1), date(2025, 7, 20))
+    for name, first in (("weekly", date(2025, 6, 1)), ("monthly", date(2025, 1, 1)), ("quarterly", date(2025, 1, 1))):
+        compute_windows(service, name, first, date(2025, 7, 20))
 
     explained = 0
     for level in SERVER_LEVELS.values():
@@ -37,7 +37,7 @@ def test_the_explanation_of_every_row_of_the_sample_agrees_with_it(engine: Engin
             explanation = explanation_of(engine, subject, period, period.window_of(row["period_start"]), TODAY)  # type: ignore[arg-type]
             assert explanation.verdict == "Every stored figure is what its samples give.", (row, explanation.figures)
             explained += 1
-    assert explained > 700
+    assert explained > 300
 
 
 def two_months_of_orders(engine: Engine) -> None:
