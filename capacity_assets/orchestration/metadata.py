@@ -29,6 +29,7 @@ markdown = dg.MetadataValue.md
 
 # Dagster's own key for rows of a partition: the UI shows it in the asset's overview.
 PARTITION_ROW_COUNT = "dagster/partition_row_count"
+POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def column_schema(table: Table, made_of: Mapping[str, Sequence[str]]) -> dg.TableSchema:
@@ -37,7 +38,7 @@ def column_schema(table: Table, made_of: Mapping[str, Sequence[str]]) -> dg.Tabl
         columns=[
             dg.TableColumn(
                 name=column.name,
-                type=column.type.compile(dialect=postgresql.dialect()).lower(),  # type: ignore[no-untyped-call]
+                type=column.type.compile(dialect=POSTGRESQL).lower(),
                 description=_described(column.comment, made_of.get(column.name, ())),
                 constraints=dg.TableColumnConstraints(
                     nullable=bool(column.nullable), unique=[*table.primary_key] == [column]

@@ -29,6 +29,7 @@ from tests.receiver import Receiver, receiving
 from tests.runs import QUICK_RETRIES, QUIET
 
 DATABASES = [dg.AssetKey("daily_database_aggregations")]
+SERVERS = [*DATABASES, dg.AssetKey("daily_instance_aggregations")]
 
 
 class House:
@@ -124,15 +125,14 @@ def test_runs_of_a_backfill_that_fail_are_told_with_their_assets_partitions_and_
     house.tick()
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE capacity_alembic_version"))
-    keys = [dg.AssetKey(f"daily_{level}_aggregations") for level in ("database", "instance")]
-    job = house.definitions.get_repository_def().get_implicit_job_def_for_assets(keys)
+    job = house.definitions.get_repository_def().get_implicit_job_def_for_assets(SERVERS)
     assert job is not None
 
     def backfilled(first: str, last: str) -> dg.ExecuteInProcessResult:
         ends = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
         return job.execute_in_process(
             instance=shipped_instance,
-            asset_selection=keys,
+            asset_selection=SERVERS,
             tags={**ends, "dagster/backfill": "hvqmxkzt"},
             run_config=QUIET,
             raise_on_error=False,
@@ -183,11 +183,12 @@ def test_a_failed_check_links_to_the_pages_of_what_it_found_or_of_its_asset(
     assert receiver.texts[2].splitlines()[-1] == dagster_page
 
 
-def test_a_failed_check_is_told_once_until_it_passes_or_finds_something_else(
+def test_a_failed_check_is_told_once_with_names_as_they_are_until_it_passes_or_finds_something_else(
     house: House, receiver: Receiver, engine: Engine
 ) -> None:
     add_instances(engine, [1])
-    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5]))
+    name = "<b>a_b*c</b> [d](e) | f\\g"
+    add_database_sizes(engine, sizes(1, name, "2025-03-01", [-5]))
     for _ in range(2):
         house.run_databases("2025-03-01")
         house.tick()
@@ -195,6 +196,7 @@ def test_a_failed_check_is_told_once_until_it_passes_or_finds_something_else(
     assert receiver.texts[0].startswith(
         "Check failed. daily_database_aggregations: values_possible\nPartition: 2025-03-01\n1 found."
     )
+    assert name in receiver.texts[0]
 
     with engine.begin() as connection:
         connection.execute(text("UPDATE database_size_stats SET size_mb = 5"))
@@ -390,17 +392,6 @@ def test_a_run_that_dagster_could_not_start_again_is_told_late(house: House, rec
     assert message.startswith(f"Run failed ({lost.run_id[:8]}).")
 
 
-def test_a_name_reads_in_a_message_as_it_is(house: House, receiver: Receiver, engine: Engine) -> None:
-    add_instances(engine, [1])
-    name = "<b>a_b*c</b> [d](e) | f\\g"
-    add_database_sizes(engine, sizes(1, name, "2025-03-01", [-5]))
-
-    house.run_databases("2025-03-01")
-    house.tick()
-
-    assert name in receiver.texts[0]
-
-
 def test_a_run_that_fails_again_for_the_same_reason_is_not_told_again_until_one_succeeded(
     house: House, receiver: Receiver, engine: Engine
 ) -> None:
@@ -430,15 +421,15 @@ def test_partitions_that_are_left_call_a_person_once_a_day_and_not_after_each_ru
 ) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", range(100, 110)))
-    house.run("2025-03-02")
-    house.run("2025-03-05")
+    house.run_databases("2025-03-02")
+    house.run_databases("2025-03-05")
     house.tick()
     assert receiver.texts == []
 
     standing_check(house, "daily_partitions_complete")
     house.tick()
     standing_check(house, "daily_partitions_complete")
-    house.run("2025-03-05")
+    house.run_databases("2025-03-05")
     standing_check(house, "daily_partitions_complete")
     house.tick()
 
@@ -459,7 +450,7 @@ def test_a_check_that_failed_is_not_forgotten_by_a_run_of_another_partition(
     add_overflowing_instance(engine, 2, date(2025, 3, 1))
     # Not the day after it, which compares with it and fails too.
     for day in ("2025-03-01", "2025-03-03", "2025-03-01"):
-        house.run(day)
+        house.run(day, asset_selection=SERVERS)
         house.tick()
 
     first_lines = [message.partition("\n")[0] for message in receiver.texts]
@@ -546,7 +537,7 @@ def test_a_failing_server_is_named_and_warnings_stay_in_the_house(
     add_database_sizes(engine, sizes(1, "orders", "2025-02-01", [1, 1000]))
     add_instance_sizes(engine, totals(1, "2025-02-02", [(1000, 1)]))
     add_overflowing_instance(engine, 2, date(2025, 2, 2))
-    house.run("2025-02-02")
+    house.run("2025-02-02", asset_selection=SERVERS)
 
     house.tick()
 
@@ -557,37 +548,25 @@ def test_a_failing_server_is_named_and_warnings_stay_in_the_house(
     assert "samples_complete" not in message
 
 
-@pytest.mark.parametrize("status", [500, 404])
-def test_a_receiver_that_refuses_loses_no_alert_and_its_address_is_not_shown(
-    house: House, receiver: Receiver, engine: Engine, status: int
+def test_a_receiver_that_refuses_or_is_away_loses_no_alert_and_its_address_is_not_shown(
+    house: House, receiver: Receiver, engine: Engine, settings: Settings
 ) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5]))
     house.run_databases("2025-03-01")
-    receiver.status = status
 
-    with pytest.raises(ReceiverError, match=f"answered {status}. Nothing is lost") as caught:
-        house.tick()
-    assert "secret-path" not in str(caught.value)
+    def refused(reason: str) -> None:
+        with pytest.raises(ReceiverError, match=reason) as caught:
+            house.tick()
+        assert "secret-path" not in str(caught.value)
+
+    for receiver.status in (500, 404):
+        refused(f"answered {receiver.status}. Nothing is lost")
     receiver.status = 200
+    house.send_to("http://127.0.0.1:9/services/secret-path", settings)
+    refused("does not answer")
+    house.send_to(receiver.url, settings)
     house.tick()
-
-    assert len(receiver.texts) == 1
-
-
-def test_a_receiver_that_is_away_loses_no_alert(
-    settings: Settings, receiver: Receiver, engine: Engine, shipped_instance: dg.DagsterInstance
-) -> None:
-    add_instances(engine, [1])
-    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5]))
-    away = House(settings, shipped_instance, "http://127.0.0.1:9/services/secret-path")
-    away.tick()
-    away.run_databases("2025-03-01")
-    with pytest.raises(ReceiverError, match="does not answer") as caught:
-        away.tick()
-    assert "secret-path" not in str(caught.value)
-    away.send_to(receiver.url, settings)
-    away.tick()
 
     assert len(receiver.texts) == 1
 
