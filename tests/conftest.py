@@ -30,7 +30,7 @@ from tests import (
     profiles,  # noqa: F401 -- loads the profile of the generated histories
 )
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
-from tests.databases import TEMPLATE, Databases, fixed_name
+from tests.databases import TEMPLATE, Databases, fixed_name, template_name
 from tests.fleet import load_sample
 from tests.folders import remove_folders, work_in_memory
 from tests.labels import fill_to_label
@@ -160,7 +160,7 @@ def _template(request: pytest.FixtureRequest, cluster: Databases) -> str:
     """Return the template of a test's database."""
     for fixture, fill in {**EVERYWHERE, **getattr(request.module, "PREPARED", {})}.items():
         if fixture in request.fixturenames:
-            return cluster.filled(f"{fill.__module__.rpartition('.')[2]}_{fixture}", fill)
+            return cluster.filled(template_name(fill, fixture), fill)
     return TEMPLATE
 
 

@@ -69,6 +69,11 @@ def fixed_name(request: pytest.FixtureRequest, name: str) -> str | None:
     return name if "daemon" in request.fixturenames else None
 
 
+def template_name(fill: Callable[[Engine], object], fixture: str) -> str:
+    """Name the template that `fill` makes for a fixture."""
+    return f"{fill.__module__.rpartition('.')[2]}_{fixture}"
+
+
 class Databases:
     """The databases of one server."""
 

@@ -20,7 +20,7 @@ from capacity_assets.digest import Digest, read_digest
 from tests.bills import fill_to_bill
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, granting
-from tests.databases import Databases
+from tests.databases import Databases, template_name
 from tests.digests import WEEK
 from tests.legacy import LegacyShape, create_legacy_tables
 from tests.mail_server import Inbox, mail_server
@@ -75,8 +75,8 @@ def upgraded(cluster: Databases) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def shared_pages(cluster: Databases, request: pytest.FixtureRequest) -> Iterator[Pages]:
-    template = cluster.filled("pages_fleet_pages", request.module.PREPARED["pages"])
-    with cluster.copy(template) as database, served_pages(database) as served:
+    fill = request.module.PREPARED["pages"]
+    with cluster.copy(cluster.filled(template_name(fill, "pages"), fill)) as database, served_pages(database) as served:
         yield served
 
 

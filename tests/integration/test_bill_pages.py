@@ -5,37 +5,40 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
 from datetime import date
 
 import pytest
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.ownership.bills import issue_bill
 from tests.bills import GIB, fill_two_months_to_bill
-from tests.clocks import fixed_clock
+from tests.clocks import TODAY, fixed_clock
 from tests.command import printed
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, sizes
-from tests.pages import KEYS, Pages, served_pages, values_of
+from tests.pages import KEYS, Pages, values_of
 
 MAY, JUNE, JULY = (PERIODS["monthly"].window_of(date(2025, month, 1)) for month in (5, 6, 7))
 
 
-@pytest.fixture
-def pages(today: None, engine: Engine, database: URL) -> Iterator[Pages]:  # noqa: ARG001 -- months before it are over
-    """The pages of two billed months and a part of the third; the price rose in June."""
-    fill_two_months_to_bill(engine)
-    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
-    printed("prices", "set", "0.75", "--currency", "EUR", "--from", "2025-06-01")
-    compute_windows(AggregationService(engine, fixed_clock()), "monthly", MAY.start, JUNE.start)
-    printed("groups", "--now")
-    for month in (MAY, JUNE, JULY):
-        issue_bill(engine, month, fixed_clock(), KEYS)
-    with served_pages(database) as served:
-        yield served
+def fill_bills(engine: Engine) -> None:
+    """Two billed months and a part of the third; the price rose in June."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CAPACITY_DATABASE_URL", engine.url.render_as_string(hide_password=False))
+        # Months before it are over.
+        patched.setattr(Clock, "today", lambda _self: TODAY)
+        fill_two_months_to_bill(engine)
+        printed("prices", "set", "0.50", "--currency", "EUR", "--always")
+        printed("prices", "set", "0.75", "--currency", "EUR", "--from", "2025-06-01")
+        compute_windows(AggregationService(engine, fixed_clock()), "monthly", MAY.start, JUNE.start)
+        printed("groups", "--now")
+        for month in (MAY, JUNE, JULY):
+            issue_bill(engine, month, fixed_clock(), KEYS)
+
+
+PREPARED = {"pages": fill_bills}
 
 
 def test_a_bill_says_what_it_changed_by_and_why(pages: Pages) -> None:
@@ -102,6 +105,7 @@ def test_a_year_of_bills_has_the_newest_versions_and_gaps_where_there_is_none(pa
     assert re.search(r"<tspan[^>]*>no</tspan><tspan[^>]*>bill</tspan>", page)
 
 
+@pytest.mark.usefixtures("today")
 def test_small_groups_of_a_year_are_one_series_and_every_month_adds_up(pages: Pages, engine: Engine) -> None:
     for number in range(10):
         add_database_sizes(engine, sizes(1, f"extra-{number}", "2025-06-01", [GIB * (number + 1)] * 30))

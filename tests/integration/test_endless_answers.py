@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ import pytest
 from capacity_assets.collection.engines import base
 from capacity_assets.collection.engines.base import Access, MeasureError
 from capacity_assets.collection.engines.sqlserver import BoundedSocket
+from tests.forked import run_forked
 
 # Connects and measures in a separate process, so that its memory can be measured apart from the server's.
 CLIENT = """
@@ -51,8 +51,9 @@ def measured(engine: str, host: str, port: int, side_by_side: int = 1, seconds: 
 
     `seconds` is the time limit of the login and that of an answer.
     """
-    arguments = [sys.executable, "-c", CLIENT, engine, host, str(port), str(side_by_side), str(seconds)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    arguments = (engine, host, str(port), str(side_by_side), str(seconds))
+    done = run_forked(*arguments, program=CLIENT, environment=os.environ, timeout=60)
+    assert done.returncode == 0, done.stderr
     said, _, taken_mb = done.stdout.strip().rpartition("|")
     return said, int(taken_mb)
 
