@@ -19,9 +19,11 @@ from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, s
 FIRST, LAST = date(2025, 1, 1), date(2025, 7, 20)
 
 
-def compute_everything(service: AggregationService, *, recompute: bool = False, levels: Iterable[str] = LEVELS) -> int:
+def compute_everything(
+    service: AggregationService, *, recompute: bool = False, levels: Iterable[str] = LEVELS, first: date = FIRST
+) -> int:
     options = RunOptions(tuple(levels), recompute=recompute)
-    runs = [service.aggregate(period, period.windows_between(FIRST, LAST), options) for period in PERIODS.values()]
+    runs = [service.aggregate(period, period.windows_between(first, LAST), options) for period in PERIODS.values()]
     return sum(run.total("written_records") for run in runs)
 
 

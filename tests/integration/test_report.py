@@ -35,7 +35,7 @@ from tests.fleet import (
     stored,
     totals,
 )
-from tests.profiles import generated
+from tests.profiles import HISTORIES, generated
 from tests.report_pages import FEBRUARY, MONTHLY, Page, adds_up, months, server_with
 
 
@@ -306,7 +306,7 @@ RENAMED_ON = st.integers(0, 59)
 
 def test_renaming_databases_changes_no_total(engine: Engine, service: AggregationService) -> None:
     """Each history has two servers; on the second one, databases are renamed on a day."""
-    histories = generated(st.tuples(DATABASES, RENAMED_ON))
+    histories = generated(st.tuples(DATABASES, RENAMED_ON), max(5, HISTORIES // 3))
     for number, (databases, renamed_on) in enumerate(histories):
         plain: dict[str, list[int | None]] = {"always": [100] * 59}
         renamed = dict(plain)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from datetime import date
 
+import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.history.retention import TableMaintenance, parse_retention
-from tests.clocks import TODAY
+from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instances, add_overflowing_instance, figures, sizes
@@ -18,10 +19,20 @@ from tests.partitions import (
     A_YEAR_LATER,
     FIRST,
     SHORT,
+    add_two_servers,
     compute,
     keeper,
     rows_by_partition,
 )
+
+
+def two_servers_computed(engine: Engine) -> None:
+    """Two servers, everything computed, and the partitions that maintenance adds a year later."""
+    compute(AggregationService(add_two_servers(engine), fixed_clock()), *SHORT)
+    keeper(engine).prepare(A_YEAR_LATER)
+
+
+PREPARED = {"computed": two_servers_computed}
 
 
 def test_samples_stay_until_every_window_that_reads_them_is_over_and_computed(
@@ -57,11 +68,10 @@ def test_samples_stay_until_every_window_that_reads_them_is_over_and_computed(
 
 
 def test_samples_stay_until_the_windows_of_a_year_later_have_compared_with_them(
-    two_servers: Engine, service: AggregationService
+    engine: Engine, computed: AggregationService
 ) -> None:
-    compute(service, *SHORT)
-    add_database_sizes(two_servers, sizes(1, "orders", "2026-05-01", [500] * 3))
-    keep_a_month = keeper(two_servers, "raw=30,daily=forever", SHORT)
+    add_database_sizes(engine, sizes(1, "orders", "2026-05-01", [500] * 3))
+    keep_a_month = keeper(engine, "raw=30,daily=forever", SHORT)
 
     def kept(day: date) -> dict[str, str]:
         reasons = [line.split(": ", 1) for line in keep_a_month.run(day).kept]
@@ -71,18 +81,17 @@ def test_samples_stay_until_the_windows_of_a_year_later_have_compared_with_them(
     assert kept(A_YEAR_LATER)["2025_05"] == (
         "the daily window from 2026-05-01 reads them and has samples, but was never computed"
     )
-    compute(service, *SHORT, last=date(2026, 7, 20))
+    compute(computed, *SHORT, last=date(2026, 7, 20))
     assert "2025_05" not in kept(A_YEAR_LATER)
-    [may] = [row for key, row in figures(two_servers, DATABASE, "daily").items() if key[3] == date(2026, 5, 2)]
+    [may] = [row for key, row in figures(engine, DATABASE, "daily").items() if key[3] == date(2026, 5, 2)]
     assert may["size_year_change_mb"] == 500 - 221
 
 
 def test_samples_that_changed_since_are_kept_until_their_windows_followed(
-    two_servers: Engine, service: AggregationService
+    engine: Engine, computed: AggregationService
 ) -> None:
-    compute(service, *SHORT)
-    execute(two_servers, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-02-03'")
-    keep_a_month = keeper(two_servers, "raw=30,daily=forever", SHORT)
+    execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-02-03'")
+    keep_a_month = keeper(engine, "raw=30,daily=forever", SHORT)
 
     report = keep_a_month.run(A_YEAR_LATER)
 
@@ -95,7 +104,7 @@ def test_samples_that_changed_since_are_kept_until_their_windows_followed(
     ]
     of_servers = [line.split(":")[0] for line in report.dropped if line.startswith("instance_size_stats")]
     assert of_servers == [f"instance_size_stats_2025_0{n}" for n in range(1, 7)]
-    compute(service, *SHORT)
+    compute(computed, *SHORT)
     assert len(keep_a_month.run(A_YEAR_LATER).dropped) == 6
 
 
@@ -110,12 +119,10 @@ def test_samples_of_a_server_that_failed_are_kept(two_servers: Engine, service: 
     assert "reads them and servers that failed in it: 1" in february
 
 
-def test_a_sample_that_is_being_written_while_retention_decides_is_not_lost(
-    two_servers: Engine, service: AggregationService
-) -> None:
-    compute(service, *SHORT)
+@pytest.mark.usefixtures("computed")
+def test_a_sample_that_is_being_written_while_retention_decides_is_not_lost(engine: Engine) -> None:
     reports = []
-    with two_servers.begin() as writer:
+    with engine.begin() as writer:
         writer.execute(
             text(
                 "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
@@ -123,7 +130,7 @@ def test_a_sample_that_is_being_written_while_retention_decides_is_not_lost(
             )
         )
         thread = threading.Thread(
-            target=lambda: reports.append(keeper(two_servers, "raw=30,daily=forever", SHORT).run(A_YEAR_LATER))
+            target=lambda: reports.append(keeper(engine, "raw=30,daily=forever", SHORT).run(A_YEAR_LATER))
         )
         thread.start()
         thread.join(2)
@@ -132,26 +139,25 @@ def test_a_sample_that_is_being_written_while_retention_decides_is_not_lost(
 
     [report] = reports
     assert "database_size_stats_2025_01" in "\n".join(report.kept)
-    assert rows_by_partition(two_servers, "database_size_stats")["database_size_stats_2025_01"] == 63
+    assert rows_by_partition(engine, "database_size_stats")["database_size_stats_2025_01"] == 63
 
 
 def test_samples_of_before_the_start_date_were_never_computed_and_stay(
-    two_servers: Engine, service: AggregationService
+    engine: Engine, computed: AggregationService
 ) -> None:
-    compute(service, *SHORT)
-    add_database_sizes(two_servers, sizes(1, "old", "2023-01-30", range(5)))
+    add_database_sizes(engine, sizes(1, "old", "2023-01-30", range(5)))
 
-    report = keeper(two_servers, "raw=30,daily=forever", SHORT).run(A_YEAR_LATER)
+    report = keeper(engine, "raw=30,daily=forever", SHORT).run(A_YEAR_LATER)
 
     assert report.kept[:2] == [
         f"database_size_stats_2023_{month}: the daily window from {day} reads them and has samples, but was never "
         "computed (it lies before CAPACITY_START_DATE)"
         for month, day in (("01", "2023-01-30"), ("02", "2023-02-01"))
     ]
-    assert rows_by_partition(two_servers, "database_size_stats")["database_size_stats_2023_01"] == 2
-    earlier = TableMaintenance(two_servers, date(2023, 1, 1), parse_retention("raw=30,daily=forever"), SHORT)
+    assert rows_by_partition(engine, "database_size_stats")["database_size_stats_2023_01"] == 2
+    earlier = TableMaintenance(engine, date(2023, 1, 1), parse_retention("raw=30,daily=forever"), SHORT)
     for period in SHORT:
-        compute_windows(service, period, date(2023, 1, 1), date(2023, 6, 30))
+        compute_windows(computed, period, date(2023, 1, 1), date(2023, 6, 30))
     assert [line.split(":")[0] for line in earlier.run(A_YEAR_LATER).dropped] == [
         "database_size_stats_2023_01",
         "database_size_stats_2023_02",
@@ -159,11 +165,10 @@ def test_samples_of_before_the_start_date_were_never_computed_and_stay(
 
 
 def test_samples_whose_aggregates_are_gone_stay_until_they_are_computed_again(
-    two_servers: Engine, service: AggregationService
+    engine: Engine, computed: AggregationService
 ) -> None:
-    compute(service, *SHORT)
-    execute(two_servers, "DELETE FROM database_size_aggregations WHERE period_start = '2025-02-03' AND instance_id = 2")
-    keep_a_month = keeper(two_servers, "raw=30,daily=forever", SHORT)
+    execute(engine, "DELETE FROM database_size_aggregations WHERE period_start = '2025-02-03' AND instance_id = 2")
+    keep_a_month = keeper(engine, "raw=30,daily=forever", SHORT)
 
     report = keep_a_month.run(A_YEAR_LATER)
 
@@ -172,26 +177,24 @@ def test_samples_whose_aggregates_are_gone_stay_until_they_are_computed_again(
         "materialise it again"
     ]
     assert "database_size_stats_2025_01" in "".join(report.dropped)
-    compute(service, *SHORT)
+    compute(computed, *SHORT)
     assert [line.split(":")[0] for line in keep_a_month.run(A_YEAR_LATER).dropped] == ["database_size_stats_2025_02"]
 
 
-def test_aggregates_that_retention_itself_dropped_hold_no_samples_back(
-    two_servers: Engine, service: AggregationService
-) -> None:
-    compute(service, *SHORT)
+@pytest.mark.usefixtures("computed")
+def test_aggregates_that_retention_itself_dropped_hold_no_samples_back(engine: Engine) -> None:
 
-    assert keeper(two_servers, "raw=forever,daily=60", SHORT).run(A_YEAR_LATER).dropped_records > 0
-    dropped = keeper(two_servers, "raw=60,daily=60", SHORT).run(A_YEAR_LATER).dropped
+    assert keeper(engine, "raw=forever,daily=60", SHORT).run(A_YEAR_LATER).dropped_records > 0
+    dropped = keeper(engine, "raw=60,daily=60", SHORT).run(A_YEAR_LATER).dropped
 
     assert "database_size_stats_2025_01" in "".join(dropped)
 
 
-def test_while_changes_are_not_noted_no_sample_goes(two_servers: Engine, service: AggregationService) -> None:
-    compute(service, *SHORT)
-    execute(two_servers, "ALTER TABLE database_size_stats DISABLE TRIGGER USER")
+@pytest.mark.usefixtures("computed")
+def test_while_changes_are_not_noted_no_sample_goes(engine: Engine) -> None:
+    execute(engine, "ALTER TABLE database_size_stats DISABLE TRIGGER USER")
 
-    report = keeper(two_servers, "raw=30,daily=forever", SHORT).run(TODAY)
+    report = keeper(engine, "raw=30,daily=forever", SHORT).run(TODAY)
 
     assert report.dropped == []
     assert report.kept[0] == (
