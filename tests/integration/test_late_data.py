@@ -64,16 +64,28 @@ def last_tick(daemon: Daemon) -> tuple[dg._core.scheduler.instigation.TickStatus
 
 
 @pytest.mark.usefixtures("computed")
-def test_a_corrected_day_has_exactly_its_windows_and_their_successors_computed_again_and_only_once(
-    daemon: Daemon, engine: Engine, computed: AggregationService
+def test_a_corrected_day_has_exactly_its_windows_and_their_successors_computed_again_once_whatever_happens(
+    daemon: Daemon, engine: Engine, computed: AggregationService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon.tick_sensors(LATE_DATA_SENSOR)
     assert daemon.runs() == []
-    execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
+    correct = "UPDATE database_size_stats SET size_mb = {} WHERE collected_date = '2025-03-31'"
+    execute(engine, correct.format(7))
+
+    def die(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dg.DagsterInstance, "submit_run", die)
+        daemon.tick_sensors(LATE_DATA_SENSOR, expect_trouble=True)
+    assert daemon.runs() == [], "created, but not submitted"
 
     daemon.tick_sensors(LATE_DATA_SENSOR)
-    daemon.tick_sensors(LATE_DATA_SENSOR)
+    for size in (8, 9):
+        execute(engine, correct.format(size))
+        daemon.tick_sensors(LATE_DATA_SENSOR)
 
+    assert "the runs requested before are not done yet (daily, " in last_tick(daemon)[1]
     assert requested(daemon) == {
         (f"{period}_{level}_aggregations", first, last)
         for period, first, last in (
@@ -107,36 +119,6 @@ def test_a_change_of_both_raw_tables_is_one_run_a_period(daemon: Daemon, engine:
         f"{period}_aggregation_job": 3 for period in PERIODS
     }
     assert len(daemon.runs()) == len(PERIODS)
-
-
-@pytest.mark.usefixtures("computed")
-def test_changes_that_arrive_while_their_run_waits_gather_for_the_next_one(daemon: Daemon, engine: Engine) -> None:
-    for size in (7, 8, 9):
-        execute(engine, f"UPDATE database_size_stats SET size_mb = {size} WHERE collected_date = '2025-03-31'")
-        daemon.tick_sensors(LATE_DATA_SENSOR)
-
-    assert len(daemon.runs("daily_aggregation_job")) == 1
-    assert "the runs requested before are not done yet (daily, " in last_tick(daemon)[1]
-
-
-@pytest.mark.usefixtures("computed")
-def test_a_daemon_that_dies_between_creating_and_submitting_runs_loses_none(
-    daemon: Daemon, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
-
-    def die(*_: object, **__: object) -> None:
-        raise ConnectionError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(dg.DagsterInstance, "submit_run", die)
-        daemon.tick_sensors(LATE_DATA_SENSOR, expect_trouble=True)
-    assert daemon.runs() == []
-
-    daemon.tick_sensors(LATE_DATA_SENSOR)
-    daemon.tick_sensors(LATE_DATA_SENSOR)
-
-    assert len(daemon.runs()) == 5
 
 
 @pytest.mark.usefixtures("computed")

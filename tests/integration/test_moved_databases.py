@@ -34,8 +34,23 @@ GATHERED = {("daily", "2025-03-31"), ("daily", "2025-04-01")}
 UNREAD = {("daily", "2025-05-05"), ("daily", "2025-05-06")}
 
 
-def database_of(server: EmbeddedServer) -> Engine:
-    return capacity_engine(server.url("postgres", CAPACITY_DRIVER))
+Servers = tuple[EmbeddedServer, EmbeddedServer]
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    """Two servers, the first of which replicates."""
+    with other_postgres(VERSIONS[-1], "wal_level=logical") as first, other_postgres(VERSIONS[-1]) as second:
+        yield first, second
+
+
+def database_of(server: EmbeddedServer, name: str = "postgres") -> Engine:
+    engine = capacity_engine(server.url("postgres", CAPACITY_DRIVER))
+    if name != "postgres":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+    return capacity_engine(server.url(name, CAPACITY_DRIVER))
 
 
 def with_changes(engine: Engine) -> None:
@@ -66,29 +81,28 @@ def dailies(service: AggregationService) -> set[tuple[str, str]]:
     return {(period, key) for _, period, key in stale(service) if period == "daily"}
 
 
-def dumped(server: EmbeddedServer, programs: Path, *options: str) -> bytes:
-    address = server.url("postgres", "postgresql").render_as_string(hide_password=False)
-    return subprocess.run([programs / "pg_dump", address, *options], check=True, capture_output=True).stdout
+def dumped(source: Engine, *options: str) -> bytes:
+    return subprocess.run([VERSIONS[-1] / "pg_dump", address(source), *options], check=True, capture_output=True).stdout
 
 
-def loaded(dump: bytes, server: EmbeddedServer, programs: Path) -> None:
-    address = server.url("postgres", "postgresql").render_as_string(hide_password=False)
-    psql = [programs / "psql", address, "-q", "-v", "ON_ERROR_STOP=1"]
+def loaded(dump: bytes, target: Engine) -> None:
+    psql = [VERSIONS[-1] / "psql", address(target), "-q", "-v", "ON_ERROR_STOP=1"]
     subprocess.run(psql, input=dump, check=True, capture_output=True)
 
 
-def test_a_dump_that_is_loaded_into_another_server_goes_on_there() -> None:
-    programs = VERSIONS[-1]
-    with other_postgres(programs) as first, other_postgres(programs) as second:
-        source = database_of(first)
-        with_changes(source)
-        loaded(dumped(first, programs), second, programs)
-        source.dispose()
-        restored = database_of(second)
+def address(database: Engine) -> str:
+    return database.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
-        goes_on(restored)
 
-        restored.dispose()
+def test_a_dump_that_is_loaded_into_another_server_goes_on_there(servers: Servers) -> None:
+    source, restored = (database_of(server, "dumped") for server in servers)
+    with_changes(source)
+    loaded(dumped(source), restored)
+    source.dispose()
+
+    goes_on(restored)
+
+    restored.dispose()
 
 
 @contextmanager
@@ -150,37 +164,34 @@ def test_a_server_that_is_upgraded_by_pg_upgrade_goes_on() -> None:
 SEQUENCES = "SELECT quote_ident(sequencename), coalesce(last_value, start_value) FROM pg_sequences"
 
 
-def test_a_database_that_is_replicated_and_switched_to_goes_on_there() -> None:
-    programs = VERSIONS[-1]
-    with other_postgres(programs, "wal_level=logical") as first, other_postgres(programs) as second:
-        source = database_of(first)
-        initialise(source)
-        loaded(dumped(first, programs, "--schema-only"), second, programs)
-        target = database_of(second)
-        execute(target, "TRUNCATE capacity_alembic_version")
-        execute(source, "CREATE PUBLICATION everything FOR ALL TABLES")
-        address = f"host={first.url('postgres', 'postgresql').query['host']} user=postgres dbname=postgres"
-        with target.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            subscription = f"CREATE SUBSCRIPTION everything CONNECTION '{address}' PUBLICATION everything"
-            connection.execute(text(subscription))
-        with_changes(source)
+def test_a_database_that_is_replicated_and_switched_to_goes_on_there(servers: Servers) -> None:
+    source, target = (database_of(server, "replicated") for server in servers)
+    initialise(source)
+    loaded(dumped(source, "--schema-only"), target)
+    execute(target, "TRUNCATE capacity_alembic_version")
+    execute(source, "CREATE PUBLICATION everything FOR ALL TABLES")
+    publisher = f"host={source.url.query['host']} user=postgres dbname=replicated"
+    with target.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        subscription = f"CREATE SUBSCRIPTION everything CONNECTION '{publisher}' PUBLICATION everything"
+        connection.execute(text(subscription))
+    with_changes(source)
 
-        [(end,)] = rows(source, "SELECT CAST(pg_current_wal_lsn() AS text)")
-        replayed = (
-            f"SELECT confirmed_flush_lsn >= CAST('{end}' AS pg_lsn) AND NOT EXISTS (SELECT FROM pg_replication_slots "
-            "WHERE slot_name LIKE '%_sync_%') FROM pg_replication_slots WHERE slot_name = 'everything'"
-        )
-        deadline = time.monotonic() + 120
-        ready = "SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'"
-        while rows(source, replayed) != [(True,)] or rows(target, ready) != [(0,)]:
-            assert time.monotonic() < deadline, "the target does not catch up"
-            time.sleep(0.5)
-        with target.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("DROP SUBSCRIPTION everything"))
-        for sequence, last in rows(source, SEQUENCES):
-            execute(target, f"SELECT setval('{sequence}', {last})")
-        source.dispose()
+    [(end,)] = rows(source, "SELECT CAST(pg_current_wal_lsn() AS text)")
+    replayed = (
+        f"SELECT confirmed_flush_lsn >= CAST('{end}' AS pg_lsn) AND NOT EXISTS (SELECT FROM pg_replication_slots "
+        "WHERE slot_name LIKE '%_sync_%') FROM pg_replication_slots WHERE slot_name = 'everything'"
+    )
+    deadline = time.monotonic() + 120
+    ready = "SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'"
+    while rows(source, replayed) != [(True,)] or rows(target, ready) != [(0,)]:
+        assert time.monotonic() < deadline, "the target does not catch up"
+        time.sleep(0.5)
+    with target.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("DROP SUBSCRIPTION everything"))
+    for sequence, last in rows(source, SEQUENCES):
+        execute(target, f"SELECT setval('{sequence}', {last})")
+    source.dispose()
 
-        goes_on(target)
+    goes_on(target)
 
-        target.dispose()
+    target.dispose()

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.settings import Settings
-from tests.forked import COMMAND, run_forked
+from tests.forked import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 PART = """
@@ -25,6 +26,17 @@ import capacity_assets.base.periods as periods
 periods.PERIODS["half_yearly"] = periods.Period("half_yearly", months=6)
 """
 PATIENCE_SECONDS = 120
+STEPS = """
+import contextlib, io, json, sys
+from capacity_assets.cli.main import main
+printed = []
+for step in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")) as output:
+        exec(step, {}) if isinstance(step, str) else main(step, standalone_mode=False)
+    output.flush()
+    printed.append(output.buffer.getvalue().decode())
+print(json.dumps(printed))
+"""
 REFERENCE = """
 from docs.generate import REFERENCE, generated
 print(generated(REFERENCE.read_text()))
@@ -50,13 +62,18 @@ print(*(found.name for found in (*repository.schedule_defs, *repository.get_all_
 """
 
 
-def run(*program: str, arguments: tuple[str, ...] = ()) -> str:
-    """Run a program that begins with a further entry; return what it printed."""
+def run(entry: str, *steps: str | Sequence[str]) -> list[str]:
+    """Run programs, and commands by their arguments, in a process that begins with a further entry.
+
+    Return what each printed.
+    """
+    program, timeout = entry + STEPS, PATIENCE_SECONDS
     done = run_forked(
-        *arguments, program="".join(program), environment=os.environ, timeout=PATIENCE_SECONDS, folder=ROOT, anew=True
+        json.dumps(steps), program=program, environment=os.environ, timeout=timeout, folder=ROOT, anew=True
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    printed: list[str] = json.loads(done.stdout)
+    return printed
 
 
 @pytest.mark.usefixtures("settings")
@@ -67,15 +84,18 @@ def test_a_further_size_is_seen_from_the_sample_to_the_reference(engine: Engine,
         "pg-1,orders,2025-02-01,100,7\npg-1,orders,2025-03-01,110,9\npg-1,orders,2025-03-02,110,\n"
     )
 
-    def capacity(*arguments: str) -> str:
-        return run(PART, COMMAND, arguments=arguments)
-
-    initialised = capacity("init")
-    capacity("import", str(history), "--register-as", "postgresql")
-    run(PART, COLLECT)
-    capacity("aggregate", "--period", "monthly", "--from", "2025-02-01", "--to", "2025-03-31")
-    explained = json.loads(capacity("explain", "orders", "--period", "monthly", "--window", "2025-03-01", "--json"))
-    exported = list(csv.DictReader(io.StringIO(capacity("export", "--period", "monthly"), newline="")))
+    initialised, *_, explanation, export, reference = run(
+        PART,
+        ["init"],
+        ["import", str(history), "--register-as", "postgresql"],
+        COLLECT,
+        ["aggregate", "--period", "monthly", "--from", "2025-02-01", "--to", "2025-03-31"],
+        ["explain", "orders", "--period", "monthly", "--window", "2025-03-01", "--json"],
+        ["export", "--period", "monthly"],
+        REFERENCE,
+    )
+    explained = json.loads(explanation)
+    exported = list(csv.DictReader(io.StringIO(export, newline="")))
 
     assert "database_size_stats.temp_size_mb is missing" in initialised
     with engine.connect() as connection:
@@ -98,7 +118,7 @@ def test_a_further_size_is_seen_from_the_sample_to_the_reference(engine: Engine,
         ("orders", "2025-03-01"): "9",
         ("billing", "2025-03-01"): "3",
     }
-    assert "| `temp_size_mb` | bigint | Size of the temporary files, MiB; null: not measured |" in run(PART, REFERENCE)
+    assert "| `temp_size_mb` | bigint | Size of the temporary files, MiB; null: not measured |" in reference
 
 
 def test_a_further_period_is_seen_from_the_command_line_to_the_reference(
@@ -108,17 +128,20 @@ def test_a_further_period_is_seen_from_the_command_line_to_the_reference(
     history = tmp_path / "history.csv"
     history.write_text("server,database_name,day,size_mb\npg-1,orders,2025-02-01,100\npg-1,orders,2025-08-01,150\n")
 
-    def capacity(*arguments: str) -> str:
-        return run(PERIOD, COMMAND, arguments=arguments)
-
-    capacity("init")
-    capacity("import", str(history), "--register-as", "postgresql")
-    capacity("aggregate", "--period", "half_yearly", "--from", "2025-01-01", "--to", "2025-12-31")
-    explained = capacity("explain", "orders", "--period", "half_yearly", "--window", "2025-07-01")
-    exported = list(csv.DictReader(io.StringIO(capacity("export", "--period", "half_yearly"), newline="")))
     page = tmp_path / "report.html"
-    capacity("report", "--period", "half_yearly", "--window", "2025-07-01", "--output", str(page))
-    assets, jobs = run(PERIOD, GRAPH).splitlines()
+    *_, explained, export, _, graph, reference = run(
+        PERIOD,
+        ["init"],
+        ["import", str(history), "--register-as", "postgresql"],
+        ["aggregate", "--period", "half_yearly", "--from", "2025-01-01", "--to", "2025-12-31"],
+        ["explain", "orders", "--period", "half_yearly", "--window", "2025-07-01"],
+        ["export", "--period", "half_yearly"],
+        ["report", "--period", "half_yearly", "--window", "2025-07-01", "--output", str(page)],
+        GRAPH,
+        REFERENCE,
+    )
+    exported = list(csv.DictReader(io.StringIO(export, newline="")))
+    assets, jobs = graph.splitlines()
 
     assert "orders" in page.read_text()
     assert settings.start_date == date(2025, 1, 1)
@@ -139,4 +162,4 @@ def test_a_further_period_is_seen_from_the_command_line_to_the_reference(
     assert set(assets.split()) == aggregates | {"half_yearly_export"}
     jobs_and_schedules = {"half_yearly_aggregation_job", "half_yearly_aggregation_schedule", "half_yearly_export_job"}
     assert set(jobs.split()) == jobs_and_schedules
-    assert "`half_yearly_aggregation_job`" in run(PERIOD, REFERENCE)
+    assert "`half_yearly_aggregation_job`" in reference

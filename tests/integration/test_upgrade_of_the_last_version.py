@@ -22,7 +22,7 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.database.schema import schema_state
 from tests.clocks import fixed_clock
 from tests.documents import ROOT
-from tests.fleet import Row, load_sample
+from tests.fleet import SAMPLE, Row
 from tests.forked import run_forked
 from tests.ledger import compute_everything, redo, stale
 from tests.pages import served_pages
@@ -73,6 +73,12 @@ from capacity_assets.settings import Settings
 day = date.fromisoformat(sys.argv[1])
 Clock.today = lambda self: day
 for arguments in json.loads(sys.argv[2]):
+    if arguments[0] == "copy":
+        statement, path = arguments[1:]
+        with open_engine(Settings()) as engine, engine.begin() as connection, open(path, "rb") as rows:
+            with connection.connection.driver_connection.cursor().copy(statement) as copy:
+                copy.write(rows.read())
+        continue
     try:
         main(arguments, standalone_mode=True)
     except SystemExit as end:
@@ -134,6 +140,16 @@ def changed(before: Mapping[str, list[Row]], after: Mapping[str, list[Row]]) -> 
     return found
 
 
+def copied() -> list[tuple[str, str, str]]:
+    """What copies the sample: statement and file of each table."""
+    files = [SAMPLE / f"{table}.csv" for table in ("instances", "database_size_stats", "instance_size_stats")]
+    columns = [file.read_text().partition("\n")[0] for file in files]
+    return [
+        ("copy", f"COPY {file.stem} ({names}) FROM STDIN (FORMAT csv, HEADER)", str(file))
+        for file, names in zip(files, columns, strict=True)
+    ]
+
+
 def run_old(folder: Path, environment: Mapping[str, str], *arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-c", OLD, TODAY.isoformat(), *arguments],
@@ -158,9 +174,7 @@ def test_a_database_that_the_last_version_filled_is_taken_over_with_every_figure
         "CAPACITY_TIMEZONE": "Asia/Shanghai",
         "CAPACITY_LABEL_KEYS": "team",
     }
-    run_old(last_version, environment, json.dumps([["init"]]))
-    load_sample(empty_engine)
-    run_old(last_version, environment, json.dumps([*DECLARED, *COMPUTED]), "2025-07-10")
+    run_old(last_version, environment, json.dumps([["init"], *copied(), *DECLARED, *COMPUTED]), "2025-07-10")
     before = everything(empty_engine)
 
     done = run_forked("init", environment=environment, timeout=120)
