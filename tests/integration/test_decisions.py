@@ -260,8 +260,8 @@ def test_no_decision_changes_a_size_a_limit_or_the_forecast_of_today(engine: Eng
     before = rows(engine, SIZES), rows(engine, figures)
 
     for kind in DECISION_KINDS:
-        for added_mb in (None, 1, 500, 10_000_000) if kind == PLANNED else (None,):
-            for until in (TODAY, SOON, TODAY + timedelta(days=3650)):
+        for added_mb in (None, 1, 10_000_000) if kind == PLANNED else (None,):
+            for until in (TODAY, TODAY + timedelta(days=3650)):
                 made = [
                     decision(name, kind, added_mb=added_mb, until=until) for name in ("orders", "still", "young", None)
                 ]

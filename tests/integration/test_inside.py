@@ -345,7 +345,7 @@ def test_the_sample_fleet_has_two_databases_with_a_story_inside_and_one_that_fil
 SIZES = st.lists(st.integers(0, 5000), min_size=0, max_size=12)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(days=st.lists(st.tuples(SIZES, st.integers(0, 9000), st.integers(0, 50)), min_size=2, max_size=4))
 def test_objects_add_up_to_their_database_in_every_sample_and_their_changes_to_its_change(
     engine: Engine, days: list[tuple[list[int], int, int]]
