@@ -337,14 +337,17 @@ def build_ahead(engine: sa.Engine, tables: Iterable[sa.Table], on_step: Callable
             # It waits for every older transaction, such as a dump or a report.
             connection.execute(sa.text("SET lock_timeout = 0"))
             for present in existing_tables(connection, tables):
-                for leaf, wanted in list(missing_indexes(connection, present)):
+                for leaf, of_leaf, wanted in list(missing_indexes(connection, present)):
+                    _drop_unfinished(connection, of_leaf, wanted)
                     _build(connection, present.wanted, leaf, wanted, on_step)
         finally:
             connection.invalidate()  # it carries settings of its own
 
 
-def missing_indexes(connection: sa.Connection, present: ExistingTable) -> Iterator[tuple[str, WantedIndex]]:
-    """Yield the partitions (or the table), and the indexes that they lack and that can be built ahead.
+def missing_indexes(
+    connection: sa.Connection, present: ExistingTable
+) -> Iterator[tuple[str, list[Index], WantedIndex]]:
+    """Yield the partitions (or the table) with their indexes, and those that they lack and that can be built ahead.
 
     A table without a unique key may have duplicates, which are looked for before one is added. No index is built on
     columns that are still to be added.
@@ -358,15 +361,18 @@ def missing_indexes(connection: sa.Connection, present: ExistingTable) -> Iterat
             leaves = _leaves(connection, table) or [quoted(table.name)]
             for leaf, of_leaf in indexes_of(connection, leaves).items():
                 if _built(of_leaf, wanted) is None:
-                    yield leaf, wanted
+                    yield leaf, of_leaf, wanted
+
+
+def _drop_unfinished(connection: sa.Connection, of_leaf: Iterable[Index], wanted: WantedIndex) -> None:
+    for index in of_leaf:
+        if not index.is_valid and wanted.is_like(index):
+            connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {index.identifier}")
 
 
 def _build(
     connection: sa.Connection, table: sa.Table, leaf: str, wanted: WantedIndex, on_step: Callable[[str], None]
 ) -> None:
-    for index in indexes_of(connection, [leaf])[leaf]:
-        if not index.is_valid and wanted.is_like(index):
-            connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {index.identifier}")
     on_step(f"{leaf}: building an index on {wanted.listed} without locking the table")
     # PostgreSQL names indexes of partitions, and a key gets the name of the one that it replaces.
     is_whole = leaf == quoted(table.name) and not wanted.is_primary

@@ -141,8 +141,12 @@ def test_a_forecast_is_scored_by_the_sample_of_its_due_day_whenever_that_comes_o
     engine: Engine, service: AggregationService, aggregated: bool
 ) -> None:
     add_volume(engine, 1, "/data", TODAY, 9_000, 4_000)
-    for ago in range(1, 80):
-        add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 9_000, 4_000)
+    columns = "instance_id, volume_name, total_mb, free_mb, used_mb, source"
+    execute(
+        engine,
+        f"INSERT INTO volume_size_stats (collected_date, {columns}) "
+        f"SELECT collected_date - n, {columns} FROM volume_size_stats, generate_series(1, 79) n",
+    )
     due = TODAY + timedelta(days=7)
 
     def next_day(day: int) -> dict[str, object]:
