@@ -25,7 +25,7 @@ from capacity_assets.database.views import READER_ROLE, ensure_reader_role
 from capacity_assets.history.retention import Retention, TableMaintenance
 from tests import (
     citus,
-    compiled,  # noqa: F401 -- lets engines share what they compile
+    compiled,
     other_postgres,
     profiles,  # noqa: F401 -- loads the profile of the generated histories
 )
@@ -55,6 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return
     work_in_memory(config)
+    if getattr(config.option, "numprocesses", None):
+        compiled.compile_test_files(config)
     shared = ExitStack()
     shared.enter_context(shared_data_folders())
     config.add_cleanup(shared.close)
