@@ -109,10 +109,16 @@ def test_a_dot_env_file_is_read_by_everything_and_what_is_exported_wins(port: in
     assert zones == {"Europe/Berlin"}
 
 
-def test_two_runs_of_one_period_from_two_doors_never_overlap_while_another_period_goes_on(
+RETRIES = """query($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { runId } } } }"""
+
+
+def test_two_runs_of_one_period_from_two_doors_never_overlap_and_one_whose_worker_is_killed_is_started_again(
     port: int, engine: Engine
 ) -> None:
-    """One door is a click on an asset's page, the other the request of the operations page, as it stands there."""
+    """One door is a click on an asset's page, the other the request of the operations page, as it stands there.
+
+    Another period goes on meanwhile; a statement that was killed leaves nothing.
+    """
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
     page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
@@ -137,40 +143,25 @@ def test_two_runs_of_one_period_from_two_doors_never_overlap_while_another_perio
         monthly = launch(port, "monthly_aggregation_job", [], "2025-03-01")
         wait_for(lambda: status(port, monthly) == "SUCCESS", "the monthly run")
 
-        assert sorted(status(port, run) for run in launched) == ["QUEUED", "STARTED"]
-        blocker.rollback()
-
-    wait_for(lambda: [status(port, run) for run in launched] == ["SUCCESS", "SUCCESS"], "both daily runs")
-    times = [ask(port, RUN, id=run)["runOrError"] for run in launched]
-    first, second = sorted(times, key=lambda run: run["startTime"])
-    assert first["endTime"] <= second["startTime"]
-    assert [ask(port, how_it_goes, id=run)["runOrError"]["status"] for run in launched] == ["SUCCESS", "SUCCESS"]
-    assert [row["max_size_mb"] for row in stored(engine, DATABASE, "daily")] == [101]
-
-
-RETRIES = """query($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { runId } } } }"""
-
-
-def test_a_worker_killed_in_mid_statement_leaves_the_tables_and_its_run_is_started_again(
-    port: int, engine: Engine
-) -> None:
-    add_instances(engine, [1])
-    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
-    with engine.connect() as blocker:
-        blocker.execute(BLOCK)
-        killed = launch(port, "daily_aggregation_job", [], "2025-03-02")
+        killed, waiting = sorted(launched, key=lambda run: status(port, run), reverse=True)
+        assert [status(port, run) for run in (killed, waiting)] == ["STARTED", "QUEUED"]
         pid = wait_for(lambda: _started_pid(port, killed), "the worker")
         wait_for(lambda: waits_for_a_lock(engine), "the statement")
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: status(port, killed) == "FAILURE", "the killed run to be seen as failed")
-        assert stored(engine, DATABASE) == []
+        assert stored(engine, DATABASE, "daily") == []
         blocker.rollback()
 
     parent = [{"key": "dagster/parent_run_id", "value": killed}]
-    retries = wait_for(lambda: ask(port, RETRIES, filter={"tags": parent})["runsOrError"]["results"], "the retry")
-    wait_for(lambda: status(port, retries[0]["runId"]) == "SUCCESS", "the retry's end")
-    assert len(retries) == 1
-    assert [row["max_size_mb"] for row in stored(engine, DATABASE)] == [101]
+    [retry] = wait_for(lambda: ask(port, RETRIES, filter={"tags": parent})["runsOrError"]["results"], "the retry")
+    runs = [waiting, retry["runId"]]
+    wait_for(lambda: [status(port, run) for run in runs] == ["SUCCESS", "SUCCESS"], "the second run and the retry")
+    times = [ask(port, RUN, id=run)["runOrError"] for run in (killed, *runs)]
+    first, second, third = sorted(times, key=lambda run: run["startTime"])
+    assert first["endTime"] <= second["startTime"]
+    assert second["endTime"] <= third["startTime"]
+    assert [ask(port, how_it_goes, id=run)["runOrError"]["status"] for run in runs] == ["SUCCESS", "SUCCESS"]
+    assert [row["max_size_mb"] for row in stored(engine, DATABASE, "daily")] == [101]
 
 
 EVENTS = """query($id: ID!) { runOrError(runId: $id) { ... on Run { eventConnection { events {
