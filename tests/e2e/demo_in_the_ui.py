@@ -28,6 +28,17 @@ class Stack(NamedTuple):
     proxies: tuple[int, int, int]
 
 
+GO_ON = "path => { history.pushState(null, '', path); dispatchEvent(new PopStateEvent('popstate')) }"
+
+
+def visit(page: Page, path: str) -> None:
+    """Show a page of the UI. Where one is open already, the UI itself goes on to it and loads no script again."""
+    if page.url == "about:blank":
+        page.goto(path)
+    else:
+        page.evaluate(GO_ON, path)
+
+
 def picture(page: Page, name: str) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import text
 
 from capacity_assets.base.periods import PERIODS
@@ -63,23 +63,23 @@ def stack(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ui.S
 
 
 @pytest.fixture(scope="module")
-def visitor(browser: Browser, stack: ui.Stack) -> Iterator[BrowserContext]:
-    """Someone who opens one page after the other: their browser loads the UI's scripts once."""
+def opened(browser: Browser, stack: ui.Stack) -> Iterator[tuple[Page, list[str]]]:
+    """A page of someone who goes from one test to the next, and the errors of its scripts."""
+    errors: list[str] = []
     with browser.new_context(
         viewport={"width": 1500, "height": 1000}, base_url=f"http://127.0.0.1:{stack.port}"
-    ) as context:
-        yield context
+    ) as visitor:
+        page = visitor.new_page()
+        page.set_default_timeout(60_000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        yield page, errors
 
 
 @pytest.fixture
-def page(visitor: BrowserContext) -> Iterator[Page]:
-    opened = visitor.new_page()
-    opened.set_default_timeout(60_000)
-    errors: list[str] = []
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    yield opened
-    opened.close()
-    assert errors == []
+def page(opened: tuple[Page, list[str]]) -> Iterator[Page]:
+    """The page, where the test before left it."""
+    yield opened[0]
+    assert opened[1] == []
 
 
 def test_bi_tools_read_the_fleet_over_the_port(stack: ui.Stack) -> None:
@@ -193,18 +193,18 @@ def test_the_shipped_proxy_asks_for_a_login_and_keeps_foreign_pages_out(stack: u
 
 
 def test_the_lineage_leads_from_the_samples_over_each_period_to_the_report(page: Page) -> None:
-    page.goto("/asset-groups")
+    ui.visit(page, "/asset-groups")
 
     for group in ("raw", *PERIODS, "forecasts", "reports", "maintenance"):
         expect(page.get_by_text(group, exact=True).last).to_be_visible()
     ui.picture(page, "lineage")
-    page.goto("/assets/growth_report?view=lineage")
+    ui.visit(page, "/assets/growth_report?view=lineage")
     for name in ("monthly_database_aggregations", "monthly_instance_aggregations", "growth_report"):
         expect(page.get_by_text(name, exact=True).last).to_be_visible()
 
 
 def test_an_asset_explains_itself_and_its_columns(page: Page) -> None:
-    page.goto("/assets/monthly_database_aggregations?view=overview")
+    ui.visit(page, "/assets/monthly_database_aggregations?view=overview")
 
     expect(page.get_by_text("How each database developed, one row per monthly window.")).to_be_visible()
     expect(page.get_by_text("Mean total size, rounded down, MiB (from size_mb)")).to_be_visible()
@@ -218,7 +218,7 @@ def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that
     first, last = ui.months(engine)
     ui.disturb(engine, last)
 
-    page.goto(f"/assets/{ui.MONTHLY}?view=partitions")
+    ui.visit(page, f"/assets/{ui.MONTHLY}?view=partitions")
     page.get_by_role("button", name="Materialize…").first.click()
     page.get_by_text("Launch runs to materialize").wait_for()
     page.get_by_text("Show all partitions").click()
@@ -244,7 +244,7 @@ def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that
     expect(page.get_by_text(ui.HOSTILE).first).to_be_visible()
     expect(page.get_by_text("Largest growers")).to_be_visible()
     ui.picture(page, "summary")
-    page.goto(f"/assets/{ui.MONTHLY}?view=checks&checkDetail=servers_stored")
+    ui.visit(page, f"/assets/{ui.MONTHLY}?view=checks&checkDetail=servers_stored")
     page.get_by_role("tab", name="Partitions").nth(1).click()
     # One run computed both months, and each has its own result.
     expect(page.get_by_text("Failed (1)", exact=True)).to_be_visible()
@@ -264,7 +264,7 @@ def test_what_was_wiped_is_computed_by_a_run_that_is_cancelled_and_run_again_fro
         [node] = [node for node in ask(port, ui.ASSETS)["assetNodes"] if node["assetKey"]["path"] == [asset]]
         return int(node["partitionStats"]["numMaterialized"])
 
-    page.goto(f"/assets/{asset}?view=partitions")
+    ui.visit(page, f"/assets/{asset}?view=partitions")
     page.get_by_role("button", name="Materialize…").first.locator("xpath=following::button[1]").click()
     page.get_by_text("Wipe materializations").click()
     page.get_by_role("button", name="Wipe", exact=True).click()
@@ -307,7 +307,7 @@ def test_a_schedule_is_switched_off_and_on_again(page: Page, stack: ui.Stack) ->
         found = ask(stack.port, query)["schedulesOrError"]["results"]
         return next(one["scheduleState"]["status"] for one in found if one["name"] == "weekly_aggregation_schedule")
 
-    page.goto("/automation")
+    ui.visit(page, "/automation")
     switch = ui.switch_of(page, "weekly_aggregation_schedule")
     for wanted in ("STOPPED", "RUNNING"):
         expect(switch).to_be_enabled()
@@ -322,14 +322,14 @@ def test_the_report_opens_from_its_materialisation_and_its_totals_equal_the_tabl
     engine = stack.engine
     month = ui.months(engine)[1]
 
-    page.goto(f"/assets/growth_report?view=partitions&partition={month}")
+    ui.visit(page, f"/assets/growth_report?view=partitions&partition={month}")
     shown = page.get_by_text(re.compile(rf"^\s*/(?!capacity/).*reports/growth-monthly-{month}\.html\s*$")).first
     path = shown.inner_text().strip()
     ui.picture(page, "report-partition")
-    with page.context.expect_page() as opened:
+    with page.context.expect_page() as report:
         page.get_by_text(f"/capacity/reports/growth-monthly-{month}.html", exact=True).first.click()
-    expect(opened.value.locator("[data-step=end]")).to_be_visible()
-    opened.value.close()
+    expect(report.value.locator("[data-step=end]")).to_be_visible()
+    report.value.close()
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     page.goto(f"file://{path}")
