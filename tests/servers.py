@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -53,6 +54,30 @@ def free_port() -> int:
             _claims.append(claim)
             return port
     raise AssertionError("no port is free")
+
+
+@contextmanager
+def listening(answer: Callable[[socket.socket], None], path: Path | None = None) -> Iterator[int]:
+    """The port of a listener, or with `path` its socket, that answers each connection in a thread."""
+
+    def serve(peer: socket.socket) -> None:
+        with peer, suppress(OSError):
+            answer(peer)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                peer, _ = listener.accept()
+                threading.Thread(target=serve, args=(peer,), daemon=True).start()
+
+    with socket.socket(socket.AF_UNIX if path else socket.AF_INET) as listener:
+        listener.bind(str(path) if path else ("127.0.0.1", 0))
+        listener.listen(64)
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield 0 if path else int(listener.getsockname()[1])
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
 
 
 @contextmanager

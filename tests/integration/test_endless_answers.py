@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -19,6 +17,7 @@ from capacity_assets.collection.engines import base
 from capacity_assets.collection.engines.base import Access, MeasureError
 from capacity_assets.collection.engines.sqlserver import BoundedSocket
 from tests.forked import run_forked
+from tests.servers import listening
 
 # Connects and measures in a separate process, so that its memory can be measured apart from the server's.
 CLIENT = """
@@ -56,28 +55,6 @@ def measured(engine: str, host: str, port: int, side_by_side: int = 1, seconds: 
     assert done.returncode == 0, done.stderr
     said, _, taken_mb = done.stdout.strip().rpartition("|")
     return said, int(taken_mb)
-
-
-@contextmanager
-def listening(answer: Callable[[socket.socket], None], path: Path | None = None) -> Iterator[int]:
-    def serve(peer: socket.socket) -> None:
-        with peer, suppress(OSError):
-            answer(peer)
-
-    def accept() -> None:
-        with suppress(OSError):
-            while True:
-                peer, _ = listener.accept()
-                threading.Thread(target=serve, args=(peer,), daemon=True).start()
-
-    with socket.socket(socket.AF_UNIX if path else socket.AF_INET) as listener:
-        listener.bind(str(path) if path else ("127.0.0.1", 0))
-        listener.listen(64)
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield 0 if path else int(listener.getsockname()[1])
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
 
 
 def message(kind: bytes, body: bytes) -> bytes:
@@ -228,6 +205,42 @@ def test_an_answer_of_mysql_that_comes_byte_by_byte_is_given_up_at_the_time_limi
         said, _ = measured("mysql", "127.0.0.1", port, seconds=1)
 
     assert "its response was not complete in time" in said
+
+
+def as_http(head: bytes, then: bytes, seconds: float = 0.0) -> Callable[[socket.socket], None]:
+    def answer(peer: socket.socket) -> None:
+        peer.recv(4096)
+        peer.sendall(head)
+        while True:
+            peer.sendall(then)
+            sleep(seconds)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("head", "then"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b"x" * 65536 + b"\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n", b"x" * 65536),
+        (b"", b"HTTP/1.1 100 Continue\r\nx: " + b"x" * 65000 + b"\r\n\r\n"),
+    ],
+    ids=["chunks", "length", "interim heads"],
+)
+def test_a_clickhouse_that_sends_without_end_is_given_up(head: bytes, then: bytes) -> None:
+    with listening(as_http(head, then)) as port:
+        said, taken_mb = measured("clickhouse", "127.0.0.1", port, side_by_side=4)
+
+    assert said == f"MeasureError: {TOO_MUCH}"
+    assert taken_mb < 4 * 100
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["head", "body"])
+def test_an_answer_of_clickhouse_that_comes_byte_by_byte_is_given_up_at_the_time_limit(head: bytes) -> None:
+    with listening(as_http(head, b"x", 0.1)) as port:
+        said, _ = measured("clickhouse", "127.0.0.1", port, seconds=1)
+
+    assert said == "MeasureError: its response was not complete in time"
 
 
 def sends_bytes_for_ever(peer: socket.socket) -> None:

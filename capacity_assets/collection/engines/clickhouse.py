@@ -7,12 +7,15 @@ statements for later ones on chDB 26.9, which is the same engine in a process.
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import re
 import ssl
 from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
@@ -62,13 +65,12 @@ AND database IN (
 )
 """
 LOGS_BEFORE = LOGS.replace("total_bytes", "NULL")
+# In one statement, because parts are merged and written all the time: the largest tables are a part of the sum.
 OBJECTS = """
-SELECT database, table, sum(bytes_on_disk) AS bytes, sum(rows) FROM system.parts WHERE active
-GROUP BY database, table ORDER BY database, bytes DESC, table LIMIT 1000 BY database
-"""
-SUMS = """
-SELECT database, count(), sum(bytes) FROM (
-    SELECT database, table, sum(bytes_on_disk) AS bytes FROM system.parts WHERE active GROUP BY database, table
+SELECT database, count(), sum(size), arraySlice(arrayReverseSort(groupArray((size, table, found_rows))), 1, 1000)
+FROM (
+    SELECT database, table, sum(bytes_on_disk) AS size, sum(rows) AS found_rows FROM system.parts WHERE active
+    GROUP BY database, table
 ) GROUP BY database
 """
 # https://clickhouse.com/docs/operations/system-tables/disks
@@ -89,6 +91,7 @@ TOO_OLD = f"ClickHouse reports its disks from {'.'.join(map(str, WITH_DISKS))} o
 LARGEST_DISK_BYTES = 2**60
 CHUNK_BYTES = 65_536
 SYNTAX_ERROR = 62
+NOT_CLICKHOUSE = "its answer is not that of ClickHouse: is its HTTP interface on this host and port?"
 # https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp
 KINDS = {
     **dict.fromkeys((192, 193, 194, 195, 516), FailureKind.LOGIN),
@@ -101,49 +104,90 @@ class ServerError(Exception):
     """What the server says instead of an answer."""
 
     def __init__(self, status: int, body: str) -> None:
-        super().__init__(first_line(body).partition(", e.what()")[0] or f"status {status}")
         found = re.search(r"Code: (\d+)", body)
         self.code = int(found[1]) if found else 0
+        # Without a code, something else answers, such as a proxy with a page.
+        super().__init__(first_line(body).partition(", e.what()")[0] if found else f"status {status}; {NOT_CLICKHOUSE}")
 
 
 class Session:
-    """A connection to one server, over which one query after another is sent."""
+    """How one server is asked: over a connection for each query, because the server soon closes one that waits."""
 
     def __init__(self, access: Access) -> None:
         self._access, self._allowance, self.is_encrypted = access, Allowance(), access.tls != TLS_OFF
-        address, seconds = (access.host, access.port), access.connect_seconds
-        self._connection = (
-            http.client.HTTPSConnection(*address, timeout=seconds, context=tls_context(access))
-            if self.is_encrypted
-            else http.client.HTTPConnection(*address, timeout=seconds)
-        )
-        self._connection.connect()
-        self._connection.sock.settimeout(access.statement_seconds)
+        self._context = tls_context(access) if self.is_encrypted else None
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Return the answer to a query; raises ServerError, MeasureError, OSError and http.client.HTTPException."""
         login = b64encode(f"{self._access.username or ''}:{self._access.password or ''}".encode()).decode()
         # Without waiting, an error may follow a half answer with status 200.
         asked = urlencode({"query": query, "default_format": "JSONCompact", "wait_end_of_query": 1})
-        self._allowance.begin(self._access.statement_seconds)
-        self._connection.request("GET", f"/?{asked}", headers={"Authorization": f"Basic {login}"})
-        answer = self._connection.getresponse()
-        body = bytearray()
-        while chunk := answer.read1(CHUNK_BYTES):
-            self._allowance.take(len(chunk))
-            body += chunk
-        text = body.decode("utf-8", "replace")
-        if answer.status != http.client.OK:
-            raise ServerError(answer.status, text)
-        return [tuple(row) for row in json.loads(text)["data"]]
+        headers = {"Authorization": f"Basic {login}", "Connection": "close"}
+        with closing(self._connection()) as connection:
+            self._allowance.begin(self._access.statement_seconds)
+            connection.request("GET", f"/?{asked}", headers=headers)
+            status, body = _read(connection.getresponse())
+        if status != http.client.OK:
+            raise ServerError(status, body)
+        try:
+            return [tuple(row) for row in json.loads(body)["data"]]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise MeasureError(FailureKind.UNEXPECTED, NOT_CLICKHOUSE) from None
+
+    def _connection(self) -> http.client.HTTPConnection:
+        address, seconds = (self._access.host, self._access.port), self._access.connect_seconds
+        connection = (
+            http.client.HTTPConnection(*address, timeout=seconds)
+            if self._context is None
+            else http.client.HTTPSConnection(*address, timeout=seconds, context=self._context)
+        )
+        connection.response_class = partial(_BoundedResponse, self._allowance)  # type: ignore[assignment]  # is called
+        with closed_on_failure(connection):
+            connection.connect()
+        connection.sock.settimeout(self._access.statement_seconds)
+        return connection
 
     def cursor(self) -> Cursor:
         """Return a cursor, for `query_server`."""
         return Cursor(self)
 
     def close(self) -> None:
-        """End the connection."""
-        self._connection.close()
+        """Do nothing; no connection stays open."""
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    """A response of which every byte counts, that of its head too: the library takes any number of interim heads."""
+
+    def __init__(self, allowance: Allowance, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.fp = io.BufferedReader(_Counted(self.fp.detach(), allowance))
+
+
+class _Counted(io.RawIOBase):
+    def __init__(self, raw: io.RawIOBase, allowance: Allowance) -> None:
+        self._raw, self._allowance = raw, allowance
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        received = self._raw.readinto(buffer)
+        self._allowance.take(received or 0)
+        return int(received)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _read(answer: http.client.HTTPResponse) -> tuple[int, str]:
+    """Return the status and the body of an answer; raises IncompleteRead if it breaks off."""
+    body = bytearray()
+    while chunk := answer.read(CHUNK_BYTES):
+        body += chunk
+    if answer.length:
+        raise http.client.IncompleteRead(bytes(body), answer.length)
+    return answer.status, body.decode("utf-8", "replace")
 
 
 class Cursor:
@@ -211,9 +255,8 @@ class ClickHouse(EngineAdapter):
                 "`verify-ca`, and the port of HTTPS",
             )
         session = Session(access)
-        with closed_on_failure(session):
-            # The login is checked by a query only.
-            session.rows("SELECT 1")
+        # The login is checked by a query only.
+        session.rows("SELECT 1")
         return session
 
     def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:
@@ -221,7 +264,9 @@ class ClickHouse(EngineAdapter):
         if version >= WITH_CHECK and not self._sees_all(connection):
             raise MeasureError(FailureKind.RIGHTS, "its login may not see all tables: SHOW TABLES on *.* is missing")
         databases = query_server(connection, DATABASES)
-        sizes = {str(name): [0, 0] for name, engine in databases if engine not in ELSEWHERE}
+        # A database may be created between two statements.
+        sizes: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        sizes |= {str(name): [0, 0] for name, engine in databases if engine not in ELSEWHERE}
         elsewhere = [
             f"{name}: its tables are on another server ({engine})"
             for name, engine in databases
@@ -266,14 +311,14 @@ class ClickHouse(EngineAdapter):
         return Limits(tuple(volumes.values()), tuple(ceilings))
 
     def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:
-        largest: dict[str, list[ObjectSize]] = defaultdict(list)
-        for database, table, size, rows in query_server(connection, OBJECTS):
-            found = ObjectSize("", table, TABLE, int(size), estimated_rows=int(rows), is_exact=True)
-            largest[database].append(found)
-        sums = {database: (int(count), int(size)) for database, count, size in query_server(connection, SUMS)}
-        return Objects(
-            tuple(DatabaseObjects.among(name, largest[name], *sums.get(name, (0, 0))) for name in names),
-        )
+        found = {}
+        for database, count, size, tables in query_server(connection, OBJECTS):
+            largest = [
+                ObjectSize("", table, TABLE, int(table_bytes), estimated_rows=int(rows), is_exact=True)
+                for table_bytes, table, rows in tables
+            ]
+            found[database] = DatabaseObjects.among(database, largest, int(count), int(size))
+        return Objects(tuple(found.get(name) or DatabaseObjects(name, ()) for name in names))
 
     def facts(self, connection: Any) -> ServerFacts:
         """Return the version; what encrypts is known without asking."""
@@ -287,8 +332,9 @@ class ClickHouse(EngineAdapter):
             return MeasureError(FailureKind.TLS, first_line(error))
         if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | http.client.IncompleteRead):
             return MeasureError(FailureKind.BROKEN_OFF, first_line(error))
-        if isinstance(error, http.client.HTTPException | ValueError):
-            return MeasureError(FailureKind.UNEXPECTED, f"its answer is not that of ClickHouse: {first_line(error)}")
+        if isinstance(error, http.client.HTTPException | ValueError | TypeError | LookupError | OverflowError):
+            # Not its text, which may repeat what was sent: the login.
+            return MeasureError(FailureKind.UNEXPECTED, NOT_CLICKHOUSE)
         return None
 
     def _sees_all(self, connection: Any) -> bool:
