@@ -21,7 +21,7 @@ RECENT = timedelta(days=1)
 class JobRuns:
     """The runs of a job: now, those that ended in the last day, and when one last succeeded or failed (Unix time).
 
-    The job of runs that were launched from assets, such as backfills, is called `assets`.
+    The job of runs that were launched from assets, such as backfills, is called `assets`, unless another one is.
     """
 
     job: str
@@ -71,7 +71,8 @@ WITH RECURSIVE jobs (name) AS (
         count(*) FILTER (WHERE state = 'CANCELED') AS canceled
     FROM present GROUP BY name
 )
-SELECT CASE named.name WHEN '__ASSET_JOB' THEN 'assets' ELSE named.name END AS job,
+SELECT CASE WHEN named.name = '__ASSET_JOB' AND NOT EXISTS (SELECT 1 FROM named WHERE name = 'assets') THEN 'assets'
+            ELSE named.name END AS job,
     coalesce(waiting, 0) AS waiting, coalesce(running, 0) AS running, coalesce(succeeded, 0) AS succeeded,
     coalesce(failed, 0) AS failed, coalesce(canceled, 0) AS canceled,
     (SELECT max(end_time) FROM (

@@ -23,6 +23,7 @@ from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.orchestration.private import IMPLICIT_ASSET_JOB_NAME
 from capacity_assets.reading import accuracy
+from capacity_assets.reading.runs import job_runs
 from capacity_assets.runtime import open_runs_engine
 from capacity_assets.web import metrics
 from capacity_assets.web.metrics import DESCRIPTIONS, OPENMETRICS, PLAIN
@@ -198,6 +199,9 @@ def test_runs_are_counted_by_job_with_the_last_success_and_failure_from_the_tabl
         f'run_failure_timestamp_seconds{{dagster_job="{day}"}}',
     }
     assert all(now - 300 < value <= now for value in ended.values())
+    run("assets")
+    with reading(shipped_instance) as dagster, dagster.connect() as connection:
+        assert sorted(one.job for one in job_runs(connection)) == [IMPLICIT_ASSET_JOB_NAME, "assets", day, week]
 
 
 @pytest.mark.usefixtures("pages")
