@@ -292,6 +292,20 @@ def asked(server: MySQLServer, query: str) -> list[tuple[Any, ...]]:
         return list(cursor.fetchall())
 
 
+NOTHING_IS_COUNTED = (
+    (
+        "INSERT INTO performance_schema.setup_objects VALUES ('TABLE', 'orders', '%', 'NO', 'NO')",
+        "DELETE FROM performance_schema.setup_objects WHERE OBJECT_SCHEMA = 'orders'",
+    ),
+    *(
+        tuple(
+            f"UPDATE performance_schema.setup_consumers SET ENABLED = '{word}' WHERE NAME = 'global_instrumentation'"
+            for word in ("NO", "YES")
+        ),
+    ),
+)
+
+
 def test_tables_and_indexes_are_listed_from_their_files_and_add_up_to_the_schema(
     measured_mysql: MySQLServer, collection: Collection
 ) -> None:
@@ -323,13 +337,20 @@ def test_tables_and_indexes_are_listed_from_their_files_and_add_up_to_the_schema
     measured_mysql.execute(
         *(
             f"GRANT SELECT ON performance_schema.{name} TO 'capacity_probe'@'%'"
-            for name in ("setup_instruments", "table_io_waits_summary_by_table")
+            for name in ("setup_instruments", "setup_consumers", "setup_objects", "table_io_waits_summary_by_table")
         )
     )
     collection.collect_objects(again=True)
     assert collection.rows(written) == [("heap", 0), ("old", 1)]
     since = "SELECT DISTINCT counted_since BETWEEN now() - interval '1 hour' AND now() FROM object_size_stats "
     assert collection.rows(f"{since} WHERE written_rows IS NOT NULL") == [(True,)]
+    for off, on in NOTHING_IS_COUNTED:
+        measured_mysql.execute(f"{off}")
+        try:
+            collection.collect_objects(again=True)
+        finally:
+            measured_mysql.execute(f"{on}")
+        assert collection.rows(written) == [("heap", None), ("old", None)], off
     assert collection.rows(OBJECTS_THAT_ADD_UP) == [(summary.object_databases,)] == [(len(HOSTILE) + 2,)]
 
 

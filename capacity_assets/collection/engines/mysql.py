@@ -457,11 +457,19 @@ SELECT CONVERT(database_name USING utf8mb4) COLLATE utf8mb4_bin, CONVERT(table_n
        n_rows, clustered_index_size * @@innodb_page_size, sum_of_other_index_sizes * @@innodb_page_size
 FROM mysql.innodb_table_stats ORDER BY clustered_index_size + sum_of_other_index_sizes DESC LIMIT %s
 """
-# A table that was not opened since the start has no row. In MariaDB, performance_schema is off by default.
+# A table that was not opened since the start has no row, nor has one of a schema for which counting was switched off.
+# In MariaDB, performance_schema is off by default.
 # https://dev.mysql.com/doc/refman/9.0/en/performance-schema-table-wait-summary-tables.html
 COUNTS_WRITES = """
 SELECT COUNT(*) FROM performance_schema.setup_instruments
 WHERE NAME = 'wait/io/table/sql/handler' AND ENABLED = 'YES' AND @@performance_schema
+AND NOT EXISTS (
+    SELECT 1 FROM performance_schema.setup_consumers WHERE NAME = 'global_instrumentation' AND ENABLED = 'NO'
+)
+AND NOT EXISTS (
+    SELECT 1 FROM performance_schema.setup_objects WHERE OBJECT_TYPE = 'TABLE' AND ENABLED = 'NO'
+    AND OBJECT_SCHEMA NOT IN ('mysql', 'performance_schema', 'information_schema')
+)
 """
 SINCE_START = "SHOW GLOBAL STATUS WHERE Variable_name IN ('Performance_schema_table_instances_lost', 'Uptime')"
 WRITTEN = """
@@ -575,6 +583,8 @@ class MySQL(EngineAdapter):
         "GRANT SELECT ON mysql.innodb_index_stats TO 'capacity_probe'@'%';\n"
         "-- for tables to which nobody wrote, with CAPACITY_OBJECTS, where performance_schema is on:\n"
         "-- GRANT SELECT ON performance_schema.setup_instruments TO 'capacity_probe'@'%';\n"
+        "-- GRANT SELECT ON performance_schema.setup_consumers TO 'capacity_probe'@'%';\n"
+        "-- GRANT SELECT ON performance_schema.setup_objects TO 'capacity_probe'@'%';\n"
         "-- GRANT SELECT ON performance_schema.table_io_waits_summary_by_table TO 'capacity_probe'@'%';\n"
         "-- for the limits of a MariaDB server with the plugin disks; it also allows to read and write files of the "
         "server below secure_file_priv:\n"
