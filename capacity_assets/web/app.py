@@ -267,6 +267,8 @@ class WebOptions:
 def create_app(reader: Reader, serving: WebOptions) -> ASGIApp:
     """Create the application; it reads nothing before it starts."""
     answers = PageServer(reader, serving)
+    if serving.dagster is not None:
+        reader.watch(serving.dagster)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:

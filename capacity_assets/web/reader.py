@@ -6,8 +6,10 @@ pages share.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -16,8 +18,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, timedelta
 from typing import Any, TypeVar
+from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.declarations import key_and_value
@@ -55,6 +58,8 @@ ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
 SHARED_SECONDS = 60
 """Limit of a statement whose result all readers see: it runs once at a time, however many wait for it."""
 
+CANCEL_SECONDS = 3
+
 T = TypeVar("T")
 
 
@@ -82,28 +87,41 @@ class Reader:
         self._cache: dict[Hashable, _CachedValue] = {}
         self._reading: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()
-        self._connections: set[Connection] = set()
+        self._opened: WeakSet[Any] = WeakSet()
+        self._is_ended = False
+        self.watch(engine)
         self._background = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="background")
 
     def close(self) -> None:
         """Wait for background reads, so that their connections are returned before the engine is disposed."""
-        self._background.shutdown()
+        self._background.shutdown(cancel_futures=True)
+
+    def watch(self, engine: Engine) -> None:
+        """Let `cancel` end the statements of an engine, too."""
+        event.listen(engine, "connect", lambda opened, _record: self._opened.add(opened))
 
     def cancel(self) -> None:
-        """Cancel the running statements; their readers get an error."""
-        for connection in list(self._connections):
-            with suppress(Exception):
-                connection.connection.driver_connection.cancel()  # type: ignore[union-attr]  # psycopg's
+        """Cancel the running statements, and begin no others; their readers get an error.
+
+        The connections to a server that does not take this within CANCEL_SECONDS are broken off: it may hang.
+        """
+        self._is_ended = True
+        opened = list(self._opened)
+        asking = threading.Thread(target=_cancel, args=(opened,), daemon=True)
+        asking.start()
+        asking.join(CANCEL_SECONDS)
+        if asking.is_alive():
+            for connection in opened:
+                with suppress(Exception):
+                    _break_off(connection)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """Return a context with a connection that sees one snapshot of the tables throughout."""
+        if self._is_ended:
+            raise DatabaseError("The pages are being stopped.")
         with snapshot(self._engine) as connection:
-            self._connections.add(connection)
-            try:
-                yield connection
-            finally:
-                self._connections.discard(connection)
+            yield connection
 
     def refuse_a_newer_schema(self) -> None:
         """Raise DatabaseError if a newer version has upgraded the schema since the connections were opened."""
@@ -187,6 +205,23 @@ class Reader:
             first = min(self._cache, key=lambda kept_key: self._cache[kept_key].shown_until)
             total_bytes -= self._cache.pop(first).size_bytes
         self._cache[key] = _CachedValue(value, now, now + STALE_TIMES * seconds, size_bytes)
+
+
+def _cancel(opened: Sequence[Any]) -> None:
+    """Ask the servers to cancel; without libpq 17, which does not block, break off: `cancel` stops every thread."""
+    from psycopg import capabilities
+
+    for connection in opened:
+        with suppress(Exception):
+            if capabilities.has_cancel_safe():
+                connection.cancel_safe(timeout=2 * CANCEL_SECONDS)
+            else:
+                _break_off(connection)
+
+
+def _break_off(connection: Any) -> None:
+    with socket.socket(fileno=os.dup(connection.fileno())) as shared:
+        shared.shutdown(socket.SHUT_RDWR)
 
 
 def found_names(reader: Reader, query: str, shown: int, today: date) -> list[NameMatch]:

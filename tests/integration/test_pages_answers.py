@@ -17,6 +17,8 @@ from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.errors import ValidationError
+from capacity_assets.database.engine import capacity_engine, disposed
+from capacity_assets.database.schema import initialise
 from capacity_assets.database.views import READ_ON_NODES, READABLE, READER_ROLE
 from capacity_assets.reading import access
 from capacity_assets.reading.access import (
@@ -33,7 +35,7 @@ from tests.former_revisions import ADDED_LATER
 from tests.pages import Pages, header, served, served_pages, serving_process
 from tests.pages_fleet import ADDRESSES, filled
 from tests.roles import documented
-from tests.servers import free_port
+from tests.servers import ADMIN_PASSWORD, PostgresServer, free_port
 
 PREPARED = {"pages": filled}
 
@@ -191,6 +193,26 @@ def test_what_all_readers_share_may_take_longer_than_a_page_and_holds_up_neither
             assert pages.ask("/").status == 200, "while it is read again in the background"
             ended = time.monotonic()
         assert time.monotonic() - ended < 10, "the statement is cancelled"
+
+
+def test_the_pages_end_while_the_database_hangs(measured_postgres: PostgresServer) -> None:
+    measured_postgres.execute("CREATE DATABASE hanging")
+    address = URL.create(
+        "postgresql+psycopg", "postgres", ADMIN_PASSWORD, "127.0.0.1", measured_postgres.port, "hanging"
+    )
+    with disposed(capacity_engine(address)) as engine:
+        initialise(engine)
+    with served_pages(address) as pages:
+        assert pages.ask("/").status == 200
+        measured_postgres.freeze()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(pages.ask, ["/servers", "/databases", "/groups", "/metrics"]))
+        ended = time.monotonic()
+    taken = time.monotonic() - ended
+    measured_postgres.thaw()
+    measured_postgres.execute('DROP DATABASE "hanging" WITH (FORCE)')
+
+    assert taken < 30
 
 
 def test_requests_that_are_never_finished_lock_nobody_out_and_are_given_up(database: URL) -> None:
