@@ -384,8 +384,8 @@ def _probabilities(forecasts: SizeForecasts, goal: Sizes) -> Sizes:
 
 LEAST_FREE, MOST_FREE = 1e-6, 1e4
 """Bounds of free space, in units of the largest size of the last year; beyond them it is none or unbounded."""
-HALVINGS = 26
-"""Number of bisections of free space, which give seven digits."""
+HALVINGS = 36
+"""Number of bisections of free space, which give nine digits: with fewer, a day could differ from `reference`."""
 ROUNDING_DAYS = 1e-6
 """A smaller part of a day is an error of rounding."""
 

@@ -86,6 +86,7 @@ def test_what_failed_and_what_is_late_is_said(pages: Pages) -> None:
     assert found["capacity_forecast_timestamp_seconds"] == seconds(TODAY)
 
 
+@pytest.mark.single_server("sees a change that no run has gathered from the nodes")
 def test_a_changed_sample_makes_windows_stale_and_a_decision_ends_the_need_for_action(
     pages: Pages, engine: Engine
 ) -> None:
