@@ -126,6 +126,11 @@ class StoredRunway(RunwayFigures, RunwaySubject):
         return widths != sorted(widths)
 
     @property
+    def is_level(self) -> bool:
+        """Whether sizes changed, but the last one was a better forecast than a trend."""
+        return self.change_mb_per_day == 0 and any(one.upper_mb > one.lower_mb for one in self.ahead)
+
+    @property
     def is_shared(self) -> bool:
         """Whether its limit is free space that others use too: it holds only if these do not grow."""
         return self.subject != VOLUME and self.binds in {VOLUME_LIMIT, SERVER_LIMIT}
