@@ -484,6 +484,19 @@ def counts_of_databases(
     return counts
 
 
+def measured_before(connection: Connection, period: Period, first: Window) -> dict[int, date]:
+    """Return the servers without a row in a window that were measured before it, each with its newest day until then.
+
+    Servers that are counted by another one are left out.
+    """
+    statement = """
+        SELECT server_id FROM capacity_servers
+        WHERE counted_by IS NULL AND server_id NOT IN (SELECT server_id FROM capacity_server_growth
+                                                       WHERE period = :period AND window_start = :start)"""
+    without = [row.server_id for row in rows(connection, statement, period=period.name, start=first.start)]
+    return newest_measured_days(connection, without, first.start - timedelta(days=1))
+
+
 def incomplete_windows(connection: Connection, period: Period, first: date) -> set[date]:
     """Return the windows in which a server is missing that was measured before, and is in service or came back."""
     # Servers in service are expected from their first window on, others up to their last.
@@ -491,13 +504,19 @@ def incomplete_windows(connection: Connection, period: Period, first: date) -> s
         WITH shown AS (
             SELECT server_id, window_start FROM capacity_server_growth
             WHERE period = :period AND window_start >= :first AND counted
+        ), expected AS (
+            SELECT server_id, window_start AS first_start, window_start AS last_start FROM shown
+            UNION ALL
+            SELECT before.server_id, CAST(:first AS date), CAST(NULL AS date)
+            FROM unnest(CAST(:before AS integer[])) AS before (server_id)
         ), spans AS (
-            SELECT min(z.window_start) AS first_start,
-                   CASE WHEN bool_or(s.is_active) THEN CAST('infinity' AS date) ELSE max(z.window_start) END
+            SELECT min(e.first_start) AS first_start,
+                   CASE WHEN bool_or(s.is_active) THEN CAST('infinity' AS date) ELSE max(e.last_start) END
                        AS last_start
-            FROM shown z LEFT JOIN capacity_servers s ON s.server_id = z.server_id GROUP BY z.server_id
+            FROM expected e LEFT JOIN capacity_servers s ON s.server_id = e.server_id GROUP BY e.server_id
         )
         SELECT w.window_start FROM (SELECT window_start, count(*) AS servers FROM shown GROUP BY window_start) AS w
         WHERE w.servers < (SELECT count(*) FROM spans s
                            WHERE s.first_start <= w.window_start AND s.last_start >= w.window_start)"""
-    return {row.window_start for row in rows(connection, statement, period=period.name, first=first)}
+    before = list(measured_before(connection, period, period.window_of(first)))
+    return {row.window_start for row in rows(connection, statement, period=period.name, first=first, before=before)}

@@ -15,7 +15,7 @@ from capacity_assets.base.units import first_of, percent_of
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.labels import WITHOUT_LABEL, GroupFillDate
 from capacity_assets.reading.access import plan_with_loops, records, rows
-from capacity_assets.reading.coverage import NOTICEABLE
+from capacity_assets.reading.coverage import NOTICEABLE, measured_before
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.sizes import SizeInWindow
 
@@ -243,7 +243,7 @@ def short_servers(
     Each is missing in its window, or missed days enough to change the mean of the group noticeably: a group is a mean
     over days, so a day without a server lowers it by a part of the server's size.
     """
-    # A server is expected after its first window shown; one out of service, only before its last.
+    # A server is expected from its first window on; one out of service, only before its last.
     statement = """
         WITH members AS MATERIALIZED (
             SELECT s.server_id, s.server, s.is_active, l.valid_from, l.valid_until FROM capacity_servers s
@@ -271,10 +271,12 @@ def short_servers(
               AND window_start = ANY (CAST(:starts AS date[])) AND counted
             GROUP BY window_start
         ), spans AS MATERIALIZED (
-            SELECT m.server_id, m.server, greatest(min(z.window_start) + 1, m.valid_from) AS first_start,
+            SELECT m.server_id, m.server,
+                   greatest(CASE WHEN m.server_id = ANY (CAST(:before AS integer[])) THEN CAST(:first AS date)
+                                 ELSE min(z.window_start) + 1 END, m.valid_from) AS first_start,
                    CASE WHEN m.is_active THEN CAST('infinity' AS date) ELSE max(z.window_start) END AS last_start,
                    m.valid_until
-            FROM shown z JOIN members m ON m.server_id = z.server_id
+            FROM members m LEFT JOIN shown z ON z.server_id = m.server_id
             GROUP BY m.server_id, m.server, m.is_active, m.valid_from, m.valid_until
         )
         SELECT DISTINCT w.window_start, s.server_id, s.server, coalesce(z.measured_days, 0) AS measured_days, best.days
@@ -286,7 +288,10 @@ def short_servers(
         WHERE z.server_id IS NULL
            OR z.size_mb * (best.days - z.measured_days) > CAST(:noticeable AS numeric) * best.days * w.total_mb
         ORDER BY w.window_start, s.server"""
+    if not windows:
+        return []
     asked = {"starts": [window.start for window in windows], "grouped_by": grouped_by, "name": name}
+    before = list(measured_before(connection, period, windows[0]))
     # The planner does not know how many rows the parts of the statement have.
     plan_with_loops(connection, allowed=False)
     found = records(
@@ -295,6 +300,8 @@ def short_servers(
         statement,
         **asked,
         period=period.name,
+        first=windows[0].start,
+        before=before,
         noticeable=1 - NOTICEABLE,
         is_daily=period.days == 1,
     )

@@ -69,6 +69,7 @@ def test_a_day_without_some_databases_is_marked_on_the_server_and_the_fleet(engi
         assert partial_changes(pages, "/server?server=1") == [day(HOLE), day(HOLE + 1)]
         assert partial(pages, "/server?server=2") == []
         assert partial(pages, "/") == [day(HOLE), day(LOST)]
+        assert partial(pages, f"/?first={day(LOST)}") == [day(LOST)], "server-2 was measured before the range"
         html = pages.ask("/server?server=1").text
         [row] = [one for one in html.split("<tr>")[1:] if f"window={day(HOLE)}#behind" in one]
         [after] = [one for one in html.split("<tr>")[1:] if f"window={day(HOLE + 1)}#behind" in one]
@@ -142,6 +143,8 @@ def test_a_group_is_partly_measured_where_one_of_its_servers_was_not_measured(en
     with served_pages(engine.url) as pages:
         address = "/group?by=team&name=one&period=daily&window=" + day(LOST + 2)
         assert partial(pages, address) == [day(LOST)]
+        in_range = f"/group?by=team&name=one&period=daily&first={day(LOST)}&last={day(LOST + 2)}"
+        assert partial(pages, in_range) == [day(LOST)], "server-2 was measured before the range"
         assert partial(pages, "/group?by=engine&name=postgresql&period=daily&window=" + day(LOST + 2)) == [day(LOST)]
         html = pages.ask(address).text
         whole = pages.ask("/group?by=team&name=one&period=daily&window=" + day(LOST - 3)).text
