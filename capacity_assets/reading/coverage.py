@@ -92,6 +92,8 @@ class Coverage:
     """The servers with most missed days."""
     missed_servers: int
     """Number of servers with a missed day."""
+    days: int = 0
+    """Days on which a server was expected."""
 
 
 def coverage_of(connection: Connection, last: date, days: int, *, shown: int) -> Coverage:
@@ -125,6 +127,7 @@ def coverage_of(connection: Connection, last: date, days: int, *, shown: int) ->
             for server in most[:shown]
         ],
         len(most),
+        max(expected.values()),
     )
 
 

@@ -34,6 +34,7 @@ from capacity_assets.forecast.results import (
     SERVER,
     SERVER_LIMIT,
     STALE_DAYS,
+    TOO_LITTLE_HISTORY,
     VOLUME,
     VOLUME_LIMIT,
     PlannedRunway,
@@ -381,7 +382,7 @@ def _usage(own: StoredRunway, binding: Sequence[StoredRunway], thresholds: Thres
     if shown is not None:
         values |= {"limit_mb": shown.limit_mb, "limit_used_mb": shown.size_mb}
         values |= {"limit_subject": shown.subject, "limit_name": shown.name}
-        values["limit_used_percent"] = round(100 * shown.size_mb / shown.limit_mb, 1) if shown.limit_mb else None
+        values["limit_used_percent"] = 100 * shown.size_mb / shown.limit_mb if shown.limit_mb else None
     if first is not None:
         values |= {"full_by": first.full_middle, "full_subject": first.subject, "full_name": first.name}
         values["severity"] = severity_of(first, thresholds)
@@ -427,6 +428,12 @@ class FreeCapacity:
     """Databases without a known limit."""
     fills_soon: int
     """Number of subjects that need action by the thresholds."""
+    judged: int
+    """Forecasts of what has a known limit and enough history; 0: none says that nothing fills."""
+    too_little_history: int
+    """Databases with a known limit and too few measured days for a fill date."""
+    history_days: int | None
+    """Most measured days of these; None: there are none."""
     as_of: date | None
     """Day of the newest forecasts; None: none was issued, so that none of this is known."""
 
@@ -436,7 +443,11 @@ def free_capacity(connection: sa.Connection, thresholds: Thresholds) -> FreeCapa
     probability = _R[f"probability_{thresholds.days}_days"]
     is_soon = sa.and_(probability >= thresholds.act_percent / 100, _R.stands_for_itself)
     fills_soon, as_of = sa.func.count().filter(is_soon).label("fills_soon"), sa.func.max(_R.as_of).label("as_of")
-    [counts] = rows(connection, sa.select(_unknown_limits(_NEWEST), fills_soon, as_of))
+    judged = sa.func.count().filter(_R.state.in_([FORECAST, FULL])).label("judged")
+    is_young = sa.and_(_R.subject == DATABASE, _R.state == TOO_LITTLE_HISTORY)
+    young = sa.func.count().filter(is_young).label("too_little_history")
+    days = sa.func.max(_R.history_days).filter(is_young).label("history_days")
+    [counts] = rows(connection, sa.select(_unknown_limits(_NEWEST), fills_soon, judged, young, days, as_of))
     return FreeCapacity(_headroom(connection, _NEWEST), **counts._mapping)  # noqa: SLF001 -- SQLAlchemy's public name
 
 

@@ -173,6 +173,14 @@ def most_changed(
     return [row for row in grown if (row.change_mb or 0) > 0], shrunk
 
 
+def are_compared(connection: sa.Connection, period: Period, window: Window) -> bool:
+    """Whether the change of any database in a window is known."""
+    statement = """
+        SELECT 1 FROM capacity_growth
+        WHERE period = :period AND window_start = :start AND change_mb IS NOT NULL LIMIT 1"""
+    return bool(rows(connection, statement, period=period.name, start=window.start))
+
+
 def servers(  # noqa: PLR0913 -- one argument per filter
     connection: sa.Connection,
     period: Period,

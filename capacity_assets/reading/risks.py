@@ -34,6 +34,7 @@ from capacity_assets.ownership.labels import labels_of_each
 from capacity_assets.reading.access import rows
 from capacity_assets.reading.forecasts import (
     MOST_RISKS,
+    FreeCapacity,
     Severity,
     StoredRunway,
     SubjectKey,
@@ -286,9 +287,9 @@ def headline_of(  # noqa: PLR0913 -- what the sentence is made of
 
 
 def next_to_fill(
-    first: StoredRunway | None, thresholds: Thresholds, *, issued: date | None, unknown_limits: int = 0
+    first: StoredRunway | None, thresholds: Thresholds, *, issued: date | None, free: FreeCapacity | None = None
 ) -> Headline:
-    """Return the headline of the fleet or of a group."""
+    """Return the headline of the fleet, which has its free capacity, or of a group."""
     if first is not None:
         named = f"{_named(first)} on {printable(first.server)}"
         if first.state == FULL:
@@ -297,9 +298,23 @@ def next_to_fill(
         return _headline(first, f"Next to fill: {_said(first, f'{named},')}", thresholds, linked=named)
     if issued is None:
         return Headline(f"No forecast yet, so no fill date is known. {_ISSUING}")
-    has = "has" if unknown_limits == 1 else "have"
-    unknown = f" {counted(unknown_limits, 'database')} {has} no known limit." if unknown_limits else ""
+    unknown = _unknown(free) if free else ""
+    if free and free.too_little_history and not free.judged:
+        return Headline(f"No fill date is known yet.{unknown}")
     return Headline(f"Nothing with a known limit is expected to fill within a year.{unknown}")
+
+
+def _unknown(free: FreeCapacity) -> str:
+    """Name the databases of which it is not known whether they fill; empty if there are none."""
+    young, unlimited = (
+        f" {counted(number, 'database')} {'has' if number == 1 else 'have'}"
+        for number in (free.too_little_history, free.unknown_limits)
+    )
+    at_most = "at most " if free.too_little_history > 1 else ""
+    measured = f"{at_most}{free.history_days} of {LEAST_HISTORY_DAYS} days measured"
+    return (f"{young} too little history: {measured}." if free.too_little_history else "") + (
+        f"{unlimited} no known limit." if free.unknown_limits else ""
+    )
 
 
 def limit_command(about: PageSubject) -> str:

@@ -23,7 +23,7 @@ from capacity_assets.reading.coverage import (
 )
 from capacity_assets.reading.forecasts import FreeCapacity, StoredRunway, fills_first, free_capacity
 from capacity_assets.reading.groups import Group, GroupSpace, groups_of, space_of_groups
-from capacity_assets.reading.lists import DatabaseRow, most_changed
+from capacity_assets.reading.lists import DatabaseRow, are_compared, most_changed
 from capacity_assets.reading.risks import Headline, next_to_fill
 from capacity_assets.reading.sizes import (
     CurrentFleetSize,
@@ -65,6 +65,8 @@ class LargestChanges:
     period: str
     window_start: date
     window_end: date
+    is_compared: bool
+    """Whether the change of any database is known; without one there is nothing to compare with yet."""
     growers: Sequence[DatabaseRow]
     shrinkers: Sequence[DatabaseRow]
 
@@ -85,6 +87,8 @@ class MeasuredShare:
     failed_servers: int
     coverage_percent: float | None
     """Measured days of servers in service in the last 30 days, from the first sample of each server on."""
+    coverage_days: int
+    """Number of these days since the first sample of any server."""
     has_samples: bool
     """Whether any server was ever measured."""
 
@@ -176,7 +180,11 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
     }
     moved = [
         LargestChanges(
-            name, window.start, window.end, *most_changed(connection, PERIODS[name], window, shown=MOVERS_SHOWN)
+            name,
+            window.start,
+            window.end,
+            are_compared(connection, PERIODS[name], window),
+            *most_changed(connection, PERIODS[name], window, shown=MOVERS_SHOWN),
         )
         for name, window in complete.items()
     ]
@@ -196,7 +204,7 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
     first, now = next(iter(fills), None), fleet_now(connection, today)
     return FleetPage(
         period="",
-        headline=next_to_fill(first, thresholds, issued=free.as_of, unknown_limits=free.unknown_limits),
+        headline=next_to_fill(first, thresholds, issued=free.as_of, free=free),
         now=now,
         shown=ChartRange(None, None, None, ""),
         sizes=(),
@@ -212,6 +220,7 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
             measured_servers=active - len(unmeasured.servers),
             failed_servers=sum(one.failure is not None for one in unmeasured.servers),
             coverage_percent=None if coverage.percent is None else float(coverage.percent),
+            coverage_days=coverage.days,
             has_samples=unmeasured.has_samples,
         ),
         unmeasured=unmeasured.servers[:UNMEASURED_SHOWN],

@@ -57,8 +57,7 @@ def read_filling(reader: Reader, query: PageQuery) -> FillingPage:
         first = next(iter(filling), None)
     with reader.transaction() as connection:
         free = None if first else free_capacity(connection, reader.thresholds)
-    issued, unknown = (free.as_of, free.unknown_limits) if free else (None, 0)
-    sentence = next_to_fill(first, reader.thresholds, issued=issued, unknown_limits=unknown)
+    sentence = next_to_fill(first, reader.thresholds, issued=free.as_of if free else None, free=free)
     return FillingPage(sentence, filling[:shown], shared_outdated(reader), query.page, len(filling) > shown)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.units import human_day
+from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.web.app import PAGES
@@ -69,6 +70,9 @@ def test_the_first_page_says_size_growth_what_fills_what_moved_and_what_was_not_
         "headroom_mb": 14_050,
         "unknown_limits": 4,
         "fills_soon": 1,
+        "judged": 2,
+        "too_little_history": 0,
+        "history_days": None,
         "as_of": str(TODAY),
     }
     assert {(one["name"], one["size_mb"]) for one in fleet["groups"]} == {
@@ -139,12 +143,27 @@ def test_a_server_that_was_lost_stands_on_the_first_page_of_each_list_of_the_new
 def test_after_the_first_collection_pages_say_that_figures_are_being_computed(database: URL, engine: Engine) -> None:
     add_instances(engine, [1])
     add_instance_sizes(engine, totals(1, TODAY.isoformat(), [(413, 1)]))
+    add_database_sizes(engine, sizes(1, "orders", TODAY.isoformat(), [413]))
 
     with served_pages(database) as pages:
         for path in ("/", "/servers", "/databases"):
             html = pages.ask(path).text
             assert "Measured, not computed yet" in html, path
             assert f"Servers were measured up to {shown(TODAY)}." in html, path
+    for period in ("daily", "monthly"):
+        compute_windows(AggregationService(engine, fixed_clock()), period, TODAY, TODAY)
+    with served_pages(database) as pages:
+        html = pages.ask("/").text
+        assert html.count("Nothing to compare with yet") == 2
+        assert "No change" not in html
+        assert "This month so far</a>" in html
+        assert "Last month" not in html
+        assert "100.0 % of 1 day" in html
+    issue_runways(engine, TODAY, TODAY)
+    with served_pages(database) as pages:
+        budget = pages.ask("/budget?by=engine").text
+        assert '<span class="unknown">unknown</span> <span class="under">too little history</span>' in budget
+        assert '<dd><span class="unknown">unknown</span></dd>' in budget, "the total, too"
 
 
 @pytest.mark.single_server("sees a change that no run has gathered from the nodes")
@@ -582,3 +601,13 @@ def test_a_bill_says_that_labels_were_declared_since(pages: Pages, engine: Engin
 
     assert pages.document("/bill?by=team&month=2025-06")["is_outdated"]
     assert "capacity bill --month 2025-06" in pages.ask("/bill?by=engine").text
+
+
+def test_the_last_month_is_one_that_is_over_as_commands_see_it(pages: Pages, engine: Engine) -> None:
+    month_end = date(2025, 6, 30)
+
+    with served_pages(engine.url, clock=fixed_clock(month_end)) as before:
+        windows = {one["period"]: one["window_start"] for one in before.document("/")["moved"]}
+        assert windows["monthly"] == "2025-05-01", "30 June has just begun"
+        assert before.document("/groups?by=team")["window_start"] == "2025-05-01"
+    assert pages.document("/groups?by=team")["window_start"] == "2025-06-01"

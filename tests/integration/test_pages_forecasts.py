@@ -330,11 +330,16 @@ def test_pages_without_a_date_say_why_and_what_to_do(engine: Engine) -> None:
     add_database_sizes(engine, sizes(1, "dropped", FIRST.isoformat(), [5] * 150))
     compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
     issue_runways(engine, TODAY, TODAY)
+    with served_pages(engine.url) as pages:
+        html = pages.ask("/").text
+    assert "too little history for 1 database" in html
+    assert "Nothing with a known limit" not in html
     assert said("/database?server=1&name=dropped") == [
         "No longer on its server; last measured on 31 May 2025.",
     ]
     assert said(orders, young, "/filling") == [
         "No limit known, so no fill date. Declare one: `capacity limits set server-1 orders --gb GIB`.",
         "Too little history for a fill date: 10 of 57 days measured, 47 more needed.",
-        "Nothing with a known limit is expected to fill within a year. 1 database has no known limit.",
+        "No fill date is known yet. 1 database has too little history: 10 of 57 days measured. "
+        "1 database has no known limit.",
     ]

@@ -10,7 +10,7 @@ import pytest
 
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.forecast.results import LEAST_HISTORY_DAYS
-from capacity_assets.reading.forecasts import Severity, StoredRunway, severity_of
+from capacity_assets.reading.forecasts import FreeCapacity, Severity, StoredRunway, severity_of
 from capacity_assets.reading.risks import PageSubject, headline_of, next_to_fill
 from capacity_assets.web.rendering import headline as rendered
 
@@ -162,8 +162,20 @@ def test_the_fleet_names_what_fills_next_on_which_server() -> None:
     found = next_to_fill(DISK, DEFAULT_THRESHOLDS, issued=DAY)
 
     assert found.text == "Next to fill: disk E:\\ on db-7, full by 7 Mar 2027 (17 Feb to 17 Mar 2027)."
-    assert next_to_fill(None, DEFAULT_THRESHOLDS, issued=DAY, unknown_limits=1).text == (
+
+    def without_date(*, judged: int, young: int, unlimited: int) -> str:
+        free = FreeCapacity(None, unlimited, 0, judged, young, 9 if young else None, DAY)
+        return next_to_fill(None, DEFAULT_THRESHOLDS, issued=DAY, free=free).text
+
+    assert without_date(judged=1, young=0, unlimited=1) == (
         "Nothing with a known limit is expected to fill within a year. 1 database has no known limit."
+    )
+    assert without_date(judged=1, young=2, unlimited=0) == (
+        "Nothing with a known limit is expected to fill within a year. "
+        "2 databases have too little history: at most 9 of 57 days measured."
+    )
+    assert without_date(judged=0, young=1, unlimited=0) == (
+        "No fill date is known yet. 1 database has too little history: 9 of 57 days measured."
     )
 
 
