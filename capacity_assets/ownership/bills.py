@@ -582,9 +582,10 @@ def bill_notes(found: BillByGroup) -> list[str]:
         )
     if bill.measured_days < bill.billed_days:
         missing = bill.billed_days - bill.measured_days
+        until = "" if bill.is_final else " Days after the last measured day of a server are not counted yet."
         sentences.append(
             f"Not measured: {missing:,} of {counted(bill.billed_days, 'server day')}, billed at the average of the "
-            "server's measured days."
+            f"server's measured days.{until}"
         )
     if sum(group.databases for group in found.groups) > found.databases:
         sentences.append("A database that changed groups within the month counts in each group, and once in the total.")

@@ -85,6 +85,18 @@ def test_a_month_so_far_is_projected_to_its_end_and_compared_with_no_whole_month
     assert "Change since" not in page
 
 
+def test_on_its_last_day_a_month_so_far_has_nothing_left_to_project(pages: Pages, engine: Engine) -> None:
+    last = date(2025, 7, 31)
+    add_database_sizes(engine, sizes(1, "late", "2025-07-21", [GIB, None, *[GIB] * 9]))
+    issue_bill(engine, PERIODS["monthly"].window_of(last), fixed_clock(last), KEYS)
+
+    page = pages.ask("/bill?by=team&month=2025-07").text
+
+    assert "So far, to 31 Jul 2025" in page
+    assert "rojected" not in page
+    assert "Days after the last measured day of a server are not counted yet." in page
+
+
 def test_a_year_of_bills_has_the_newest_versions_and_gaps_where_there_is_none(pages: Pages, engine: Engine) -> None:
     add_database_sizes(engine, sizes(1, "late", "2025-05-01", [2 * GIB] * 31))
     issue_bill(engine, MAY, fixed_clock(), KEYS)
