@@ -411,7 +411,10 @@ class PageServer:
 
     def no_such_page(self, request: Request, _error: Exception) -> Response:
         """Answer an unknown address."""
-        return self._refused(request, 404, "There is no such page.")
+        is_api = request.url.path.startswith("/api")
+        return self._refused(
+            request, 404, f"There is no such answer; see {DOCUMENT}." if is_api else "There is no such page."
+        )
 
     def defect(self, request: Request, _error: Exception) -> Response:
         """Answer for a page with a defect; the server's log has the traceback."""
@@ -427,6 +430,7 @@ class PageServer:
             if is_api:
                 return Response(self.json_of(page, request.query_params), media_type="application/json")
             form = query.one_of("format", PAGE_FORMATS)
+            refuse_unknown_parameters(page, (name for name in request.query_params if name != "format"))
             self._reader.refuse_a_newer_schema()
             answer = self._read(page, query)
         except StillReadingError:
@@ -495,7 +499,7 @@ def _crumbs(page: PageRoute, content: Any) -> list[tuple[str, str]]:
 
 
 def _is_from_a_script(request: Request) -> bool:
-    return request.query_params.get("format") in {"json", "csv"} or request.url.path.startswith(f"{API}/")
+    return request.query_params.get("format") in {"json", "csv"} or request.url.path.startswith("/api")
 
 
 def _slow(seconds: int) -> str:

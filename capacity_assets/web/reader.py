@@ -341,7 +341,7 @@ MOST_WINDOWS, MOST_FLEET_WINDOWS = 400, 130
 
 
 def known_values(given: Mapping[str, str]) -> dict[str, str]:
-    """Drop unknown parameters, which would be cached separately and copied into every link."""
+    """Return the parameters that any page reads; others are refused, and stand in no link of the refusal."""
     return {name: value for name, value in given.items() if name in PARAMETERS or name == "format"}
 
 

@@ -119,7 +119,7 @@ REFUSED = [
     ("servers?order=volume", 400, "order must be one of size, growth, shrinkage, percent, name."),
     ("database?server=1", 400, "The address lacks the parameter name."),
     ("server?server=99", 404, "No server with ID 99."),
-    ("nothing", 404, "There is no such page."),
+    ("nothing", 404, "There is no such answer; see /api/v1/openapi.json."),
 ]  # fmt: skip
 
 

@@ -75,11 +75,18 @@ NO_ADDRESSES = [
     ("/groups?window=9999-12-31", 400, "window must be in the years 1900 to 2999"),
     ("/servers?window=0001-01-01&period=weekly", 400, "window must be in the years"),
     ("/bill?month=9999-12-31", 400, "month must be in the years"),
+    ("/group?by=team&value=web", 400, "group has no parameter &#39;value&#39;; it has by, name"),
     ("/group?by=engine", 404, "The address lacks the parameter name: which engine is meant."),
 ]
 
 
 def test_invalid_addresses_are_answered_with_a_sentence(pages: Pages) -> None:
+    for path in ("/api", "/api/v1", "/api/v1/", "/api/v1/nothing", "/api/v2/fleet"):
+        nothing = pages.ask(path)
+        assert (nothing.status, nothing.json) == (
+            404,
+            {"error": "There is no such answer; see /api/v1/openapi.json."},
+        )
     for path, status, said in NO_ADDRESSES:
         answer = pages.ask(path)
 
@@ -300,11 +307,11 @@ def test_what_was_read_is_dropped_by_age_and_by_size(database: URL, monkeypatch:
     assert kept() == ["h"], "the newest is kept, however large"
 
 
-def test_a_parameter_that_no_page_takes_is_dropped_and_one_called_path_harms_nothing(pages: Pages) -> None:
-    answer = pages.ask("/servers?path=x&utm=1&order=name")
+def test_a_parameter_that_a_page_does_not_take_is_refused_and_one_called_path_harms_nothing(pages: Pages) -> None:
+    answer = pages.ask("/servers?path=x&order=name")
 
-    assert answer.status == 200
-    assert "utm" not in answer.text
+    assert answer.status == 400
+    assert "servers has no parameter &#39;path&#39;; it has period, window, order" in answer.text
 
 
 def test_a_defect_is_said_with_all_headers_and_without_its_text(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +358,7 @@ def test_many_who_ask_for_a_slow_page_wait_once_and_get_the_same_answer_or_error
 def test_the_pages_of_groups_hold_one_connection_at_a_time(database: URL, engine: Engine) -> None:
     filled(engine)
     with served_pages(database) as pages, ThreadPoolExecutor(30) as pool:
-        addresses = [f"/group?by=team&name=payments&page={number}" for number in range(1, 31)]
+        addresses = [f"/group?by=team&name=payments&last=2025-06-{number:02}" for number in range(1, 31)]
         assert {answer.status for answer in pool.map(pages.ask, addresses)} == {200}
 
 
