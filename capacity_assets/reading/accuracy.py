@@ -29,8 +29,8 @@ MOST_ROWS = 50_000
 """About the largest number of stored forecasts that are read; of larger fleets, a sample of days and servers."""
 STEPS = (1, 7, 28)
 """Possible steps between the days of issue that are read; the smallest one with few enough rows is taken."""
-PROMISED_PERCENT, TOLERATED_PERCENT = 80, 5
-"""Share of sizes that the range promises, and the deviation from it that is not mentioned."""
+PROMISED_PERCENT = 80
+"""Share of sizes that the range promises."""
 
 
 @dataclass(frozen=True)
@@ -360,7 +360,7 @@ def headline(found: FleetAccuracy, horizon_days: int, today: date) -> str:
     sentence = (
         f"Over the last {LATELY_DAYS} days, {horizon_days}-day forecasts were off by "
         f"{lately.median_error_percent:.1f} % (median); {lately.covered_percent:.0f} % of sizes fell within the "
-        f"{PROMISED_PERCENT} % range, {_promise(lately.covered_percent or 0)}."
+        f"range (promised: {PROMISED_PERCENT} %)."
     )
     if lately.unchanged_error_percent is not None:
         sentence += f" Forecasting no change would have been off by {lately.unchanged_error_percent:.1f} %."
@@ -368,15 +368,11 @@ def headline(found: FleetAccuracy, horizon_days: int, today: date) -> str:
     if dates is not None and dates.off:
         due = counted(dates.forecasts - dates.undated, "fill date")
         sentence += f" {due} came due; where something filled, the date was off by {dates.off}."
+    elif dates is None or dates.forecasts == dates.undated:
+        sentence += " No fill date has come due yet, so dates cannot be judged."
     if lately.in_hindsight == lately.forecasts:
         return f"{sentence} All were computed afterwards, using only earlier samples."
     return sentence
-
-
-def _promise(covered_percent: float) -> str:
-    if abs(covered_percent - PROMISED_PERCENT) <= TOLERATED_PERCENT:
-        return "as promised"
-    return "more than promised" if covered_percent > PROMISED_PERCENT else "fewer than promised"
 
 
 _OLDEST = """

@@ -177,6 +177,8 @@ class UnmeasuredServer:
     reason: str | None
     tried_on: date | None
     """Day of the last attempt to measure it; None: no attempt in the last week."""
+    is_registered: bool
+    """Whether it is measured from here; the samples of others arrive by import or from another application."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,9 @@ def _with_reasons(connection: Connection, servers: Sequence[Row[Any]], day: date
     numbers = [row.server_id for row in servers]
     last_days = {} if day is None else newest_measured_days(connection, numbers, day)
     attempts = rows(connection, last_attempts, servers=numbers, day=day, days=ATTEMPT_DAYS)
+    of_targets = """
+        SELECT server_id FROM capacity_declared_servers WHERE server_id = ANY (CAST(:servers AS integer[]))"""
+    registered = {row.server_id for row in rows(connection, of_targets, servers=numbers)}
     outcomes = {row.server_id: (row.failure, row.reason, row.day) for row in attempts}
     return [
         UnmeasuredServer(
@@ -244,6 +249,7 @@ def _with_reasons(connection: Connection, servers: Sequence[Row[Any]], day: date
             row.engine,
             last_days.get(row.server_id),
             *outcomes.get(row.server_id, (None, None, None)),
+            is_registered=row.server_id in registered,
         )
         for row in servers
     ]

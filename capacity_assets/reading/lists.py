@@ -69,6 +69,8 @@ class ServerRow:
     """Why it was not measured since; None: it was measured, or there was no attempt."""
     tried_on: date | None = None
     """Day of the last attempt within a week; None: it was measured, or there was no attempt."""
+    is_registered: bool | None = None
+    """Whether it is measured from here; None: it was measured."""
     is_partial: bool = False
     """Whether some of its databases were not measured in the window and are missing in its size."""
     is_change_partial: bool = False
@@ -80,7 +82,7 @@ class ServerInList(Usage, ServerRow):
     """A server in a list."""
 
 
-_SINCE = ("last_day", "failure", "reason", "tried_on")
+_SINCE = ("last_day", "failure", "reason", "tried_on", "is_registered")
 RECENT_WINDOWS = 12
 
 _NAMES = ("period", "window_start", "server_id", "server", "engine", "size_mb", "change_mb", "change_percent",

@@ -59,16 +59,17 @@ def newest_day(connection: Connection, today: date) -> date | None:
 
 
 def complete_window(connection: Connection, period: Period, newest: Window | None, today: date) -> Window | None:
-    """Return the newest window that is over; `newest` if there is no other.
+    """Return the newest window that is over, by the samples and by the day; `newest` if there is no other.
 
     Today is over once it was measured. The last day of a month is not, as commands see it: more may be measured.
     """
-    if newest is None or newest.end < today:
+    last_day = None if newest is None else newest_day(connection, today)
+    if newest is None or last_day is None:
         return newest
-    if period.scheduled_current and newest.end <= (newest_day(connection, today) or date.min):
+    if newest.end <= last_day and (newest.end < today or period.scheduled_current):
         return newest
     statement = "SELECT 1 FROM capacity_server_growth WHERE period = :period AND window_start = :start LIMIT 1"
-    before = period.previous(newest) if period.scheduled_current else period.last(today)
+    before = min(period.previous(newest), period.last(today))
     return before if rows(connection, statement, period=period.name, start=before.start) else newest
 
 

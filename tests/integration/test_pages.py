@@ -267,6 +267,7 @@ def test_servers_that_were_not_measured_stand_first_with_since_when_and_why(data
         ("server-3", GROWING[-1], None, None),
         ("server-4", 40, None, None),
     ]
+    assert f"never measured: no sample arrived for {shown(TODAY)}<" in html, "no address of it is registered"
     assert by_name == ["server-6", "server-5", "server-2", "server-1", "server-3", "server-4"]
     assert [row["server"] for row in of_file] == values_of(newest["servers"], "server")
     assert [one["server"] for one in monthly["servers"]] == ["server-1", "server-3", "server-2"], "others came later"
