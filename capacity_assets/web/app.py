@@ -141,7 +141,7 @@ PAGES = (
         "What groups will have and cost in the coming months, with ranges.",
         ("by", "months"),
         above=("/", "/bill"),
-        is_found=True,
+        in_menu=True,
         beside=BUDGET_COLUMNS,
     ),
     PageRoute(
@@ -150,14 +150,14 @@ PAGES = (
         ("server", "state", "page"),
         {"state": [OPEN, EVERY]},
         above=("/", "/filling"),
-        is_found=True,
+        in_menu=True,
     ),
     PageRoute(
         *("/scenario", "Scenario", read_scenario, "runways"),
         "A stored scenario: its assumptions, and what they change of fill dates and budget.",
         ("name",),
         above=("/", "/filling"),
-        is_found=True,
+        in_menu=True,
     ),
     PageRoute(
         *("/tables", "Tables", read_tables, "tables"),
@@ -454,7 +454,7 @@ class PageServer:
             return kept[1]
         values = {"page": answer.content, "crumbs": _crumbs(page, answer.content), "read_at": answer.read_at}
         template = self._templates.get_template(f"{page.name}.html.j2")
-        html = template.render(**values, notice=notice, query=query, title=page.title, user=user)
+        html = template.render(**values, notice=notice, query=query, title=page.title, user=user, listed=page.table)
         if page.is_cached:
             with self._html_lock:
                 self._html[key] = (answer, html)

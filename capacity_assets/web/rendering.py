@@ -254,6 +254,8 @@ FILTERS: Mapping[str, Callable[..., object]] = {
     "recent": lambda sizes: [None if one.is_partial else one.size_mb for one in sizes],
     "ticket": lambda url: url.rstrip("/").rpartition("/")[2] or url,
 }
+LISTS = {"found": "names", "lines": "budget lines", "months": "months of issue", "runways": "fill dates"}
+"""What people call the list that is the CSV of a page, where that is not the name of its field."""
 FUNCTIONS = (
     share_bar, sparkline, decide_command, window_name, before, shared_labels, billed_groups, is_left_out, address,
     subject_address, table_address, dagster_partition,
@@ -280,6 +282,7 @@ def page_templates(pages: tuple[PageRoute, ...], dagster_url: str | None, thresh
         ranges={name: text for name, (text, _) in RANGES.items()},
         menu=[page for page in pages if page.in_menu],
         pages_found=[{"title": page.title, "path": page.path} for page in pages if page.in_menu or page.is_found],
+        lists=LISTS,
         dagster=dagster_url.rstrip("/") if dagster_url else None,
     )
     return environment

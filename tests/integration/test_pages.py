@@ -34,6 +34,8 @@ def test_every_page_is_html_json_and_csv(pages: Pages) -> None:
         assert (html.status, header(html, "content-type")) == (200, "text/html; charset=utf-8"), address
         document = pages.document(address)
         page.form.validate_python(document)
+        named = {"found": "names", "lines": "budget lines", "months": "months of issue", "runways": "fill dates"}
+        assert f">CSV of {named.get(page.table, page.table)}</a>" in html.text, address
         rows = list(csv.DictReader(io.StringIO(pages.ask(f"{address}{_and(address)}format=csv").text)))
         assert len(rows) == len(document[page.table]) > 0, address
 
