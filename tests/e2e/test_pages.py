@@ -211,7 +211,7 @@ def test_the_search_finds_pages_by_their_title_with_and_without_script(
     expect(page.get_by_role("heading", name="Decisions on sqlserver-bi-01")).to_be_visible()
     plain = opened(browser, address, java_script_enabled=False)
     plain.goto("/search?q=Budg")
-    plain.get_by_role("link", name="Budget", exact=True).click()
+    plain.get_by_role("main").get_by_role("link", name="Budget", exact=True).click()
     expect(plain.get_by_role("heading", name=re.compile("^Budget"))).to_be_visible()
     plain.context.close()
 
