@@ -124,6 +124,17 @@ def _update_forecasts(session: DeclarationSession, servers: Collection[str]) -> 
     return done
 
 
+def update_group_forecasts(engine: Engine, clock: Clock) -> None:
+    """Update the forecasts of groups whose sums changed, so that budgets show them; raises DatabaseError."""
+    from capacity_assets.forecast.issuing import update_forecasts
+
+    done = update_forecasts(engine, None, clock)
+    if done.later:
+        say(f"The forecasts of groups are not updated yet: {done.later}")
+    elif done.as_of:
+        say("Forecasts of groups updated.")
+
+
 class StoredDeclaration(Protocol):
     """A declaration as it is stored."""
 

@@ -12,10 +12,11 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregates.task_runner import follow_labels
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.periods import Clock, Period, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_change_mb, human_day, human_mb, whole_mb
 from capacity_assets.cli import options
+from capacity_assets.cli.declaring import update_group_forecasts
 from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.database.engine import snapshot
 from capacity_assets.ownership import labels as ownership
@@ -288,8 +289,8 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
     by = by or ownership.default_grouping(settings.label_keys)
     ownership.refuse_unknown_grouping(by, settings.label_keys)
     with options.open_window(settings, period, day) as (runner, chosen, window):
-        if now:
-            follow_labels(runner, None)
+        if now and follow_labels(runner, None).computed:
+            update_group_forecasts(runner.service.engine, Clock(settings.zone))
         with database_errors(doing="reading groups"), runner.service.engine.connect() as connection:
             rows = groups_of(connection, chosen, window, by, ownership.first_fill_date_of_groups(connection, by))
             changed_at = None if by == "server" else ownership.groups_changed_at(connection, chosen, [window])

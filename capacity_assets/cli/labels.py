@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from capacity_assets.aggregates.task_runner import SECONDS_PER_COMMAND, follow_labels
 from capacity_assets.base.declarations import checked_label, key_and_value
 from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.periods import Clock
 from capacity_assets.base.units import counted, first_of, printable
 from capacity_assets.cli import declaring, options
 from capacity_assets.cli.bills import issue_bills
@@ -121,8 +122,10 @@ def _compute(session: DeclarationSession, *, now: bool, changes: Sequence[LabelC
     if done.left:
         say(
             f"The late data sensor will compute the groups of {counted(done.left, 'window')}. "
-            "`capacity groups --now` computes them now."
+            "`capacity groups --now` computes them and their forecasts now."
         )
+    elif done.computed:
+        declaring.update_group_forecasts(session.engine, Clock(session.settings.zone))
     first = min(change.label.valid_from or ALWAYS for change in changes)
     issue_bills(session, unfinished_months(session.engine, first))
 

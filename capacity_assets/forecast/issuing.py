@@ -61,6 +61,7 @@ HOW_TO_UPDATE = "`capacity runway --issue` updates them now; the next run does i
 IN_TIME_DAYS = 1
 """How long after a day its forecasts still count as issued in time; those are not replaced later."""
 
+EVERY_KIND = (*KINDS, GROUP)
 NAMED = 10
 IMPOSSIBLE = (
     "No forecast where a size or limit is above 8 EiB, which is impossible. Correct the samples or limits of: %s"
@@ -125,7 +126,7 @@ def _issue(connection: Connection, as_of: date, today: date, *, overwrite: bool 
     """Issue the forecasts of a day; the caller holds the lock."""
     in_time = is_in_time(as_of, today)
     scope = history.HistoryScope(as_of, every=True)
-    written, left_out = _store(connection, scope, in_time=in_time, replace=overwrite or in_time)
+    written, left_out = _store(connection, scope, EVERY_KIND, in_time=in_time, replace=overwrite or in_time)
     score_forecasts(connection, as_of, today)
     states = {row.state: row.subjects for row in connection.execute(text(_STATES), {"as_of": as_of})}
     return IssuedRunways(as_of, written, states, left_out)
@@ -145,9 +146,10 @@ class ForecastUpdate:
     """Why the forecasts were not updated now."""
 
 
-def update_forecasts(engine: Engine, servers: Collection[str], clock: Clock) -> ForecastUpdate:
+def update_forecasts(engine: Engine, servers: Collection[str] | None, clock: Clock) -> ForecastUpdate:
     """Update the newest forecasts of some servers after a declaration; those of other servers are kept.
 
+    None: those of all groups instead, after their stored sums changed; nothing is issued if nothing was before.
     If none were issued today, today's are issued for all servers, as the asset `runway` does. Nothing is updated if
     that is more than MOST_AT_ONCE forecasts, if the local clock and PostgreSQL's differ, if another run issues
     forecasts for longer than BUSY_SECONDS, or if the role lacks the rights.
@@ -157,15 +159,14 @@ def update_forecasts(engine: Engine, servers: Collection[str], clock: Clock) -> 
     """
     kept = "The declaration is stored, but the forecasts are not updated. `capacity runway --issue` updates them."
     with database_errors(doing="updating forecasts", kept=kept), engine.begin() as connection:
-        if not connection.execute(text(_MAY_ISSUE)).scalar_one():
-            return ForecastUpdate(later="This role may not write forecasts. The next run updates them.")
-        apart = check_today(connection, clock).apart
-        if apart:
-            return ForecastUpdate(later=f"{apart} The next run updates them.")
+        if refused := _why_not_here(connection, clock):
+            return ForecastUpdate(later=f"{refused} The next run updates them.")
         today = clock.today()
         newest: date | None = connection.execute(text(_NEWEST), {"today": today}).scalar()
         sampled = history.newest_day(connection, today)
-        every, some = _subjects(connection, newest, sampled, servers)
+        if newest is None and servers is None:
+            return ForecastUpdate()
+        every, some = _subjects(connection, newest, sampled, servers or ())
         issues_all = newest != today and every <= MOST_AT_ONCE
         if not issues_all and (newest is None or not is_in_time(newest, today)):
             too_many = f"there are too many (over {MOST_AT_ONCE:,}) to issue here"
@@ -180,12 +181,20 @@ def update_forecasts(engine: Engine, servers: Collection[str], clock: Clock) -> 
             newest = today
             _issue(connection, today, today)
         else:
-            _store(connection, history.HistoryScope(newest, servers, every=True), in_time=True, replace=True)
-        runways = capacity_runways.c
+            kinds = (GROUP,) if servers is None else KINDS
+            _store(connection, history.HistoryScope(newest, servers, every=True), kinds, in_time=True, replace=True)
+        runways, named = capacity_runways.c, servers or ()
         has_runway = sa.select(runways.instance_id).where(runways.as_of == newest)
-        names = sa.select(instances.c.name).where(instances.c.name.in_(servers), instances.c.id.in_(has_runway))
+        names = sa.select(instances.c.name).where(instances.c.name.in_(named), instances.c.id.in_(has_runway))
         updated = connection.execute(names.order_by(instances.c.name)).scalars().all()
-        return ForecastUpdate(newest, updated, sorted({*servers} - {*updated}))
+        return ForecastUpdate(newest, updated, sorted({*named} - {*updated}))
+
+
+def _why_not_here(connection: Connection, clock: Clock) -> str | None:
+    """Say why a command may not issue forecasts; None: it may."""
+    if not connection.execute(text(_MAY_ISSUE)).scalar_one():
+        return "This role may not write forecasts."
+    return check_today(connection, clock).apart
 
 
 def _subjects(
@@ -210,14 +219,14 @@ def _locked_soon(connection: Connection) -> bool:
 
 
 def _store(
-    connection: Connection, scope: history.HistoryScope, *, in_time: bool, replace: bool
+    connection: Connection, scope: history.HistoryScope, kinds: Sequence[str], *, in_time: bool, replace: bool
 ) -> tuple[int, list[str]]:
-    """Compute and store forecasts; with `replace`, they replace stored ones of the day.
+    """Compute and store forecasts of these kinds; with `replace`, they replace stored ones of the day.
 
     Returns the number of changed rows, and the servers left out because of an impossible size or limit.
     """
     connection.execute(sa.schema.CreateTable(_STAGED))
-    left_out = _stage(connection, scope)
+    left_out = _stage(connection, scope, kinds)
     if left_out:
         logger.warning(IMPOSSIBLE, first_of(left_out, NAMED))
     runways = capacity_runways.c
@@ -238,7 +247,8 @@ def _store(
     of_this_run = sa.select(sa.func.count()).where(runways.as_of == scope.as_of, runways.issued_at == issued_at)
     written: int = connection.execute(of_this_run).scalar_one()
     if replace:
-        ids = None if scope.servers is None else _ids_of(connection, scope.servers)
+        of_servers = None if scope.servers is None else _ids_of(connection, scope.servers)
+        ids = [OF_NO_SERVER] if kinds == (GROUP,) else of_servers
         written += _remove_subjects_gone(connection, scope.as_of, ids)
         # Rows that did not change were computed with the declaration too.
         query = with_queries(_DECLARED_SINCE, declared=DECLARED_FOR_FORECASTS)
@@ -268,12 +278,10 @@ def _ids_of(connection: Connection, servers: Collection[str]) -> list[int]:
     return list(connection.execute(text(query), {"names": list(servers)}).scalars())
 
 
-def _stage(connection: Connection, scope: history.HistoryScope) -> list[str]:
-    """Stage the forecasts of all subjects; return the servers with impossible values."""
+def _stage(connection: Connection, scope: history.HistoryScope, kinds: Sequence[str]) -> list[str]:
+    """Stage the forecasts of all subjects of these kinds; return the servers with impossible values."""
     left_out: set[str] = set()
     plans = coming_plans(connection, scope.as_of)
-    # Groups are only issued with all servers.
-    kinds = (*KINDS, GROUP) if scope.servers is None else KINDS
     with history.open_history_reader(connection, scope, kinds) as reader:
         for kind in kinds:
             for batch in reader.series(kind):

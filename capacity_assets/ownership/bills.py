@@ -29,7 +29,7 @@ from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.database.locks import wait_for_lock
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.sql import with_queries
-from capacity_assets.database.tables import capacity_bills
+from capacity_assets.database.tables import capacity_bills, database_size_stats
 from capacity_assets.ownership.labels import WITHOUT_LABEL, refuse_unknown_grouping
 
 MONTHLY = PERIODS["monthly"]
@@ -335,7 +335,10 @@ def _store(
     issue, reason = 1, None
     if latest is None:
         if not connection.execute(text("SELECT EXISTS (SELECT FROM computed_lines)")).scalar():
-            raise NotFoundError(f"Nothing was measured in {month_named(month.start)}: there is nothing to bill.")
+            raise NotFoundError(
+                f"Nothing was measured in {month_named(month.start)}: there is nothing to bill."
+                f"{_next_measured(connection, month)}"
+            )
     else:
         issue, reason = latest.issue, latest.reason
         differs = _differs(connection, parameters, latest)
@@ -349,6 +352,15 @@ def _store(
         connection.execute(text(statement), {**values, "label_keys": json.dumps(parameters["keys"])})
     store_groups(connection, month, issue)
     return issue
+
+
+def _next_measured(connection: Connection, month: Window) -> str:
+    """Say which later month can be billed; empty if none was measured."""
+    samples = database_size_stats.c.collected_date
+    first = connection.execute(select(func.min(samples)).where(samples > month.end)).scalar()
+    if first is None:
+        return ""
+    return f" Samples begin on {human_day(first)}: `capacity bill --month {first:%Y-%m}` bills that month."
 
 
 DECLARATIONS_NAMED = 3

@@ -284,6 +284,8 @@ class Budget:
     bill_month: date | None
     """Month of the bill whose lines are priced; None: there are no amounts, for lack of such a bill or of prices."""
     bill_issue: int | None
+    billable_month: date | None
+    """The newest month that is over and has samples; None: there is none yet."""
     unpriced_gib_months: Decimal
     """GiB of that bill that have no price, and cost nothing here."""
     lines: Sequence[BudgetLine]
@@ -300,10 +302,7 @@ class Budget:
             *_fleet_note(self.total),
         ]
         if self.bill_month is None:
-            reason = "no price is declared. `capacity prices set` declares one."
-            if self.currency is not None:
-                reason = "no bill of a whole month was issued yet. `capacity bill` issues it."
-            return [*sentences, f"No amounts: {reason}"]
+            return [*sentences, self.why_no_amounts, *self._budget_notes()]
         sentences.append(
             f"An amount is the mean size of each month times the price of a GiB: that of the lines of the bill of "
             f"{month_named(self.bill_month)} (version {self.bill_issue}), at the prices declared for each month. The "
@@ -315,6 +314,18 @@ class Budget:
             names = ", ".join(line.name or f"no {self.grouped_by}" for line in self.lines if line.is_mean_price)
             sentences.append(f"Not in that bill, so at the mean price of the fleet: {names}.")
         return [*sentences, *self._budget_notes()]
+
+    @property
+    def why_no_amounts(self) -> str:
+        """Say what is missing where no bill is priced."""
+        if self.currency is None:
+            return "No amounts: no price is declared. `capacity prices set` declares one."
+        if self.billable_month is not None:
+            command = f"`capacity bill --month {self.billable_month:%Y-%m}` issues it"
+            return f"No amounts: no bill of a whole month was issued yet. {command}."
+        first = self.months[0]
+        running = month_named(first - timedelta(days=1))
+        return f"No amounts: the first bill, that of {running}, can be issued from {human_day(first)} on."
 
     def _budget_notes(self) -> Iterator[str]:
         """Say what declared budgets are compared with, and which are not compared; nothing without any."""
@@ -354,7 +365,7 @@ def _size_range(lower_mb: int | None, upper_mb: int | None) -> str:
 def adopted_budgets(found: Budget) -> list[MonthBudget]:
     """Return the amounts of a computed budget as budgets to be declared; raises ValidationError without amounts."""
     if found.total.amount is None:
-        raise ValidationError(found.notes[-1])
+        raise ValidationError(found.why_no_amounts)
     return [
         MonthBudget(f"{found.grouped_by}={line.name or ''}", month_of(month), amount, found.currency)
         for line in found.lines
@@ -422,6 +433,7 @@ def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
         currency=currency,
         bill_month=bill_month,
         bill_issue=bill_issue,
+        billable_month=connection.execute(text(_BILLABLE_MONTH), {"running": today.replace(day=1)}).scalar(),
         unpriced_gib_months=unpriced,
         lines=sorted(lines, key=lambda line: (-(line.amount or 0), -line.end_size_mb, line.name is None, line.name)),
         total=_total(lines, per_gib, fleet, months[-1].end),
@@ -712,6 +724,9 @@ FROM subjects s LEFT JOIN labels_held l USING (number) WHERE s.counted_by IS NUL
 """
 _LAST_BILL = """
 SELECT month, issue FROM capacity_bills WHERE is_final AND currency IS NOT NULL ORDER BY month DESC, issue DESC LIMIT 1
+"""
+_BILLABLE_MONTH = """
+SELECT CAST(date_trunc('month', max(collected_date)) AS date) FROM database_size_stats WHERE collected_date < :running
 """
 # Prices change on some days only, so each is looked up once per stretch of days of a month.
 _MIX = """

@@ -145,17 +145,25 @@ def test_the_growth_of_a_team_counts_also_where_the_fleet_as_a_whole_stays_as_it
 
 
 @pytest.mark.usefixtures("today")
-def test_what_another_label_took_over_counts_once(engine: Engine, service: AggregationService) -> None:
+def test_a_label_reaches_budgets_at_once_and_what_another_one_took_over_counts_once(
+    engine: Engine, service: AggregationService
+) -> None:
     filled(engine, service)
-    printed("labels", "set", "server-2", "team=shop", "--from", "2025-07-10")
-    compute_windows(service, "daily", date(2025, 5, 1), TODAY)
-    issue_runways(engine, TODAY, TODAY)
+    of_databases = text("SELECT count(*), max(issued_at) FROM capacity_runways WHERE subject <> 'group'")
+    with engine.connect() as connection:
+        issued = connection.execute(of_databases).one()
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
+    printed("budgets", "set", "team=shop", "500", "--month", "2025-08")
+    assert "Budgets of groups without a forecast, in no total: shop (500.00) EUR." in printed("budget")
+
+    said = printed("labels", "set", "server-2", "team=shop", "--from", "2025-07-10", "--now")
     before = budget()
+    printed("labels", "set", "server-1", "team=shop", "--from", "2025-07-10", "--now")
 
-    printed("labels", "set", "server-1", "team=shop", "--from", "2025-07-10")
-    compute_windows(service, "daily", date(2025, 5, 1), TODAY)
-    issue_runways(engine, TODAY, TODAY)
-
+    assert "Forecasts of groups updated." in said
+    assert by_name(before)["shop"]["budget"] == "500.00"
+    with engine.connect() as connection:
+        assert connection.execute(of_databases).one() == issued, "those of databases stay"
     assert set(by_name(before)) == {"search", "payments", "shop"}
     assert set(by_name(budget())) == {"payments", "shop"}
     assert budget()["total"]["size_mb"] == before["total"]["size_mb"]
@@ -185,5 +193,11 @@ def test_without_a_forecast_a_bill_or_a_possible_grouping_the_command_says_what_
     assert "not by server" in server.output
     assert "No amounts: no price is declared. `capacity prices set` declares one." in sized
     printed("prices", "set", "0.50", "--currency", "EUR", "--always")
-    assert "No amounts: no bill of a whole month was issued yet. `capacity bill` issues it." in printed("budget")
+    issues = "`capacity bill --month 2025-06` issues it."
+    assert f"No amounts: no bill of a whole month was issued yet. {issues}" in printed("budget")
     assert "search" in sized
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2025-07-01'"))
+    assert "No amounts: the first bill, that of July 2025, can be issued from 1 Aug 2025 on." in printed("budget")
+    begins = "Samples begin on 1 Jul 2025: `capacity bill --month 2025-07` bills that month."
+    assert begins in " ".join(capacity("bill").output.split())
