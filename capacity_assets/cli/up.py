@@ -78,8 +78,23 @@ class StopRequestedError(BaseException):
     metavar="HOST:PORT",
     help="Further host and port by which browsers reach it, for example through a proxy.",
 )
+@click.option(
+    "--workspace",
+    "further",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    help="Workspace file of code locations of your own, which are served too.",
+)
 @command
-def up(settings: Settings, /, *, port: int, pages_port: int | None, sql_port: int | None, names: Sequence[str]) -> None:
+def up(
+    settings: Settings,
+    /,
+    *,
+    port: int,
+    pages_port: int | None,
+    sql_port: int | None,
+    names: Sequence[str],
+    further: Path | None,
+) -> None:
     """Serve the pages and Dagster, its UI and daemon, until Ctrl-C.
 
     Everything listens on 127.0.0.1. Also starts the embedded server, unless CAPACITY_DATABASE_URL is set; --sql-port
@@ -100,7 +115,9 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, sql_port: in
             environment["CAPACITY_DAGSTER_URL"] = settings.dagster_url_of_people or ui_address
             environment["CAPACITY_PAGES_URL"] = settings.pages_url or pages_address
             workspace, log = settings.dagster_home / status.WORKSPACE, settings.dagster_home / "up.log"
-            addresses, others = {"Dagster UI": ui_address}, _processes_of_dagster(settings, workspace, port, names)
+            addresses = {"Dagster UI": ui_address}
+            workspaces = [workspace, *([further] if further else [])]
+            others = processes_of_dagster(settings, workspaces, port, names)
             if _pages_can_be_served(settings):
                 addresses = {"Pages": pages_address, **addresses}
                 others["the pages"] = _pages_arguments(pages_port, names)
@@ -155,12 +172,16 @@ def _opened_to_sql(settings: Settings, sql_port: int) -> Iterator[str]:
                 embedded.lock_reader_out(engine)
 
 
-def _processes_of_dagster(settings: Settings, workspace: Path, port: int, names: Sequence[str]) -> dict[str, list[str]]:
+def processes_of_dagster(
+    settings: Settings, workspaces: Sequence[Path], port: int, names: Sequence[str]
+) -> dict[str, list[str]]:
+    """Return the module and arguments of each; all of them serve the code locations of the workspaces."""
     further = [word for name in names for word in ("--name", name)]
     web = ["--host", HOST, "--port", str(port), "--reports", str(settings.reports), *further]
+    served = [word for workspace in workspaces for word in ("--workspace", str(workspace))]
     return {
-        "the web server": ["capacity_assets.orchestration.webserver", "--workspace", str(workspace), *web],
-        "the daemon": ["dagster._daemon", "run", "--workspace", str(workspace)],
+        "the web server": ["capacity_assets.orchestration.webserver", *served, *web],
+        "the daemon": ["dagster._daemon", "run", *served],
     }
 
 

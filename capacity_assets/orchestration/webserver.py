@@ -103,7 +103,7 @@ class GuardedWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceReques
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
-@click.option("--workspace", required=True, help="File that says where the code is.")
+@click.option("--workspace", "workspaces", required=True, multiple=True, help="File that says where the code is.")
 @click.option("--reports", required=True, type=click.Path(path_type=Path), help="Folder of the growth reports.")
 @click.option(
     "--name",
@@ -113,7 +113,7 @@ class GuardedWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceReques
 )
 @click.option("--read-only", is_flag=True, help="Launch and change nothing.")
 def main(  # noqa: PLR0913 -- one argument per option
-    host: str, port: int, workspace: str, reports: Path, names: Sequence[str], *, read_only: bool
+    host: str, port: int, workspaces: Sequence[str], reports: Path, names: Sequence[str], *, read_only: bool
 ) -> None:
     """Serve the Dagster UI, for its own pages only."""
     os.umask(PRIVATE_UMASK)
@@ -122,7 +122,7 @@ def main(  # noqa: PLR0913 -- one argument per option
     own = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
     with DagsterInstance.get() as instance:
         instance.optimize_for_webserver(STATEMENT_TIMEOUT_MILLISECONDS, POOL_RECYCLE_SECONDS, MAX_OVERFLOW)
-        target = WorkspaceFileTarget(paths=[workspace])
+        target = WorkspaceFileTarget(paths=list(workspaces))
         with WorkspaceProcessContext(instance, target, version=__version__, read_only=read_only) as context:
             dagster = GuardedWebserver(context, {*own, *names}, reports).create_asgi_app()
             app = SecurityHeaders(dagster, FRAMED_BY_ITSELF)

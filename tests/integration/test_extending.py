@@ -26,13 +26,31 @@ MARCH = date(2025, 3, 1)
 
 @pytest.fixture
 def location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
-    [source] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
-    (tmp_path / "cost_location.py").write_text(source)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "cost_location", raising=False)
-    defs = import_module("cost_location").defs
-    assert isinstance(defs, dg.Definitions)
+    return documented("cost_location", tmp_path, monkeypatch)
+
+
+def documented(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
+    """The definitions of a module that the page shows whole; Dagster takes a module with one object of them only."""
+    sources = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    [source] = [source for source in sources if source.startswith(f'"""{name}.py:')]
+    (folder / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    [defs] = [one for one in vars(import_module(name)).values() if isinstance(one, dg.Definitions)]
     return defs
+
+
+@pytest.mark.usefixtures("settings")
+def test_the_documented_graph_in_a_project_of_ones_own_loads_and_its_asset_reads_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defs = documented("mine", tmp_path, monkeypatch)
+
+    job = defs.resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(asset_selection=[dg.AssetKey("stale_windows")])
+
+    assert result.output_for_node("stale_windows") == 0
+    assert dg.AssetKey(["dba", "daily_database_aggregations"]) in defs.resolve_asset_graph().get_all_asset_keys()
 
 
 def test_the_documented_asset_computes_from_the_figures_and_hangs_on_ours(
