@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -29,7 +28,6 @@ ABOUT = (
     "changed."
 )
 OWN, SHARED = "#/$defs/", "#/components/schemas/"
-REFERENCE = re.compile(r'"#/\$defs/(\w+)"')
 REFUSAL_TEXTS = {
     "400": "A parameter is unknown or invalid.",
     "404": "Not found.",
@@ -79,17 +77,6 @@ def _schemas(pages: tuple[PageRoute, ...]) -> tuple[dict[str, str], dict[str, An
     inputs: list[tuple[str, Any, TypeAdapter[Any]]] = [(page.name, "serialization", page.form) for page in pages]
     references, found = TypeAdapter.json_schemas(inputs, schema_generator=_Described)
     return {name: one["$ref"].removeprefix(OWN) for (name, _), one in references.items()}, found["$defs"]
-
-
-def answer_schema(pages: tuple[PageRoute, ...], page: PageRoute) -> dict[str, Any]:
-    """Return the JSON schema of the answer of one of the pages, with all that it refers to."""
-    names, kinds = _schemas(pages)
-    used, unread = {}, [names[page.name]]
-    while unread:
-        name = unread.pop()
-        used[name] = kinds[name]
-        unread += {one for one in REFERENCE.findall(json.dumps(kinds[name])) if one not in used}
-    return {**used.pop(names[page.name]), "$defs": used}
 
 
 def parameter_schema(page: PageRoute, name: str) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """The MCP server: a read-only tool for each answer of the API, over standard input and output.
 
+Models read answers whole, so a list has few rows, series of charts are left out, and no tool describes its answer.
 The SDK of the protocol is an extra, so it is imported where it is used.
 """
 
@@ -10,7 +11,7 @@ import json
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from capacity_assets.web.api import ABOUT, answer_schema, arguments_schema
+from capacity_assets.web.api import ABOUT, arguments_schema
 from capacity_assets.web.app import PAGES, REFUSED_ERRORS, PageServer, refusal_of
 from capacity_assets.web.rendering import PageRoute
 
@@ -21,8 +22,27 @@ if TYPE_CHECKING:
 INSTRUCTIONS = (
     f"{ABOUT} To find the team that grew most, call groups with by=team and order=growth; the database that grew most, "
     "databases with order=growth; what is full first, filling; the ID of a server, search. A null group name means "
-    "items without that label."
+    "items without that label. A list has at most `shown` rows; left_out counts those beyond, by list. To read one in "
+    "full, raise shown and go through the pages."
 )
+SHOWN, MOST_SHOWN = 20, 200
+SERIES = frozenset({"sizes", "earlier", "used", "recent", "drawn", "history", "history_months"})
+"""Lists with a value for each window or month, as charts draw them."""
+BOUNDS: dict[str, dict[str, object]] = {
+    "shown": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MOST_SHOWN,
+        "default": SHOWN,
+        "description": "Maximum number of rows of each list.",
+    },
+    "series": {
+        "type": "boolean",
+        "default": False,
+        "description": "Whether to return the series that charts draw, too.",
+    },
+}
+"""Parameters of every tool, beside those of its answer."""
 PAGE_BY_NAME = {page.name: page for page in PAGES}
 
 
@@ -46,8 +66,7 @@ def tools_server(answers: PageServer) -> Server[Any]:
     from mcp.types import ListToolsResult
 
     async def on_list(_context: object, _params: PaginatedRequestParams | None) -> ListToolsResult:
-        # Describing the answers takes a second.
-        return ListToolsResult(tools=await asyncio.to_thread(lambda: [tool_of(page) for page in PAGES]))
+        return ListToolsResult(tools=[tool_of(page) for page in PAGES])
 
     async def on_call(_context: object, params: CallToolRequestParams) -> CallToolResult:
         return await asyncio.to_thread(call_tool, answers, params.name, params.arguments or {})
@@ -65,12 +84,12 @@ def tool_of(page: PageRoute) -> Tool:
     """Return the tool of an answer."""
     from mcp.types import Tool, ToolAnnotations
 
+    arguments = arguments_schema(page)
     return Tool(
         name=page.name,
         title=page.title,
         description=page.description,
-        input_schema=arguments_schema(page),
-        output_schema=answer_schema(PAGES, page),
+        input_schema={**arguments, "properties": {**arguments["properties"], **BOUNDS}},
         annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False),
     )
 
@@ -80,11 +99,36 @@ def call_tool(answers: PageServer, name: str, arguments: dict[str, Any]) -> Call
     from mcp.types import CallToolResult, TextContent
 
     given = {key: str(value) for key, value in arguments.items() if value is not None}
+    with_series = given.pop("series", "false").lower() == "true"
+    written = given.get("shown", "") if name == "search" else given.pop("shown", "")
+    shown = min(int(written), MOST_SHOWN) if written.isdecimal() and int(written) else SHOWN
     if name not in PAGE_BY_NAME:
         text = f"There is no tool {name!r}; there are {', '.join(PAGE_BY_NAME)}."
         return CallToolResult(content=[TextContent(text=text)], is_error=True)
     try:
-        text = answers.json_of(PAGE_BY_NAME[name], given).decode()
+        answer = json.loads(answers.json_of(PAGE_BY_NAME[name], given))
     except REFUSED_ERRORS as error:
         return CallToolResult(content=[TextContent(text=refusal_of(error)[1])], is_error=True)
-    return CallToolResult(content=[TextContent(text=text)], structured_content=json.loads(text))
+    left_out: dict[str, int] = {}
+    bounded = bounded_answer(answer, shown, left_out, with_series=with_series)
+    text = json.dumps({**bounded, "left_out": left_out}, ensure_ascii=False, separators=(",", ":"))
+    return CallToolResult(content=[TextContent(text=text)])
+
+
+def bounded_answer(value: Any, shown: int, left_out: dict[str, int], *, with_series: bool, path: str = "") -> Any:
+    """Return an answer with at most `shown` rows in each list; `left_out` gets the number of others by list."""
+    if isinstance(value, list):
+        if len(value) > shown:
+            left_out[path] = left_out.get(path, 0) + len(value) - shown
+        return [bounded_answer(one, shown, left_out, with_series=with_series, path=path) for one in value[:shown]]
+    if not isinstance(value, dict):
+        return value
+    bounded = {}
+    for name, one in value.items():
+        is_series = name in SERIES and isinstance(one, list)
+        if is_series and with_series:
+            bounded[name] = one
+        elif not is_series:
+            place = f"{path}.{name}" if path else name
+            bounded[name] = bounded_answer(one, shown, left_out, with_series=with_series, path=place)
+    return bounded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,12 @@ from tests.command import capacity
 from tests.pages_fleet import GROWING, filled
 
 PREPARED = {"pages": filled}
+LARGEST_ANSWER, LARGEST_LIST = 20_000, 20_000
+"""Characters, which a model can read beside much else."""
+
+
+def answer_of(result: Any) -> Any:
+    return json.loads(result.content[0].text)
 
 
 def asking(database: URL, questions: Callable[[Client], Awaitable[Any]]) -> Any:
@@ -39,29 +46,42 @@ def test_a_client_finds_the_team_that_grew_most_and_is_refused_in_a_sentence(dat
         tools = (await client.list_tools()).tools
         grown = await client.call_tool("groups", {"by": "team", "period": "monthly", "order": "growth"})
         found = await client.call_tool("search", {"q": "server-1", "shown": 1})
-        number = found.structured_content["found"][0]["server_id"]
-        largest = await client.call_tool("databases", {"order": "size", "engine": "postgresql", "page": 1})
-        server = await client.call_tool("server", {"server": number, "range": "30d"})
+        number = answer_of(found)["found"][0]["server_id"]
+        largest = await client.call_tool("databases", {"order": "size", "engine": "postgresql", "page": 1, "shown": 1})
+        server = await client.call_tool("server", {"server": number, "range": "30d", "series": True})
+        chosen = {"server": number, "database": "orders", "by": "team"}
+        names = {"volume": "/data", "table": "audit"}
+        bounded = {}
+        for tool in tools:
+            given = {**chosen, "name": names.get(tool.name, "orders")}
+            needed = {name: given[name] for name in tool.input_schema["required"]}
+            bounded[tool.name] = await client.call_tool(tool.name, needed)
         refused = [
             await client.call_tool("server", {"server": 99}),
             await client.call_tool("groups", {"team": "payments"}),
             await client.call_tool("drop", {}),
         ]
-        return client.instructions, tools, grown, largest, server, refused
+        return client.instructions, tools, grown, largest, server, bounded, refused
 
-    instructions, tools, grown, largest, server, refused = asking(database, questions)
+    instructions, tools, grown, largest, server, bounded, refused = asking(database, questions)
 
     assert [tool.name for tool in tools] == [page.name for page in PAGES]
     assert all(tool.annotations.read_only_hint for tool in tools)
     assert "the team that grew most" in instructions
-    # The client has checked each answer against the schema of its tool.
-    team = grown.structured_content["groups"][0]
+    team = answer_of(grown)["groups"][0]
     assert (team["name"], team["change_mb"]) == ("payments", 50 * 30.5), (
         "the means of May and June are so many days apart"
     )
-    assert grown.content[0].text.startswith("{"), "for clients that know no structured answers"
-    assert largest.structured_content["databases"][0]["size_mb"] == GROWING[-1]
-    assert server.structured_content["server"]["server"] == "server-1"
+    largest = answer_of(largest)
+    assert [one["size_mb"] for one in largest["databases"]] == [GROWING[-1]]
+    assert largest["left_out"]["databases"] == 2
+    assert answer_of(server)["server"]["server"] == "server-1"
+    assert len(answer_of(server)["sizes"]) == 30
+    assert "sizes" not in answer_of(bounded["server"])
+    assert {name for name, one in bounded.items() if one.is_error} == {"table"}, "it is in the schema public"
+    lengths = {name: len(one.content[0].text) for name, one in bounded.items()}
+    assert max(lengths.values()) < LARGEST_ANSWER, lengths
+    assert len(json.dumps([tool.model_dump(mode="json", exclude_none=True) for tool in tools])) < LARGEST_LIST
     assert [one.is_error for one in refused] == [True] * 3
     assert refused[0].content[0].text == "No server with ID 99."
     assert refused[1].content[0].text.startswith("groups has no parameter 'team'; it has by, period")
