@@ -317,8 +317,8 @@ def format_of(output: str, formats: Collection[str]) -> str | None:
         return None
     form = Path(output).suffix.lower().removeprefix(".")
     if form not in formats:
-        *others, last = (f".{name}" for name in formats)
-        raise ValidationError(f"{output!r} must end in {', '.join(others)} or {last}.")
+        endings = " or ".join(f".{name}" for name in formats)
+        raise ValidationError(f"{output!r} must end in {endings}.")
     return form
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import URL
 
 from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.periods import Clock
-from capacity_assets.base.units import LARGEST_BYTES, LARGEST_MB, printable
+from capacity_assets.base.units import BYTES_PER_MB, LARGEST_BYTES, LARGEST_MB, printable
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
 from capacity_assets.collection.engines.base import (
     FILES,
@@ -168,8 +168,9 @@ class ProbeOutcome:
 
     @property
     def total_size_mb(self) -> int:
-        """The sum of its databases, MiB."""
-        return sum(size.size_mb for size in self.sizes)
+        """The sum of its databases, MiB, rounded once as the stored total."""
+        sizes = (size.size_mb * BYTES_PER_MB if size.size_bytes is None else size.size_bytes for size in self.sizes)
+        return sum(sizes) // BYTES_PER_MB
 
     @property
     def unknown_parts(self) -> list[str]:

@@ -180,7 +180,7 @@ def test_a_file_says_what_it_leaves_out_and_what_cannot_be_written_is_refused(tm
     assert "Left out: 20.0 GiB without a price." in said
     document = json.loads(printed(*asked, str(tmp_path / "x.csv"), "--json"))
     assert (document["rows"], document["bill"]["amount"]) == (1, "2.00")
-    assert "must end in" in capacity(*asked, str(tmp_path / "x.html")).output
+    assert "x.html' must end in .csv." in capacity(*asked, str(tmp_path / "x.html")).output
     assert "needs a file" in capacity("bill", "--month", "2025-06", "--format", "focus", "--json").output
 
 
