@@ -23,6 +23,7 @@ work_options = options.combined_options(
         "periods",
         multiple=True,
         required=True,
+        type=options.OneOf((*PERIODS, SCOPE_ALL)),
         help=f"{', '.join(PERIODS)}; may be repeated, or 'all'.",
         shell_complete=options.completion_of((*PERIODS, SCOPE_ALL)),
     ),

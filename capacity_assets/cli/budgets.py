@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
@@ -225,7 +226,16 @@ def _notes(session: DeclarationSession, declared: Sequence[MonthBudget]) -> Iter
         key, _, name = group.partition("=")
         is_label = name and key in session.settings.label_keys
         if is_label and (unknown := label_of_nothing(session.engine, key, name)):
-            yield f"note: {unknown}"
+            undo = "" if session.dry_run else f" Undo: `{_removal(session, group, declared)}`."
+            yield f"note: {unknown}{undo}"
+
+
+def _removal(session: DeclarationSession, group: str, declared: Sequence[MonthBudget]) -> str:
+    """Return the command that removes the budgets of a group."""
+    months = sorted(one.month for one in declared if one.group == group)
+    first, number = months[0], (months[-1].year - months[0].year) * 12 + months[-1].month - months[0].month + 1
+    month = "" if [first] == _months(session, None, 1) else f" --month {first:%Y-%m}"
+    return f"capacity budgets remove {shlex.quote(group)}{month}{f' --months {number}' if number > 1 else ''}"
 
 
 def _cells(stored: Stored[MonthBudget]) -> list[object]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import date
+from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import click
 
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.periods import Clock
-from capacity_assets.base.settings import Settings
+from capacity_assets.base.settings import HORIZONS_DAYS, Settings
 from capacity_assets.base.units import human_mb
 from capacity_assets.cli import declaring, options
 from capacity_assets.cli.declaring import DECLARED, DeclarationReport, DeclarationSession
@@ -21,8 +22,8 @@ from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import Report, Table, say
 from capacity_assets.forecast import decisions as forecast
 from capacity_assets.forecast.decisions import Decision, StoredDecision, percent
-from capacity_assets.forecast.results import display_name
-from capacity_assets.reading.forecasts import runway_of
+from capacity_assets.forecast.results import TOO_LITTLE_HISTORY, display_name
+from capacity_assets.reading.forecasts import StoredRunway, runway_of
 from capacity_assets.reading.subjects import server_id_of
 
 MOST_WHERE_NOT_FULL = 0.99
@@ -112,7 +113,22 @@ def _say_planned(session: DeclarationSession, *, decision: Decision) -> None:
     with database_errors(doing="reading forecasts"), session.engine.connect() as connection:
         number = server_id_of(connection, decision.server) or 0
         runway = runway_of(connection, session.today(), number, decision.subject, decision.name)
-    say(runway.planned.sentence if runway and runway.planned else "No date with the raised limit is known.")
+    say(runway.planned.sentence if runway and runway.planned else _why_no_date(decision, runway))
+
+
+def _why_no_date(decision: Decision, runway: StoredRunway | None) -> str:
+    """Say why a plan has no second fill date."""
+    if runway is None:
+        reason = "no forecast of it was issued"
+    elif runway.limit_mb is None:
+        reason = f"its limit is not known. `capacity limits set {shlex.quote(decision.server)}` declares one"
+    elif runway.state == TOO_LITTLE_HISTORY:
+        reason = "it has too little history for a forecast"
+    elif decision.until > runway.last_day + timedelta(days=max(HORIZONS_DAYS)):
+        reason = "its day is beyond the forecasts, which reach a year"
+    else:
+        reason = "it does not raise the limit that binds"
+    return f"No date with the raised limit is known: {reason}."
 
 
 @click.group(cls=OrderedGroup)

@@ -58,7 +58,10 @@ def set_limit(session: DeclarationSession, /, *, gb: str | None, unlimited: bool
     """
     if unlimited == (gb is not None):
         raise ValidationError("Give either --gb or --unlimited.")
-    limit = declaration(Limit, {**values, "limit_gb": UNLIMITED if unlimited else gb})
+    try:
+        limit = declaration(Limit, {**values, "limit_gb": UNLIMITED if unlimited else gb})
+    except ValidationError as error:
+        raise ValidationError(str(error).replace(f"write {UNLIMITED}", "use --unlimited")) from None
     return _declare_limits(
         session, [limit], f"{subject_text(limit.server, limit.database)}: {limit_text(limit.limit_mb)}."
     )

@@ -277,6 +277,18 @@ password_option = click.option(
 )
 
 
+class OneOf(click.types.StringParamType):
+    """A text whose possible values are named where it is missing; the command itself refuses another one."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Take the names in the order in which they are shown."""
+        self._names = tuple(names)
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
+        """Name the choices, as click does for its own."""
+        return f"Choose from: {', '.join(self._names)}."
+
+
 def period_option(default: str | None = None) -> Callable[[Any], Any]:
     """Return the option --period of a command that shows one period."""
     names, complete = f"One of {', '.join(PERIODS)}.", completion_of(PERIODS)

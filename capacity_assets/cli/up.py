@@ -126,6 +126,9 @@ def up(
                     for name, address in addresses.items():
                         _wait_until_served(processes, f"{address}/{PROBED_PATHS[name]}", log, stop)
                         say(f"{name}: {address}")
+                    # For a second `capacity up` on this folder.
+                    lock.write(f" {next(iter(addresses.values()))}")
+                    lock.flush()
                     if settings.capacity_url is None:
                         say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
                     if sql_login is not None:

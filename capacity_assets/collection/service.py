@@ -45,6 +45,7 @@ from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import SERVERS_IN_SERVICE
 
 _NUMBERED = re.compile(r"([0-9]{1,3})/([0-9]{1,3})")
+ELSEWHERE_NAMED = 3
 HOW_TO_WRITE = "write 2/4 for the second of four shares, zone=eu for servers with a label, or zone= for those without"
 
 
@@ -138,7 +139,7 @@ class CollectionSummary:
     imported_volumes: int = 0
     object_databases: int = 0
     unknown_objects: tuple[str, ...] = ()
-    filled_elsewhere: int = 0
+    filled_elsewhere: Sequence[str] = ()
     duration_seconds: float = 0.0
 
     @property
@@ -186,8 +187,8 @@ class CollectionSummary:
             named = first_of(self.not_counted, NAMED)
             parts.append(f"Not counted, because no size is reported: {named}.")
         if self.filled_elsewhere:
-            more = counted(self.filled_elsewhere, "further active server")
-            parts.append(f"Not measured from here, because no address is registered: {more}.")
+            named = first_of(self.filled_elsewhere, ELSEWHERE_NAMED)
+            parts.append(f"Not measured from here, because no address is registered: {named}.")
         return " ".join(parts)
 
     def with_outcomes(self, outcomes: Sequence[ProbeOutcome]) -> CollectionSummary:
@@ -340,8 +341,8 @@ class CollectionService:
 
     def _tasks(
         self, day: date, names: Sequence[str] | None, *, again: bool, share: CollectionShare | None
-    ) -> tuple[list[ServerToMeasure], int, int]:
-        """Return what is to be measured, and the numbers of servers measured before and filled elsewhere."""
+    ) -> tuple[list[ServerToMeasure], int, list[str]]:
+        """Return what is to be measured, how many were measured before, and the names of those filled elsewhere."""
         servers = registered_servers(self.engine, names)
         if share is not None:
             chosen = servers_of_share(self.engine, share, [one.id for one in servers], day)
@@ -356,7 +357,7 @@ class CollectionService:
             ServerToMeasure(one.id, one.server, history.get(one.id, ProbeHistory()), one.id in done, one.id in due)
             for one in left
         ]
-        elsewhere = sum(one.active and not one.is_collected for one in servers)
+        elsewhere = [one.server.name for one in servers if one.active and not one.is_collected]
         return tasks, len(wanted) - len(left), elsewhere
 
     def _due_objects(self, servers: Sequence[RegisteredServer], day: date) -> set[int]:

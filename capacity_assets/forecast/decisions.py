@@ -31,7 +31,7 @@ from capacity_assets.base.declarations import (
 )
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import human_day, human_mb, printable, suggestion
+from capacity_assets.base.units import first_of, human_day, human_mb, printable, suggestion
 from capacity_assets.database.declared_rows import (
     UnknownSubjectError,
     declaring,
@@ -63,6 +63,7 @@ _KEY = ("instance_id", "subject", "name")
 Key: TypeAlias = tuple[int, str, str]
 
 LONGEST_TEXT = 1_000
+VOLUMES_NAMED = 8
 """Longest note and longest address of a ticket, in characters."""
 PROBABILITY_PLACES = 3
 GROWN_BY = 0.1
@@ -151,7 +152,7 @@ def checked_decision(values: Mapping[str, object], today: date) -> Decision:
     problems = [
         (bool(decision.database and decision.volume), "Name either a database or a volume."),
         (decision.added_mb is not None and decision.kind != PLANNED, f"gb is for {PLANNED} only."),
-        (decision.until < today, f"until {decision.until} is in the past."),
+        (decision.until < today, f"until {decision.until} is in the past; give today or a later day."),
     ]
     for is_wrong, problem in problems:
         if is_wrong:
@@ -319,7 +320,9 @@ def subject_named(engine: Engine, server: str, name: str | None, *, is_volume: b
                 return DecisionSubject(server, name, None)
         except UnknownSubjectError as error:
             if name not in volumes:
-                raise NotFoundError(f"{error}{_with_backslashes(name, volumes)}") from None
+                known = first_of(sorted(volumes), VOLUMES_NAMED) if volumes else "none"
+                neither = f"{error} Nor is it a volume (known volumes: {known})."
+                raise NotFoundError(f"{neither}{_with_backslashes(name, volumes)}") from None
     return DecisionSubject(server, None, name)
 
 

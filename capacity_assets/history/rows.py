@@ -7,11 +7,13 @@ Where it does not tell, it is refused with both readings; nothing is guessed. Th
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
+from difflib import get_close_matches
 from functools import cache, lru_cache, partial
 from zoneinfo import ZoneInfo
 
@@ -32,6 +34,7 @@ MOST_DIGITS = 30
 LARGEST_EXPONENT = 20
 """Of ten; more than that of the maximum size in bytes."""
 MOST_LISTED, BEGINNING = 20, 4
+ALIKE = 0.75
 """How many headings of a source are shown, and how much of one that may be a secret."""
 _HEADING = re.compile(r"[A-Za-z][A-Za-z _]{,30}")
 # Digits of other alphabets and `1_000` are not numbers here.
@@ -97,12 +100,18 @@ def column_positions(
         missing.insert(0, SERVER)
         whose = "If all rows are of one server, name it with --server; a column of numbers is --map instance_id=NAME. "
     if missing:
-        mapped = " ".join(f"--map {name}=NAME" for name in missing)
+        mapped = " ".join(f"--map {name}={_alike(name, headings)}" for name in missing)
         raise ValidationError(
             f"The source has no column {', '.join(missing)}. Say which columns these are: {mapped}. {whose}It has "
             f"{_listed(headings)}. Nothing was imported."
         )
     return places
+
+
+def _alike(name: str, headings: Sequence[str]) -> str:
+    """Return the heading that is most like a missing one, for a shell; NAME where none is."""
+    close = get_close_matches(name, headings, n=1, cutoff=ALIKE)
+    return shlex.quote(close[0]) if close else "NAME"
 
 
 def _listed(headings: Sequence[str]) -> str:

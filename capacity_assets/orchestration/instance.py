@@ -288,13 +288,14 @@ def folder_lock(settings: Settings) -> Iterator[IO[str]]:
         yield lock
 
 
-def _holder_text(home: Path, numbers: Sequence[str]) -> str:
-    """Describe the holder of the lock; `numbers` are those of its process and of Dagster's process group."""
-    process, group = (*numbers, "unknown", "unknown")[:2]
+def _holder_text(home: Path, words: Sequence[str]) -> str:
+    """Describe the holder of the lock: its process, Dagster's process group and, once it serves, its address."""
+    process, group, *address = (*words, "unknown", "unknown")[: max(len(words), 2)]
+    at = f", at {address[0]}" if address else ""
     if _is_up(process):
         return (
-            f"Another `capacity up` (process {process}) serves {home.parent} already. Use that one, or set "
-            "CAPACITY_HOME to another folder."
+            f"Another `capacity up` (process {process}) serves {home.parent} already. Use that one{at}, or "
+            "set CAPACITY_HOME to another folder."
         )
     return (
         f"Dagster is left over from a `capacity up` that was killed (process group {group}), and no longer works. End "

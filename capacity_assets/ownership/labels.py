@@ -370,7 +370,7 @@ def refuse_unknown_grouping(by: str, keys: Sequence[str]) -> None:
     """Raise ValidationError unless groups are made by this."""
     known = (*WITHOUT_LABEL, *keys)
     if by not in known:
-        raise ValidationError(f"There are no groups by {by!r}; known are {', '.join(known)}.")
+        raise ValidationError(f"There are no groups by {by!r}; known are {', '.join(known)}.{suggestion(by, known)}")
 
 
 def default_grouping(keys: Sequence[str]) -> str:

@@ -135,6 +135,7 @@ def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_
     second = run(home, "up", *free_ports())
     assert second.returncode == 1
     assert re.search(r"Another `capacity up` \(process \d+\) serves", second.stderr)
+    assert "Use that one, at http://127.0.0.1:" in second.stderr
     assert "kill" not in second.stderr, "it works"
 
 

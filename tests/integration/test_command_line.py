@@ -81,7 +81,7 @@ BAD_USAGE = [
     (("--period", "daily", "--from", "2026-02-30"), "'2026-02-30' is not a day of the calendar"),
     (("--period", "yearly", "--from", "2998-12-30", "--to", "2998-12-31"), "partition range: the first starts on"),
     (("--period", "hourly", "--period", "all"), "Unknown period 'hourly'"),
-    ((), "Missing option '--period'"),
+    ((), "Missing option '--period'. Choose from: daily, weekly, monthly, quarterly, yearly, all."),
 ]
 
 

@@ -314,7 +314,7 @@ def test_commands_declare_list_import_and_remove_decisions(engine: Engine, tmp_p
 
 
 NO_DECISIONS = [
-    (["orders", "planned", "--until", "2020-01-01", "--note", "x"], "until 2020-01-01 is in the past."),
+    (["orders", "planned", "--until", "2020-01-01", "--note", "x"], "is in the past; give today or a later day."),
     (["orders", "acknowledged", "--until", str(SOON), "--note", "x", "--gb", "5"], "gb is for planned only."),
     (["orders", "planned", "--until", str(SOON), "--note", " "], "note is empty: say why."),
     (["orders", "planned", "--until", str(SOON), "--note", "x", "--gb", "much"], "'much' is not a number of GiB"),
@@ -324,6 +324,10 @@ NO_DECISIONS = [
     (["orders", "planned", "--until", str(SOON), "--note", "x" * 1001], "note has 1,001 characters; at most 1,000"),
     (["orders", "planned", "--until", str(SOON), "--note", "x", "--gb", "1e999999999"], "is not a number of GiB"),
     (["ordres", "planned", "--until", str(SOON), "--note", "x"], "Did you mean 'orders'?"),
+    (
+        ["/d", "planned", "--until", str(SOON), "--note", "x"],
+        "was ever measured. Nor is it a volume (known volumes: none)",
+    ),
     (["/data", "planned", "--volume", "--until", str(SOON), "--note", "x"], "No disk '/data' on server-1 was measured"),
     (["orders", "still", "planned", "--until", str(SOON), "--note", "x"], "'orders still' is more than one name"),
     (["orders", "ack", "--until", str(SOON), "--note", "x"], "'ack' is not one of"),
@@ -441,3 +445,13 @@ def test_a_plan_beyond_the_end_of_the_forecast_says_nothing_of_a_date(engine: En
     issue_runways(engine, TODAY, TODAY)
 
     assert stored_runways(engine)["orders"]["planned_day"] is None
+
+
+@pytest.mark.usefixtures("today")
+def test_a_plan_without_a_second_date_says_why(engine: Engine) -> None:
+    issue_runways(engine, TODAY, TODAY)
+    until = ["--until", str(TODAY + timedelta(days=400)), "--note", "disk"]
+
+    beyond = printed("decide", "server-1", "orders", "planned", *until, "--gb", "1")
+
+    assert "No date with the raised limit is known: its day is beyond the forecasts, which reach a year." in beyond

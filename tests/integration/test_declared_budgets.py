@@ -44,6 +44,7 @@ def test_a_bill_is_held_against_the_budget_of_each_group_and_the_differences_add
     assert said == "team=payments: 14.00 EUR for June 2025.\n"
     said = printed("budgets", "set", "team=shop", "5", "--month", "2025-06")
     assert "note: Nothing has the label team=shop." in said
+    assert "Undo: `capacity budgets remove team=shop --month 2025-06`." in said
 
     found, shown = bill(), " ".join(printed("bill", "--month", "2025-06").split())
 

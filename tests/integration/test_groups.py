@@ -146,6 +146,7 @@ def test_without_any_label_the_fleet_is_one_group_and_says_how_to_declare_one() 
 
     assert "No database has such a label yet. `capacity labels set`" in shown
     assert "There are no groups by 'colour'" in capacity("groups", "--by", "colour").output
+    assert "Did you mean 'team'?" in capacity("groups", "--by", "teem").output
 
 
 def test_an_explanation_names_the_labels_of_its_window() -> None:

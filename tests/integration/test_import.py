@@ -174,6 +174,7 @@ UNREADABLE = [
         "The source has no column server. Say which columns these are: --map server=NAME",
     ),
     ("instance_id,database,day,size_mb\n", [], "--map instance_id=NAME"),
+    ("server,databse,day,size_mb\n", [], "these are: --map database=databse. It has 'server', 'databse'"),
     (HEAD, ["--map", "size_mb=nope"], "the source has no such column"),
     (HEAD, ["--map", "colour=size_mb"], "there is no such column; ours are server"),
     (HEAD, ["--map", "size_mb"], "is not of the form OURS=THEIRS"),

@@ -41,6 +41,12 @@ def test_trying_a_server_says_what_works(
     assert PASSWORD not in tried.output + str(answer)
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM database_size_stats")).scalar() == 0
+    measured_postgres.execute(
+        "REVOKE pg_read_all_stats FROM capacity_probe", "REVOKE CONNECT ON DATABASE tried FROM PUBLIC"
+    )
+    refused = capacity("instances", "test", "a").output
+    assert "Grant its login the rights below." in refused
+    assert "GRANT pg_read_all_stats" in refused
 
 
 def test_trying_a_server_says_what_fails_and_which_rights_are_needed(engine: Engine) -> None:

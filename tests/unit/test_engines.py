@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import ipaddress
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, date, datetime
 from typing import cast
 
 import pytds
@@ -39,7 +39,8 @@ from capacity_assets.collection.engines.base import (
     objects_by_database,
     objects_of,
 )
-from capacity_assets.collection.measuring import IMPOSSIBLE_OBJECTS, possible_objects
+from capacity_assets.collection.measuring import IMPOSSIBLE_OBJECTS, ProbeOutcome, possible_objects
+from capacity_assets.collection.service import CollectionSummary
 from tests.recorded import Answers, Recorded
 
 MB, GB = 1024**2, 1024**3
@@ -60,6 +61,18 @@ def test_engines_are_found_by_their_entry_points() -> None:
         ValidationError, match=r"'db2' is not an engine that can be measured; known are clickhouse, mariadb"
     ):
         engine_named("db2")
+    with pytest.raises(ValidationError, match="Did you mean 'postgresql'"):
+        engine_named("postgres")
+
+
+def test_a_run_adds_up_bytes_as_its_stored_total_does_and_names_servers_without_an_address() -> None:
+    sizes = (DatabaseSize.of_bytes("a", MB * 3 // 2), DatabaseSize.of_bytes("b", MB * 3 // 2), DatabaseSize("c", 4))
+    outcome = ProbeOutcome(1, "one", datetime(2025, 7, 20, tzinfo=UTC), sizes)
+
+    summary = CollectionSummary(date(2025, 7, 20), filled_elsewhere=["x", "y"]).with_outcomes([outcome])
+
+    assert summary.measured_size_mb == 3 + 4
+    assert "Not measured from here, because no address is registered: x, y." in summary.message
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
 
 from capacity_assets.base.errors import ValidationError
-from capacity_assets.base.units import BYTES_PER_MB, first_of
+from capacity_assets.base.units import BYTES_PER_MB, first_of, suggestion
 from capacity_assets.database.measures import SIZE_KINDS, USED_SIZE
 
 Found = TypeVar("Found")
@@ -620,7 +620,8 @@ def engine_named(name: str) -> EngineAdapter:
         return engines()[name]
     except KeyError:
         known = ", ".join(engines())
-        raise ValidationError(f"{name!r} is not an engine that can be measured; known are {known}.") from None
+        problem = f"{name!r} is not an engine that can be measured; known are {known}."
+        raise ValidationError(f"{problem}{suggestion(name, engines())}") from None
 
 
 def excluded_databases(setting: str) -> dict[str, tuple[str, ...]]:
