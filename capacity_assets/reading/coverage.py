@@ -178,7 +178,7 @@ class UnmeasuredServer:
     tried_on: date | None
     """Day of the last attempt to measure it; None: no attempt in the last week."""
     is_registered: bool
-    """Whether it is measured from here; the samples of others arrive by import or from another application."""
+    """Whether it was tried from here in the last months; samples of others are imported or come from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def _with_reasons(connection: Connection, servers: Sequence[Row[Any]], day: date
     last_days = {} if day is None else newest_measured_days(connection, numbers, day)
     attempts = rows(connection, last_attempts, servers=numbers, day=day, days=ATTEMPT_DAYS)
     of_targets = """
-        SELECT server_id FROM capacity_declared_servers WHERE server_id = ANY (CAST(:servers AS integer[]))"""
+        SELECT DISTINCT server_id FROM capacity_attempts WHERE server_id = ANY (CAST(:servers AS integer[]))"""
     registered = {row.server_id for row in rows(connection, of_targets, servers=numbers)}
     outcomes = {row.server_id: (row.failure, row.reason, row.day) for row in attempts}
     return [

@@ -70,7 +70,7 @@ class ServerRow:
     tried_on: date | None = None
     """Day of the last attempt within a week; None: it was measured, or there was no attempt."""
     is_registered: bool | None = None
-    """Whether it is measured from here; None: it was measured."""
+    """Whether it was tried from here in the last months; None: it was measured."""
     is_partial: bool = False
     """Whether some of its databases were not measured in the window and are missing in its size."""
     is_change_partial: bool = False
