@@ -726,7 +726,7 @@ _LAST_BILL = """
 SELECT month, issue FROM capacity_bills WHERE is_final AND currency IS NOT NULL ORDER BY month DESC, issue DESC LIMIT 1
 """
 _BILLABLE_MONTH = """
-SELECT CAST(date_trunc('month', max(collected_date)) AS date) FROM database_size_stats WHERE collected_date < :running
+SELECT CAST(date_trunc('month', day) AS date) FROM capacity_samples WHERE day < :running ORDER BY day DESC LIMIT 1
 """
 # Prices change on some days only, so each is looked up once per stretch of days of a month.
 _MIX = """

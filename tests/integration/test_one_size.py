@@ -230,7 +230,8 @@ def test_rows_of_equal_change_have_one_order(engine: Engine, database: URL) -> N
         "report": [(one.server, one.name) for one in report.databases.largest[ChangeKind.SHRUNK]],
         "top": top_of(engine, window, "shrinkage"),
     }
-    with served_pages(database) as pages:
+    # On the day after, the week is over.
+    with served_pages(database, clock=fixed_clock(TODAY + timedelta(days=1))) as pages:
         for named, order in ((found, "growth"), (fallen, "shrinkage")):
             listed = pages.document(f"/databases?period=weekly&window={window.start}&order={order}")["databases"]
             named["databases"] = [(row["server"], row["database"]) for row in listed][:5]
