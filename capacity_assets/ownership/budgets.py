@@ -285,7 +285,7 @@ class Budget:
     """Month of the bill whose lines are priced; None: there are no amounts, for lack of such a bill or of prices."""
     bill_issue: int | None
     billable_month: date | None
-    """The newest month that is over and has samples; None: there is none yet."""
+    """The newest month that is over and has samples, where no bill is priced yet; None: there is none."""
     unpriced_gib_months: Decimal
     """GiB of that bill that have no price, and cost nothing here."""
     lines: Sequence[BudgetLine]
@@ -414,6 +414,9 @@ def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
     if bill is not None and currency is not None:
         prices, unpriced = _prices(connection, by, months, bill, keys)
     bill_month, bill_issue = (bill.month, bill.issue) if bill is not None and prices else (None, None)
+    billable_month = None
+    if bill_month is None:
+        billable_month = connection.execute(text(_BILLABLE_MONTH), {"running": today.replace(day=1)}).scalar()
     of_fleet = prices.get(FLEET)
     at_mean = None if of_fleet is None else GroupPrice(of_fleet.of_months, is_mean=True)
     each_price = {name: prices.get(name, at_mean) for name in forecasts}
@@ -433,7 +436,7 @@ def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
         currency=currency,
         bill_month=bill_month,
         bill_issue=bill_issue,
-        billable_month=connection.execute(text(_BILLABLE_MONTH), {"running": today.replace(day=1)}).scalar(),
+        billable_month=billable_month,
         unpriced_gib_months=unpriced,
         lines=sorted(lines, key=lambda line: (-(line.amount or 0), -line.end_size_mb, line.name is None, line.name)),
         total=_total(lines, per_gib, fleet, months[-1].end),

@@ -168,19 +168,11 @@ def databases(  # noqa: PLR0913 -- one argument per filter
 
 def most_changed(
     connection: sa.Connection, period: Period, window: Window, *, shown: int
-) -> tuple[list[DatabaseRow], list[DatabaseRow]]:
-    """Return the databases of the fleet that grew most in a window, and those that shrank most."""
+) -> tuple[bool, list[DatabaseRow], list[DatabaseRow]]:
+    """Return whether any change in a window is known, and the databases that grew most and shrank most in it."""
     grown, _ = databases(connection, period, window, order="growth", shown=shown)
     shrunk, _ = databases(connection, period, window, order="shrinkage", shown=shown)
-    return [row for row in grown if (row.change_mb or 0) > 0], shrunk
-
-
-def are_compared(connection: sa.Connection, period: Period, window: Window) -> bool:
-    """Whether the change of any database in a window is known."""
-    statement = """
-        SELECT 1 FROM capacity_growth
-        WHERE period = :period AND window_start = :start AND change_mb IS NOT NULL LIMIT 1"""
-    return bool(rows(connection, statement, period=period.name, start=window.start))
+    return bool(grown), [row for row in grown if (row.change_mb or 0) > 0], shrunk
 
 
 def servers(  # noqa: PLR0913 -- one argument per filter

@@ -411,10 +411,8 @@ class PageServer:
 
     def no_such_page(self, request: Request, _error: Exception) -> Response:
         """Answer an unknown address."""
-        is_api = request.url.path.startswith("/api")
-        return self._refused(
-            request, 404, f"There is no such answer; see {DOCUMENT}." if is_api else "There is no such page."
-        )
+        what = f"answer; see {DOCUMENT}" if _is_of_the_api(request) else "page"
+        return self._refused(request, 404, f"There is no such {what}.")
 
     def defect(self, request: Request, _error: Exception) -> Response:
         """Answer for a page with a defect; the server's log has the traceback."""
@@ -499,7 +497,11 @@ def _crumbs(page: PageRoute, content: Any) -> list[tuple[str, str]]:
 
 
 def _is_from_a_script(request: Request) -> bool:
-    return request.query_params.get("format") in {"json", "csv"} or request.url.path.startswith("/api")
+    return request.query_params.get("format") in {"json", "csv"} or _is_of_the_api(request)
+
+
+def _is_of_the_api(request: Request) -> bool:
+    return request.url.path.startswith("/api")
 
 
 def _slow(seconds: int) -> str:

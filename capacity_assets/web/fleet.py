@@ -23,7 +23,7 @@ from capacity_assets.reading.coverage import (
 )
 from capacity_assets.reading.forecasts import FreeCapacity, StoredRunway, fills_first, free_capacity
 from capacity_assets.reading.groups import Group, GroupSpace, groups_of, space_of_groups
-from capacity_assets.reading.lists import DatabaseRow, are_compared, most_changed
+from capacity_assets.reading.lists import DatabaseRow, most_changed
 from capacity_assets.reading.risks import Headline, next_to_fill
 from capacity_assets.reading.sizes import (
     CurrentFleetSize,
@@ -180,11 +180,7 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
     }
     moved = [
         LargestChanges(
-            name,
-            window.start,
-            window.end,
-            are_compared(connection, PERIODS[name], window),
-            *most_changed(connection, PERIODS[name], window, shown=MOVERS_SHOWN),
+            name, window.start, window.end, *most_changed(connection, PERIODS[name], window, shown=MOVERS_SHOWN)
         )
         for name, window in complete.items()
     ]

@@ -56,14 +56,10 @@ PARTS = """
 SELECT database, sum(bytes_on_disk), sum(data_compressed_bytes) FROM system.parts WHERE active GROUP BY database
 """
 # https://clickhouse.com/docs/operations/system-tables/tables
-LOGS = """
+LOGS = f"""
 SELECT database, name, total_bytes FROM system.tables WHERE engine IN ('Log', 'TinyLog', 'StripeLog')
-AND database IN (
-    SELECT name FROM system.databases WHERE engine NOT IN (
-        'MySQL', 'PostgreSQL', 'SQLite', 'MongoDB', 'S3', 'HDFS', 'Filesystem', 'DataLakeCatalog', 'Iceberg'
-    )
-)
-"""
+AND database IN (SELECT name FROM system.databases WHERE engine NOT IN {ELSEWHERE})
+"""  # noqa: S608 -- one list for both statements
 LOGS_BEFORE = LOGS.replace("total_bytes", "NULL")
 # In one statement, because parts are merged and written all the time: the largest tables are a part of the sum.
 OBJECTS = """
