@@ -58,10 +58,7 @@ def set_limit(session: DeclarationSession, /, *, gb: str | None, unlimited: bool
     """
     if unlimited == (gb is not None):
         raise ValidationError("Give either --gb or --unlimited.")
-    try:
-        limit = declaration(Limit, {**values, "limit_gb": UNLIMITED if unlimited else gb})
-    except ValidationError as error:
-        raise ValidationError(str(error).replace(f"write {UNLIMITED}", "use --unlimited")) from None
+    limit = declaration(Limit, {**values, "limit_gb": UNLIMITED if unlimited else gb})
     return _declare_limits(
         session, [limit], f"{subject_text(limit.server, limit.database)}: {limit_text(limit.limit_mb)}."
     )

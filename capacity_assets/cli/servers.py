@@ -24,7 +24,7 @@ from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table, say
 from capacity_assets.cli.report import write_growth_report
 from capacity_assets.collection import servers as registry_of_servers
 from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders, readable_by_others
-from capacity_assets.collection.engines.base import ADVICE, FailureKind, ServerPart, engine_named, engine_names
+from capacity_assets.collection.engines.base import FailureKind, ServerPart, engine_named, engine_names
 from capacity_assets.collection.measuring import FleetMeasurement, ProbeOutcome, ServerToMeasure, host_of
 from capacity_assets.collection.servers import (
     RegisteredServer,
@@ -250,6 +250,9 @@ def test(settings: Settings, /, *, name: str) -> Report:
         service = collection_service(engine, settings)
         fleet = FleetMeasurement(service.context, service.clock, 1, service.connect_seconds, with_facts=True)
         [outcome] = filter(None, fleet.outcomes([ServerToMeasure(one.id, one.server)]))
+    if outcome.kind is FailureKind.RIGHTS:
+        # Elsewhere the advice is to run this command, which lists them.
+        outcome = replace(outcome, advice="Grant its login the rights below.")
     server, kind, limits = one.server, engine_named(one.server.engine), outcome.limits
     warnings = []
     if readable_by_others(server.password_from, service.context.secrets):
@@ -261,7 +264,7 @@ def test(settings: Settings, /, *, name: str) -> Report:
         "works": outcome.collected,
         "steps": list(_steps(server, outcome)),
         "warnings": warnings,
-        "failure": None if outcome.collected else f"{outcome.kind}: {_with_rights_below(outcome.reason or '')}",
+        "failure": None if outcome.collected else f"{outcome.kind}: {outcome.explanation}",
         "grants": kind.grants if outcome.kind in {FailureKind.RIGHTS, FailureKind.LOGIN} else None,
         "databases": {size.name: size.size_mb for size in sorted(outcome.sizes, key=lambda size: -size.size_mb)},
         "not_counted": outcome.not_counted,
@@ -281,11 +284,6 @@ def test(settings: Settings, /, *, name: str) -> Report:
         "day": service.clock.today(),
     }
     return Report(document, _test_lines(document), DONE if outcome.collected else FAILED)
-
-
-def _with_rights_below(reason: str) -> str:
-    """Return a reason whose advice leads to the rights that this command lists after it."""
-    return reason.replace(ADVICE[FailureKind.RIGHTS], "Grant its login the rights below.")
 
 
 def _steps(server: Server, outcome: ProbeOutcome) -> Iterator[str]:

@@ -35,7 +35,12 @@ _MOUNTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 class CredentialError(CapacityError):
-    """A password cannot be read; the text names the reference, never a value."""
+    """A password, or another secret, cannot be read; `reason` names the reference, never a value."""
+
+    def __init__(self, reason: str) -> None:
+        """Take the reason, which completes "No password: "."""
+        super().__init__(f"No password: {reason}")
+        self.reason = reason
 
 
 def checked_reference(reference: str) -> str:
@@ -77,23 +82,22 @@ class SecretFolders:
         """Raise CredentialError for a variable or file that is not allowed; the text names the setting to change."""
         scheme, _, place = reference.partition(":")
         if scheme == "env" and (place in variable_names() or place.startswith("DAGSTER_")):
-            raise CredentialError(f"No password: {place} is a variable of capacity_assets itself, not of a server.")
+            raise CredentialError(f"{place} is a variable of capacity_assets itself, not of a server.")
         if scheme == "env" and not any(fnmatchcase(place, pattern) for pattern in self.variables):
             raise CredentialError(
-                f"No password: variable {place} may not hold the password of a server. CAPACITY_PASSWORD_VARIABLES "
+                f"variable {place} may not hold the password of a server. CAPACITY_PASSWORD_VARIABLES "
                 f"allows {', '.join(self.variables) or 'none'}: rename the variable, or add it there."
             )
         path = self.path_of(reference)
         # Folders of passwords also hold our own environment file, /etc/capacity/capacity.env.
         if path is not None and ENV_FILE in {path.name[-4:], path.resolve().name[-4:]}:
             raise CredentialError(
-                f"No password: {path} is an environment file, not a password file. "
-                "Write the password to a separate file."
+                f"{path} is an environment file, not a password file. Write the password to a separate file."
             )
         allowed = (self.mounted, *self.folders)
         if path is not None and not any(path.resolve().is_relative_to(folder.resolve()) for folder in allowed):
             raise CredentialError(
-                f"No password: the file {path} is not in a folder for passwords of servers. "
+                f"the file {path} is not in a folder for passwords of servers. "
                 f"CAPACITY_PASSWORD_FOLDERS allows {', '.join(map(str, self.folders)) or 'none'}."
             )
 
@@ -115,7 +119,7 @@ def password_of(reference: str, folders: SecretFolders) -> str:
         password = _content(reference, path)
         where = f"the file {path}"
     if not password:
-        raise CredentialError(f"No password: {where} is missing or empty. Set it ({reference}), then run again.")
+        raise CredentialError(f"{where} is missing or empty. Set it ({reference}), then run again.")
     return password
 
 
@@ -135,9 +139,9 @@ def _content(reference: str, path: Path) -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise CredentialError(f"No password: the file {path} cannot be read ({reason}). Fix {reference}.") from None
+        raise CredentialError(f"the file {path} cannot be read ({reason}). Fix {reference}.") from None
     if "\n" in content or _ASSIGNMENT.match(content):
         raise CredentialError(
-            f"No password: the file {path} must contain the password and nothing else, on one line. Fix {reference}."
+            f"the file {path} must contain the password and nothing else, on one line. Fix {reference}."
         )
     return content

@@ -149,6 +149,7 @@ class ProbeOutcome:
     sizes: tuple[DatabaseSize, ...] = ()
     kind: FailureKind | None = None
     reason: str | None = None
+    advice: str = ""
     connect_seconds: float | None = None
     measure_seconds: float | None = None
     not_counted: tuple[str, ...] = ()
@@ -165,6 +166,14 @@ class ProbeOutcome:
     def collected(self) -> bool:
         """Whether the server was measured."""
         return self.kind is None
+
+    @property
+    def explanation(self) -> str | None:
+        """The reason of a failure and the advice, in sentences; None: it was measured."""
+        if self.reason is None:
+            return None
+        sentence = self.reason if self.reason.endswith(".") else f"{self.reason}."
+        return f"{sentence} {self.advice}" if self.advice else sentence
 
     @property
     def total_size_mb(self) -> int:
@@ -585,8 +594,13 @@ class FleetMeasurement:
             return self._failed(one, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
 
     def _failed(self, one: _MeasurementInProgress, error: MeasureError) -> ProbeOutcome:
-        keeps_sample = one.task.measured_before
-        return replace(self._ended(one), kind=error.kind, reason=error.description, keeps_sample=keeps_sample)
+        return replace(
+            self._ended(one),
+            kind=error.kind,
+            reason=error.reason,
+            advice=error.advice,
+            keeps_sample=one.task.measured_before,
+        )
 
     def _ended(self, one: _MeasurementInProgress) -> ProbeOutcome:
         return ProbeOutcome(

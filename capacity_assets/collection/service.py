@@ -194,7 +194,9 @@ class CollectionSummary:
     def with_outcomes(self, outcomes: Sequence[ProbeOutcome]) -> CollectionSummary:
         """Return the summary with further outcomes, of whose sizes only sums are kept."""
         collected = [one for one in outcomes if one.collected]
-        failures = [ServerFailure(one.server, one.kind, one.reason or "") for one in outcomes if one.kind is not None]
+        failures = [
+            ServerFailure(one.server, one.kind, one.explanation or "") for one in outcomes if one.kind is not None
+        ]
         named: Mapping[str, Iterable[tuple[str, str]]] = {
             "not_counted": ((one.server, what) for one in outcomes for what in one.not_counted),
             "unknown_used": ((one.server, what) for one in collected for what in one.unknown_used),

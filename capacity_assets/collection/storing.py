@@ -305,7 +305,8 @@ def _server_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...
     for one in outcomes:
         status = COLLECTED if one.collected else FAILED
         failure = one.kind and one.kind.value
-        yield one.instance_id, one.ended_at, status, failure, one.reason, one.connect_seconds, one.measure_seconds
+        seconds = (one.connect_seconds, one.measure_seconds)
+        yield one.instance_id, one.ended_at, status, failure, one.explanation, *seconds
 
 
 _STAGE_SERVERS = """

@@ -233,7 +233,7 @@ class StoredDecision(Decision):
 
 def percent(probability: float) -> str:
     """Render a probability: 0.3 -> '30 %'."""
-    return f"{probability:.0%}".replace("%", " %")
+    return f"{100 * probability:.0f} %"
 
 
 def _ended(note: str) -> str:

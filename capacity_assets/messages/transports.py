@@ -222,8 +222,10 @@ class SendingSettings:
         assert self.secrets is not None  # noqa: S101 -- configured wherever receivers have references
         try:
             secret = password_of(receiver.webhook, self.secrets)
-        except (CredentialError, ValidationError) as error:
-            raise SendingError(str(error).replace("No password: ", "No webhook: ")) from None
+        except CredentialError as error:
+            raise SendingError(f"No webhook: {error.reason}") from None
+        except ValidationError as error:
+            raise SendingError(str(error)) from None
         if receiver.format != PAGERDUTY and not is_web_address(secret):
             raise SendingError(f"No webhook: the value of {receiver.webhook} is not a web address.")
         return secret

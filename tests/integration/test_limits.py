@@ -48,7 +48,7 @@ NO_LIMITS = [
     (["sever-2", "--gb", "1"], "No server 'sever-2' is registered. Did you mean 'server-2'?"),
     (
         ["server-1", "--gb", "much"],
-        "'much' is not a number of GiB; write 500 or 1.5. Without a limit, use --unlimited.",
+        "'much' is not a number of GiB; write 500 or 1.5. If it has no limit, declare it as unlimited.",
     ),
     (["server-1", "--gb", "0"], "'0' is not a limit; it must be above zero"),
     (["server-1", "--gb", "nan"], "'nan' is not a number of GiB"),

@@ -418,8 +418,8 @@ def test_a_secret_is_hidden_before_a_long_reason_is_cut() -> None:
     secret = "S3cret-Pa55word"  # noqa: S105 -- made up
     error = MeasureError(FailureKind.UNEXPECTED, "x" * 995 + secret).without(secret)
 
-    assert "S3cre" not in error.description
-    assert error.description.startswith("x" * 995 + "***")
+    assert "S3cre" not in error.reason
+    assert error.reason.startswith("x" * 995 + "***")
 
 
 class _Refusing:

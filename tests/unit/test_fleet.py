@@ -189,6 +189,21 @@ def test_what_no_table_could_hold_fails_its_server_alone(
     assert "impossible size or name" in str(outcome.reason)
 
 
+def test_a_reason_that_names_a_relative_path_is_kept_as_it_is(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_arguments: object) -> Measurement:
+        raise MeasureError(FailureKind.RIGHTS, "its login may not read ../base/1")
+
+    monkeypatch.setattr(Simulated, "sizes", refused)
+
+    [outcome] = measured(tasks(1, simulation.port), workers=1)
+
+    advice = "Grant its login the rights that `capacity instances test` lists."
+    assert (outcome.reason, outcome.advice) == ("its login may not read ../base/1", advice)
+    assert outcome.explanation == f"its login may not read ../base/1. {advice}"
+
+
 def test_an_error_nobody_foresaw_is_one_servers_failure(
     simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,9 +81,9 @@ class MeasureError(Exception):
         return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
 
     @property
-    def description(self) -> str:
-        """The reason, shortened, with advice."""
-        return f"{self.reason}. {ADVICE[self.kind]}".removesuffix(" ").replace("..", ".")
+    def advice(self) -> str:
+        """What to do about a failure of this kind; may be empty."""
+        return ADVICE[self.kind]
 
 
 def without_driver(extra: str) -> MeasureError:

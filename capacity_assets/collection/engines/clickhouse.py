@@ -59,8 +59,12 @@ SELECT database, sum(bytes_on_disk), sum(data_compressed_bytes) FROM system.part
 LOGS = f"""
 SELECT database, name, total_bytes FROM system.tables WHERE engine IN ('Log', 'TinyLog', 'StripeLog')
 AND database IN (SELECT name FROM system.databases WHERE engine NOT IN {ELSEWHERE})
-"""  # noqa: S608 -- one list for both statements
-LOGS_BEFORE = LOGS.replace("total_bytes", "NULL")
+"""  # noqa: S608 -- a list of this module
+# Before WITH_DISKS, `system.tables` has no sizes.
+LOGS_BEFORE = f"""
+SELECT database, name, NULL FROM system.tables WHERE engine IN ('Log', 'TinyLog', 'StripeLog')
+AND database IN (SELECT name FROM system.databases WHERE engine NOT IN {ELSEWHERE})
+"""  # noqa: S608 -- a list of this module
 # In one statement, because parts are merged and written all the time: the largest tables are a part of the sum.
 OBJECTS = """
 SELECT database, count(), sum(size), arraySlice(arrayReverseSort(groupArray((size, table, found_rows))), 1, 1000)
