@@ -2,9 +2,8 @@
 
 A check queries the database for problems; each window has an outcome of its own, which names the first twenty places
 and counts the rest. The severity is `error` if a person has to act, `warn` otherwise. A check of severity warn covers
-the windows of the run; one of severity error also names windows outside it that are wrong. The mapping of outcomes to
-asset checks is in `orchestration.aggregates`. Checks of anything but aggregates are where their assets are, in
-`orchestration`: `collection.py`, `runways.py` and `documents.py`.
+the windows of the run; one of severity error also names windows outside it that are wrong. Checks of anything but rows
+of aggregates are in `orchestration.checks`, as is the mapping of outcomes to asset checks.
 """
 
 from __future__ import annotations

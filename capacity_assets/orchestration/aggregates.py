@@ -34,11 +34,9 @@ from pydantic import Field
 
 from capacity_assets.aggregates.checks import (
     PARTITIONS_COMPLETE,
-    PARTITIONS_COMPLETE_DESCRIPTION,
     CheckOutcome,
     CheckSeverity,
     checks_of,
-    partitions_complete,
 )
 from capacity_assets.aggregates.figures import fingerprint
 from capacity_assets.aggregates.ledger import StaleWindow
@@ -49,7 +47,13 @@ from capacity_assets.base.periods import Period, Window, adjacent_spans
 from capacity_assets.base.settings import LONGEST_SETTLING
 from capacity_assets.base.trend import trend_rule
 from capacity_assets.history.retention import MaintenanceError, MaintenanceReport
-from capacity_assets.orchestration.collection import COLLECTION_JOB, SAMPLES_RECENT
+from capacity_assets.orchestration.checks import (
+    SAMPLES_RECENT,
+    STANDING_CHECK_JOB,
+    partitions_complete_check,
+    result_of,
+)
+from capacity_assets.orchestration.collection import COLLECTION_JOB
 from capacity_assets.orchestration.graph import (
     MARKING_SECONDS,
     PARTITIONS_PER_RUN,
@@ -74,7 +78,6 @@ from capacity_assets.orchestration.metadata import (
     first_bullets,
     markdown,
     plain,
-    result_of,
     summary_metadata,
 )
 from capacity_assets.orchestration.private import (
@@ -91,7 +94,7 @@ from capacity_assets.orchestration.private import (
 from capacity_assets.reading.changes import window_sizes
 
 LATE_DATA_SENSOR, COMPUTED_WINDOWS_SENSOR = "late_data_sensor", "computed_windows_sensor"
-STANDING_CHECK_JOB, STANDING_CHECK_SCHEDULE = "standing_check_job", "standing_check_schedule"
+STANDING_CHECK_SCHEDULE = "standing_check_schedule"
 STANDING_CHECK_MINUTE = 45
 INTERVAL_SECONDS = 30
 # At most one run's worth is caught up. A longer gap is left to a person, who can backfill it.
@@ -138,7 +141,7 @@ def aggregate_definitions(graph: Graph) -> dg.Definitions:
     )
     return dg.Definitions(
         assets=[aggregate_asset(graph, period, level) for period in periods for level in LEVELS.values()],
-        asset_checks=[standing_check(graph, period) for period in periods],
+        asset_checks=[partitions_complete_check(graph, period) for period in periods],
         jobs=[*jobs, standing_job],
         schedules=[
             *(aggregation_schedule(graph, period) for period in periods),
@@ -214,7 +217,7 @@ def aggregate_asset(graph: Graph, period: Period, level: Level) -> dg.AssetsDefi
 def _results(
     context: dg.AssetExecutionContext, outcomes: Iterable[CheckOutcome]
 ) -> dict[str, list[dg.AssetCheckResult]]:
-    """Return the results of the run's partitions, and of other partitions whose recorded result is no longer right."""
+    """Return the results of the run's partitions, and of other partitions whose recorded result is wrong now."""
     by_check: dict[str, dict[str, CheckOutcome]] = {}
     for outcome in outcomes:
         by_check.setdefault(outcome.name, {})[str(outcome.period_start)] = outcome
@@ -286,23 +289,6 @@ def _description(period: Period, level: Level) -> str:
           raw data still holds are protected; the run option `overwrite` rebuilds the window exactly.
         - A server without samples in the window counts as skipped, one whose data cannot be stored as failed;
           neither keeps the others from being written.""")
-
-
-def standing_check(graph: Graph, period: Period) -> dg.AssetChecksDefinition:
-    """Build the check that lists the failed and missing partitions of a period's assets."""
-    levels = {graph.key(asset_name(period, level)): level.name for level in LEVELS.values()}
-
-    @graph.standing_check(
-        f"{period.name}_{PARTITIONS_COMPLETE}", levels, PARTITIONS_COMPLETE, PARTITIONS_COMPLETE_DESCRIPTION
-    )
-    def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        severity = CheckSeverity.ERROR if context.run.job_name == STANDING_CHECK_JOB else CheckSeverity.WARN
-        for key in context.selected_asset_check_keys:
-            with dagster_failures():
-                left = Services.of(context).runner.incomplete_windows(period, levels[key.asset_key])
-            yield result_of(partitions_complete(left, severity), {}, key.asset_key)
-
-    return check
 
 
 def aggregation_schedule(graph: Graph, period: Period) -> dg.ScheduleDefinition:

@@ -37,7 +37,8 @@ from capacity_assets.messages.transports import (
     receivers_of_alerts,
     send,
 )
-from capacity_assets.orchestration.documents import DIGEST_PERIOD, DIGEST_SENT, WAITING_WEEK
+from capacity_assets.orchestration.checks import DIGEST_SENT, NOTHING_FILLS_SOON
+from capacity_assets.orchestration.documents import DIGEST_PERIOD, WAITING_WEEK
 from capacity_assets.orchestration.graph import Graph
 from capacity_assets.orchestration.metadata import PAGES, page_of_asset, unescaped
 from capacity_assets.orchestration.private import (
@@ -48,7 +49,6 @@ from capacity_assets.orchestration.private import (
     WILL_RETRY_TAG,
     TimeWindowPartitionsSubset,
 )
-from capacity_assets.orchestration.runways import NOTHING_FILLS_SOON
 from capacity_assets.reading.subjects import address, page_url
 from capacity_assets.runtime import open_engine
 
@@ -89,9 +89,9 @@ def alert_definitions(graph: Graph) -> dg.Definitions:
         state = _SensorState.of(context.cursor)
         links = Links(settings.dagster_url_of_people, settings.pages_url)
         state.held += _Events(context.instance, state, links).messages()
-        said = _Outbox(settings, graph.clock, state, links).send()
+        outcome = _Outbox(settings, graph.clock, state, links).send()
         context.update_cursor(state.recorded())
-        return dg.SkipReason(said)
+        return dg.SkipReason(outcome)
 
     return dg.Definitions(sensors=[tell])
 
@@ -173,11 +173,11 @@ class _Outbox:
         # Sent side by side, so that a receiver that hangs delays only its own messages.
         with ThreadPoolExecutor() as threads:
             held = threads.submit(self._send_held)
-            said = self._tell_owners()
-        if self._problem and said:
+            outcome = self._tell_owners()
+        if self._problem and outcome:
             # Look again, because the receivers in the file can be told only once it can be read.
             self._state.next_look = self._clock.now().timestamp()
-        return " ".join(filter(None, [f"{counted(held.result(), 'alert')} sent.", self._problem, said]))
+        return " ".join(filter(None, [f"{counted(held.result(), 'alert')} sent.", self._problem, outcome]))
 
     def _send_held(self) -> int:
         """Send failed runs and checks to the default receiver, and return how many.
@@ -323,7 +323,7 @@ class _Events:
         return sorted(events, key=lambda pair: pair[0])[:EVENTS_PER_TICK]
 
     def _record(self, runs: dict[str, list[str]], run_id: str, job: str) -> None:
-        """Add a failed run to `runs`, by its text, unless such a text was reported before."""
+        """Add a failed run to `runs`, by its text, unless the same text was reported before."""
         subject = self._subject(run_id, job)
         before = self.state.failing_jobs.setdefault(subject, [])
         text = self._failure_text(run_id, subject)
@@ -366,8 +366,8 @@ class _Events:
         others = [line for line in known if line not in before]
         # A check whose text changes daily names its incident in the metadata, so that it is reported once.
         incident = evaluation.metadata.get("incident")
-        said = str(incident.value) if incident else sha256(str(evaluation.description).encode()).hexdigest()[:12]
-        now = [f"{of_partition}{line}" for line in said.split("\n")]
+        details = str(incident.value) if incident else sha256(str(evaluation.description).encode()).hexdigest()[:12]
+        now = [f"{of_partition}{line}" for line in details.split("\n")]
         if evaluation.passed:
             known = others
         elif is_error:

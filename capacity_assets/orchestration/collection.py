@@ -20,14 +20,23 @@ from pydantic import Field
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.levels import INSTANCE, LEVELS, RAW_TABLES, SERVER_LEVELS, RawTable
-from capacity_assets.base.errors import CapacityError, DatabaseError, database_errors
+from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.settings import HOURS_PER_DAY
 from capacity_assets.base.units import counted, human_day, human_days
-from capacity_assets.collection.servers import collection_state, declared_servers, register_servers
+from capacity_assets.collection.servers import declared_servers, register_servers
 from capacity_assets.collection.service import CollectionService, CollectionShare, CollectionSummary, parse_share
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.tables import server_part_stats
 from capacity_assets.forecast.limits import declare_limits
+from capacity_assets.orchestration.checks import (
+    SERVERS_MEASURED,
+    SERVERS_MEASURED_DESCRIPTION,
+    SLOTS_RETAIN_LITTLE,
+    SLOTS_RETAIN_LITTLE_DESCRIPTION,
+    samples_recent,
+    servers_result,
+    slots_result,
+)
 from capacity_assets.orchestration.graph import (
     COLLECTION_POOL,
     MARKING_SECONDS,
@@ -41,21 +50,16 @@ from capacity_assets.orchestration.graph import (
     marking_result,
 )
 from capacity_assets.orchestration.metadata import (
-    PAGES_LISTED,
     MetadataMapping,
     bullets,
-    check_result,
     first_bullets,
     markdown,
-    pages_metadata,
     plain,
     table_metadata,
 )
 from capacity_assets.orchestration.private import create_external_asset_from_source_asset
 from capacity_assets.orchestration.runways import RUNWAY, runway_schedule
-from capacity_assets.reading.space import MOST_SLOT_PERCENT, slots_named_on
-from capacity_assets.reading.subjects import server_id_of, subject_address
-from capacity_assets.reading.windows import STOPPED_ADVICE, data_versions, days_with_samples, newest_samples
+from capacity_assets.reading.windows import data_versions, days_with_samples
 
 RAW_GROUP = "raw"
 RAW_ASSETS = [raw.name for raw in RAW_TABLES]
@@ -69,13 +73,6 @@ COLLECTION_JOB, COLLECTION_SCHEDULE = "collection_job", "collection_schedule"
 OBSERVATION_JOB, OBSERVATION_SCHEDULE = "observation_job", "observation_schedule"
 SAMPLE_DAYS_SENSOR = "sample_days_sensor"
 ORIGIN_OF_SAMPLES = "not measured here: imported, or written by another application"
-SERVERS_MEASURED, SLOTS_RETAIN_LITTLE, SAMPLES_RECENT = "servers_measured", "slots_retain_little", "samples_recent"
-SERVERS_MEASURED_DESCRIPTION = "Every server that is registered for collection was measured on this day."
-SLOTS_RETAIN_LITTLE_DESCRIPTION = (
-    f"No replication slot retains more than {MOST_SLOT_PERCENT} % of its volume, or of the databases of its server "
-    "where no volume is known."
-)
-SAMPLES_RECENT_DESCRIPTION = "The newest sample is from today or yesterday."
 # Failed servers are measured once more half an hour later, and three times in the day. So a server that was down at
 # night, or a fleet whose samples were being imported, still gets a sample of the day.
 MINUTES = "0,30"
@@ -225,7 +222,7 @@ def collected_assets(graph: Graph) -> dg.AssetsDefinition:
             # A share says nothing about the others, so the check then judges the newest day.
             measured = done.summary if share is None else None
             checks = [
-                _servers_result(measured, service.engine, settings.pages_url, servers),
+                servers_result(measured, service.engine, settings.pages_url, servers),
                 slots_result(service.engine, service.clock.today(), settings.pages_url, parts),
             ]
         if done.summary and len(done.days) == 1 and done.missing and done.summary.is_empty:
@@ -292,78 +289,6 @@ def collection_metadata(summary: CollectionSummary) -> MetadataMapping:
         "unknown_parts": markdown(first_bullets(summary.unknown_parts) or "nothing"),
         "unknown_objects": markdown(first_bullets(summary.unknown_objects) or "nothing"),
     }
-
-
-def _servers_result(
-    measured: CollectionSummary | None, engine: Engine, pages_url: str | None, asset: dg.AssetKey
-) -> dg.AssetCheckResult:
-    """Name the servers that failed in this run.
-
-    A run that measured nothing, or only a share, names those of the newest day, so that no failure disappears.
-    """
-    if measured:
-        failing, failed = list(map(str, measured.failures)), measured.failed_instances
-        servers = [one.server for one in measured.failures]
-        not_measured = f"{counted(failed, 'server')} not measured on {human_day(measured.day)}."
-        text = not_measured if failing else "All servers measured."
-    else:
-        fleet = collection_state(engine)
-        failing, failed = [f"{one.server}: {one.kind}: {one.reason}" for one in fleet.failing], fleet.failed
-        servers, text = [one.server for one in fleet.failing], fleet.text
-    with database_errors(doing="looking up servers"), engine.connect() as connection:
-        numbers = {server: server_id_of(connection, server) for server in servers[:PAGES_LISTED]}
-    pages = {name: subject_address("server", number) for name, number in numbers.items() if number is not None}
-    shown = pages_metadata(pages, pages_url)
-    return check_result(SERVERS_MEASURED, text, failing, is_error=True, places=failed, metadata=shown, asset=asset)
-
-
-def slots_result(engine: Engine, today: date, pages_url: str | None, asset: dg.AssetKey) -> dg.AssetCheckResult:
-    """Name the replication slots that retain too much by the newest measurements, whatever this run measured."""
-    try:
-        with database_errors(doing="looking up replication slots"), engine.connect() as connection:
-            slots = slots_named_on(connection, today)
-    except DatabaseError as error:
-        # Only a warning, because the samples are stored and their aggregates must not wait for this.
-        return check_result(
-            SLOTS_RETAIN_LITTLE,
-            "The replication slots could not be looked up.",
-            [str(error)],
-            is_error=False,
-            asset=asset,
-        )
-    pages = {slot.server: subject_address("server", slot.server_id) for slot in slots[:PAGES_LISTED]}
-    text = (
-        f"{counted(len(slots), 'replication slot')} retaining too much WAL." if slots else "No slot retains too much."
-    )
-    # The incident is named without sizes, which change every day.
-    incident = "\n".join(sorted(f"{slot.server}: {slot.slot}" for slot in slots))
-    shown = {**pages_metadata(pages, pages_url), **({"incident": incident} if incident else {})}
-    lines = [slot.text for slot in slots]
-    return check_result(SLOTS_RETAIN_LITTLE, text, lines, is_error=True, metadata=shown, asset=asset)
-
-
-def samples_recent(graph: Graph) -> dg.AssetChecksDefinition:
-    """Build the check that sends an alert when samples stop arriving, whatever program writes them."""
-    tables = {graph.key(level.source.name): level.source.name for level in SERVER_LEVELS.values()}
-
-    @graph.standing_check(SAMPLES_RECENT, tables, SAMPLES_RECENT, SAMPLES_RECENT_DESCRIPTION)
-    def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        with dagster_failures():
-            service = Services.of(context).collection
-            by_table = {one.table: one for one in newest_samples(service.engine, service.clock.today())}
-        for key in context.selected_asset_check_keys:
-            newest = by_table[tables[key.asset_key]]
-            yield dg.AssetCheckResult(
-                asset_key=key.asset_key,
-                check_name=SAMPLES_RECENT,
-                passed=not newest.has_stopped,
-                severity=dg.AssetCheckSeverity.ERROR,
-                description=f"{newest.text} {STOPPED_ADVICE}" if newest.has_stopped else newest.text,
-                # The incident is named without the age, which changes every day.
-                metadata={"newest_day": f"{newest.day or 'none'}", "incident": f"{newest.day}"},
-            )
-
-    return check
 
 
 def registered_servers(graph: Graph, path: Path) -> dg.AssetsDefinition:

@@ -23,6 +23,7 @@ from capacity_assets.database.tables import capacity_bill_lines
 from capacity_assets.digest import Digest, DigestDeliveries, opening, read_digest, sections, send_digests
 from capacity_assets.history.exporting import WrittenFile, write_window
 from capacity_assets.messages.transports import SendingSettings, receivers_of
+from capacity_assets.orchestration.checks import DIGEST_SENT, DIGEST_SENT_DESCRIPTION, digest_sent_result
 from capacity_assets.orchestration.graph import (
     REPORTS_PATH,
     Graph,
@@ -36,7 +37,6 @@ from capacity_assets.orchestration.metadata import (
     PARTITION_ROW_COUNT,
     MetadataMapping,
     bullets,
-    check_result,
     escaped,
     linked_bullets,
     markdown,
@@ -61,7 +61,6 @@ REPORT_GROUP, SHOWBACK_GROUP, EXPORT_GROUP = "reports", "showback", "exports"
 GROWTH_REPORT, GROWTH_REPORT_JOB = "growth_report", "growth_report_job"
 SHOWBACK, SHOWBACK_JOB = "showback", "showback_job"
 DIGEST, DIGEST_JOB, DIGEST_SCHEDULE = "digest", "digest_job", "digest_schedule"
-DIGEST_SENT, DIGEST_SENT_DESCRIPTION = "digest_sent", "Every receiver got the newest digest."
 WAITING_WEEK = "waiting_week"
 # After the week's aggregates and the day's runways.
 DIGEST_MINUTE = 50
@@ -361,10 +360,7 @@ def digest(graph: Graph, period: Period) -> dg.Definitions:
             return digest_metadata(content, deliveries, settings.pages_url)
 
         _make_each(context, period, make)
-        failures = [f"{name}: {reason}" for name, reason in failed]
-        text = "" if failures else "All receivers got the digest, or none is configured."
-        result = check_result(DIGEST_SENT, text, failures, is_error=False, metadata=waiting)
-        yield dg.MaterializeResult(check_results=[result])
+        yield dg.MaterializeResult(check_results=[digest_sent_result(failed, waiting)])
 
     def request_week(_context: dg.ScheduleEvaluationContext, moment: datetime) -> Requests:
         week: Window = period.last(moment.date())

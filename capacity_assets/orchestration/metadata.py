@@ -13,7 +13,6 @@ import dagster as dg
 from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 
-from capacity_assets.aggregates.checks import CheckOutcome, CheckSeverity
 from capacity_assets.aggregates.levels import LEVELS, Level
 from capacity_assets.aggregates.runs import PeriodSummary, RunSummary
 from capacity_assets.base.errors import MAXIMUM_LISTED_ERRORS
@@ -228,48 +227,3 @@ def unescaped(text: str) -> str:
 def failure_metadata(summary: RunSummary) -> MetadataMapping:
     """Return what a failed run shows: its counts and the first failed instances."""
     return {**summary.metrics(), "errors": markdown(errors_text(summary))}
-
-
-def check_result(  # noqa: PLR0913 -- what a result is made of
-    name: str,
-    text: str,
-    lines: Sequence[str],
-    *,
-    is_error: bool,
-    places: int | None = None,
-    metadata: MetadataMapping | None = None,
-    asset: dg.AssetKey | None = None,
-    further: str = "",
-) -> dg.AssetCheckResult:
-    """Return the result of a check.
-
-    `lines` are the problems that it found; with `places`, their number, `lines` are only the first of them.
-    """
-    places = len(lines) if places is None else places
-    shown = lines[:MAXIMUM_LISTED_ERRORS]
-    # The UI reads the text as Markdown, so no name may be markup.
-    found = bullets(shown, hidden=places - len(shown))
-    return dg.AssetCheckResult(
-        asset_key=asset,
-        check_name=name,
-        passed=not places,
-        severity=dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN,
-        description="\n\n".join(filter(None, [text, found, further])),
-        metadata={"places": places, **(metadata or {}), "found": markdown(found or "nothing")},
-    )
-
-
-def result_of(
-    outcome: CheckOutcome, metadata: MetadataMapping, asset: dg.AssetKey | None = None
-) -> dg.AssetCheckResult:
-    """Turn an outcome into a result."""
-    incident = {"incident": outcome.incident} if outcome.incident else {}
-    return check_result(
-        outcome.name,
-        outcome.text.partition("\n")[0],
-        outcome.listed,
-        is_error=outcome.severity is CheckSeverity.ERROR,
-        places=outcome.places,
-        metadata={**metadata, **incident},
-        asset=asset,
-    )

@@ -3,7 +3,7 @@
 How a runway is computed is in `forecast.runway`; here it gets a partition, metadata, a check and a schedule.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import date, datetime
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,14 @@ from pydantic import Field
 
 from capacity_assets.aggregates.levels import RAW_TABLES
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import human_day, human_mb
+from capacity_assets.base.units import human_mb
 from capacity_assets.database.tables import capacity_runways
-from capacity_assets.forecast.decisions import is_left_out
+from capacity_assets.orchestration.checks import (
+    NOTHING_FILLS_SOON,
+    fills_soon_description,
+    fills_soon_result,
+    soon_risks,
+)
 from capacity_assets.orchestration.graph import (
     RUNWAY_POOL,
     SAMPLE_DAY,
@@ -25,17 +30,13 @@ from capacity_assets.orchestration.graph import (
 )
 from capacity_assets.orchestration.metadata import (
     MetadataMapping,
-    check_result,
     escaped,
-    first_bullets,
     markdown,
     markdown_table,
-    pages_metadata,
     plain,
     table_metadata,
 )
-from capacity_assets.reading.forecasts import figures_of, issue_of, needs_action, recent_issue
-from capacity_assets.reading.subjects import subject_address
+from capacity_assets.reading.forecasts import figures_of, issue_of, recent_issue
 
 if TYPE_CHECKING:
     from capacity_assets.forecast.issuing import IssuedRunways
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 RUNWAY, RUNWAY_GROUP = "runway", "forecasts"
 RUNWAY_JOB, RUNWAY_SCHEDULE = "runway_job", "runway_schedule"
-NOTHING_FILLS_SOON = "nothing_fills_soon"
 SHOWN = 10
 # Changed with the method, so that the UI shows which partitions an earlier one made.
 METHOD_VERSION = "3"
@@ -69,15 +69,6 @@ class RunwayConfig(dg.Config):
     )
 
 
-def check_description(settings: Settings, nothing: str = "Nothing") -> str:
-    """Say what the check looks for."""
-    thresholds = settings.thresholds
-    return (
-        f"{nothing} is full within {thresholds.days} days with a probability of {thresholds.act_percent} percent or "
-        "more."
-    )
-
-
 def runway_definitions(graph: Graph) -> dg.Definitions:
     """Return the asset with its check and its job."""
     settings = graph.settings
@@ -93,7 +84,7 @@ def runway_definitions(graph: Graph) -> dg.Definitions:
         kinds={"postgres", "table"},
         metadata=table_metadata(capacity_runways),
         check_specs=[
-            dg.AssetCheckSpec(NOTHING_FILLS_SOON, asset=graph.key(RUNWAY), description=check_description(settings))
+            dg.AssetCheckSpec(NOTHING_FILLS_SOON, asset=graph.key(RUNWAY), description=fills_soon_description(settings))
         ],
         freshness_policy=graph.freshness(SAMPLE_DAY),
     )
@@ -109,7 +100,7 @@ def runway_definitions(graph: Graph) -> dg.Definitions:
             # The check judges the newest day, whatever days were requested: a backfill changes no verdict on today.
             newest = recent_issue(service.engine, today)
             in_time = newest is not None and service.is_in_time(newest.as_of)
-        yield dg.MaterializeResult(check_results=[_check_result(newest, settings, in_time=in_time)])
+        yield dg.MaterializeResult(check_results=[fills_soon_result(newest, settings, in_time=in_time)])
 
     job = graph.job(RUNWAY_JOB, [RUNWAY], "Issues the runways of a day: when servers, databases and volumes are full.")
     return dg.Definitions(assets=[make_runway], jobs=[job])
@@ -132,7 +123,7 @@ def runway_metadata(issued: "IssuedRunways", issue: "ForecastIssue | None", sett
     columns = ["Server", "What", "Size", "Limit", "Binds", "Early", "Middle", "Late", "Within 30 days", "Decision"]
     return {
         "Fills first": markdown(markdown_table(columns, risks) if risks else "nothing within a year"),
-        "Fills soon": len(_soon(issue, settings)),
+        "Fills soon": len(soon_risks(issue, settings)),
         **plain(issued.to_dict() | figures_of(issue)),
     }
 
@@ -143,37 +134,3 @@ def _risk_cells(risk: "StoredRunway") -> list[str]:
     mark = risk.decision.mark if risk.decision else ""
     named = [escaped(row.server), escaped(row.display_name)]
     return [*named, *sizes, f"{row.binds}", *row.ends, f"{row.probabilities[30]:.0%}", mark]
-
-
-def _soon(issue: "ForecastIssue | None", settings: Settings, *, decided: bool = False) -> "Sequence[StoredRunway]":
-    """Return what fills soon without a decision; with `decided`, what a decision leaves out."""
-    risks = issue.risks if issue else ()
-    return [risk for risk in risks if needs_action(risk, settings.thresholds) and is_left_out(risk.decision) == decided]
-
-
-def _check_result(issue: "ForecastIssue | None", settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
-    soon, decided = _soon(issue, settings), _soon(issue, settings, decided=True)
-    left_out = first_bullets([f"{_named(risk)}: {risk.decision.sentence}" for risk in decided if risk.decision])
-    pages = {_named(risk): subject_address(risk.subject, risk.server_id, risk.name) for risk in soon}
-    text = "No recent forecast."
-    if issue is not None:
-        nothing = "" if soon else f" {check_description(settings, 'Nothing else' if decided else 'Nothing')}"
-        text = f"As of {human_day(issue.as_of)}:{nothing}"
-    return check_result(
-        NOTHING_FILLS_SOON,
-        text,
-        [_risk_text(risk, settings) for risk in soon],
-        is_error=in_time and settings.fills_soon_severity == "error",
-        metadata={"decided": len(decided), **pages_metadata(pages, settings.pages_url)},
-        further=f"Left out by decisions:\n\n{left_out}" if decided else "",
-    )
-
-
-def _named(risk: "StoredRunway") -> str:
-    return f"{risk.display_name} on {risk.server}"
-
-
-def _risk_text(risk: "StoredRunway", settings: Settings) -> str:
-    """Say when it is full and, where its risk has grown past a decision, what was decided."""
-    text = risk.runway.sentence(settings.fills_soon_days)
-    return text if risk.decision is None else f"{text} {risk.decision.sentence}"

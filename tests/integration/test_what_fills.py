@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.demo import UNREAD_SLOT_OF, load_sample_fleet
 from capacity_assets.digest import read_digest, sections
-from capacity_assets.orchestration.collection import slots_result
+from capacity_assets.orchestration.checks import slots_result
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.space import LargeSlot, large_slots, slots_named_on, space_usage
 from capacity_assets.reading.subjects import server_id_of, volumes_of
