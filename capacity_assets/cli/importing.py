@@ -28,7 +28,7 @@ from capacity_assets.collection.engines.base import engine_named
 from capacity_assets.database.engine import disposed, safe_url
 from capacity_assets.database.locks import SAMPLES, HeldLock
 from capacity_assets.demo import refuse_the_sample_fleet
-from capacity_assets.history import legacy, loading, monitoring, rows, sources
+from capacity_assets.history import loading, monitoring, other_databases, rows, sources
 from capacity_assets.history.loading import LoadReport
 from capacity_assets.history.rows import FileSurvey
 from capacity_assets.history.sources import FileSource, Origin, Source
@@ -182,7 +182,7 @@ def _kind_of(source: str, chosen: ImportOptions) -> tuple[Callable[[_Import, str
         return _Import.prometheus, OF_MONITORING, "Prometheus"
     if source.lower().endswith(monitoring.ZABBIX_EXPORT):
         return _Import.zabbix_export, OF_MONITORING | {"origin"}, "an export of Zabbix"
-    if not legacy.is_address(source):
+    if not other_databases.is_address(source):
         return _Import.file, OF_FILES, "a file"
     if chosen.origin == sources.ZABBIX.name:
         return _Import.zabbix, OF_ZABBIX, "Zabbix"
@@ -267,7 +267,9 @@ class _Import:
         return self._finish([report], source=source.description, **asdict(days), **asdict(report))
 
     def _opened(self, address: str) -> AbstractContextManager[Engine]:
-        return disposed(legacy.open_legacy(legacy.address_of(address, self.options.password_from, self.settings)))
+        return disposed(
+            other_databases.open_legacy(other_databases.address_of(address, self.options.password_from, self.settings))
+        )
 
     def _days(self) -> monitoring.ImportDays:
         today = Clock(self.settings.zone).today()
@@ -284,11 +286,11 @@ class _Import:
         dry_run = self.options.dry_run
         reports: list[LoadReport] = []
         with self._opened(address) as opened:
-            tables = legacy.legacy_tables(opened)
-            servers = legacy.unknown_servers(opened, self.engine)
+            tables = other_databases.legacy_tables(opened)
+            servers = other_databases.unknown_servers(opened, self.engine)
             document: dict[str, object] = {"source": safe_url(opened.url), "servers": len(servers.rows)}
             if not dry_run:
-                legacy.add_servers(servers, self.engine)
+                other_databases.add_servers(servers, self.engine)
             say(
                 f"{counted(len(servers.rows), 'server')} {'would be ' if dry_run else ''}registered, "
                 f"{servers.known:,} already known by name."
@@ -297,13 +299,13 @@ class _Import:
             for level in SERVER_LEVELS.values():
                 samples, aggregates = level.source.name, level.target.name
                 if samples in tables:
-                    source = legacy.legacy_samples(opened, level)
+                    source = other_databases.legacy_samples(opened, level)
                     how: dict[str, Any] = {"derive_totals": derive_totals, "rehearsal": servers.add}
                     reports.append(self._load(source, level, "mb", sources.LEGACY, **how))
                     document[samples] = reports[-1]
                 if aggregates in tables:
                     with _rows_read(aggregates) as on_rows:
-                        counts = legacy.copy_aggregates(
+                        counts = other_databases.copy_aggregates(
                             opened, self.engine, level, servers, dry_run=dry_run, progress=on_rows
                         )
                     say(f"{aggregates}: {counts['read']:,} read, {counts['written']:,} new.")

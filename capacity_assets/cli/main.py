@@ -51,8 +51,8 @@ COMMANDS = [
     LazyCommand("serve", "serve:serve", "Serve the pages until Ctrl-C."),
     LazyCommand("mcp", "serve:mcp", "Run a read-only MCP server for language models."),
     LazyCommand("check", "check:check", "Check configuration, database and schema."),
-    LazyCommand("init", "store:init", "Create the capacity tables, or upgrade them in place."),
-    LazyCommand("distribute", "store:distribute", "Distribute the large tables over a Citus cluster."),
+    LazyCommand("init", "database:init", "Create the capacity tables, or upgrade them in place."),
+    LazyCommand("distribute", "database:distribute", "Distribute the large tables over a Citus cluster."),
     LazyCommand("status", "status:status", "Show what is stored, what runs or waits, and what is late."),
     LazyCommand("instances", "servers:instances", "Register the servers to be measured, and test them."),
     LazyCommand("collect", "servers:collect", "Measure the registered servers, and store today's sizes."),
@@ -78,8 +78,8 @@ COMMANDS = [
     LazyCommand("report", "report:report", "Write the growth report of a window."),
     LazyCommand("digest", "report:digest", "Show what was out of the ordinary in a week."),
     LazyCommand("export", "export:export", "Write stored aggregates or runways as CSV, Excel or Parquet."),
-    LazyCommand("maintain", "store:maintain", "Add partitions ahead of time, and drop expired ones."),
-    LazyCommand("copy", "store:copy", "Copy everything in the capacity database to an empty one."),
+    LazyCommand("maintain", "database:maintain", "Add partitions ahead of time, and drop expired ones."),
+    LazyCommand("copy", "database:copy", "Copy everything in the capacity database to an empty one."),
 ]
 
 

@@ -66,7 +66,7 @@ class PrometheusSource:
         """Return the registered server for a value of the label; None: there is none."""
         return next((name for name in self._names(label) if name in known), None)
 
-    def server_meant(self, label: str, known: Collection[str]) -> str:
+    def server_or_name(self, label: str, known: Collection[str]) -> str:
         """Return the registered server, or the name that it would need."""
         return self.server_of(label, known) or self.servers.get(label) or label.rpartition(":")[0] or label
 
@@ -144,11 +144,11 @@ def values_by_day(
     ends = {_midnight(day + timedelta(days=1), zone): day for day in days}
     length = next(iter(ends)) - _midnight(days[0], zone)
     # The midnight before is left out, because its value is of the day before.
-    asked = {
+    parameters = {
         "query": f"last_over_time(({query})[{length - EVERY_SECONDS + 1}s:{EVERY_SECONDS}s])",
         **{"start": min(ends), "end": max(ends), "step": DAY_SECONDS},
     }
-    answer = _answer(source, "query_range", asked, headers)
+    answer = _answer(source, "query_range", parameters, headers)
     found: dict[date, dict[Labels, str]] = {}
     try:
         for series in answer["data"]["result"]:
@@ -194,9 +194,9 @@ def _labels(series: Mapping[str, Any]) -> Labels:
 
 
 def _answer(
-    source: PrometheusSource, what: str, asked: Mapping[str, object], headers: Mapping[str, str]
+    source: PrometheusSource, what: str, parameters: Mapping[str, object], headers: Mapping[str, str]
 ) -> Mapping[str, Any]:
-    url = f"{source.url.rstrip('/')}/api/v1/{what}?{urllib.parse.urlencode(asked)}"
+    url = f"{source.url.rstrip('/')}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
     answer = _document(_body(url, headers))
     if answer.get("status") != "success":
         raise TooMuchError(f"it refuses the query: {str(answer.get('error', 'no reason given'))[:SHOWN]}")

@@ -308,7 +308,7 @@ class LoadReport:
         return json.dumps({"counts": self.counts, "listed": self.listed, **days}, default=str)
 
     def resume(self, position: int, recorded: Mapping[str, Any]) -> None:
-        """Take over what was recorded of an interrupted import, so that every row of it is accounted for."""
+        """Take over what an interrupted import recorded, so that each of its rows is counted."""
         self.resumed_after = position
         self.counts |= recorded["counts"]
         self.listed = recorded["listed"]
@@ -348,7 +348,7 @@ class Loader:
     """Servers whose days in the source have gaps."""
 
     def load(self, source: Source, fingerprint: str) -> LoadReport:
-        """Load a source; `fingerprint` tells an interrupted import of it again.
+        """Load a source; an interrupted import of it is recognised by its `fingerprint`.
 
         Raises ValidationError if the source cannot be read any further, DatabaseError if the database failed: earlier
         slices are kept, and the same import continues after them.

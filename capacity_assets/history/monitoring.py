@@ -82,7 +82,7 @@ def place_of(position: int) -> str:
 
 @dataclass(frozen=True)
 class PrometheusHistory:
-    """What one source of the file knows of past days; the sizes of databases as rows."""
+    """The past days of one source of the file; the sizes of databases are rows."""
 
     source: PrometheusSource
     headers: Mapping[str, str]
@@ -94,7 +94,7 @@ class PrometheusHistory:
 
     @property
     def description(self) -> str:
-        """Name it."""
+        """The name of the source in messages."""
         return f"prometheus:{self.source.name}"
 
     @property
@@ -113,7 +113,7 @@ class PrometheusHistory:
 
     def _named(self, labels: Labels, size: str) -> tuple[str, str, str]:
         named = dict(labels)
-        server = self.source.server_meant(named.get(self.source.server_label, ""), self.known)
+        server = self.source.server_or_name(named.get(self.source.server_label, ""), self.known)
         return server, named.get(self.source.database_label, ""), size
 
     def pages(self, queries: Sequence[str], first: date) -> Iterator[tuple[Sequence[date], list[ByDay]]]:
@@ -148,7 +148,7 @@ class VolumeReport:
 def import_volumes(
     engine: Engine, history: PrometheusHistory, *, replace: bool, dry_run: bool, progress: Callable[[int], None]
 ) -> VolumeReport:
-    """Store the volumes of each day that a source knows; measured ones stay, and without `replace` all stored ones.
+    """Store the volumes of past days from a source; measured ones stay and, without `replace`, all stored ones.
 
     Each page of days is a transaction. Raises SourceError and DatabaseError; pages before are kept, and a repetition
     stores what is missing.
@@ -171,7 +171,7 @@ def import_volumes(
 def zabbix_history(zabbix: Engine, days: ImportDays, zone: ZoneInfo, layout: ImportColumns) -> QuerySource:
     """Return the sizes of databases in the trends of a Zabbix on PostgreSQL as rows, by day.
 
-    Raises ValidationError if it is no database of Zabbix, DatabaseError if it cannot be read.
+    Raises ValidationError if it is not a database of Zabbix, DatabaseError if it cannot be read.
     """
     where = safe_url(zabbix.url)
     needed = {"hosts", "items", "trends", "trends_uint"}
@@ -179,8 +179,8 @@ def zabbix_history(zabbix: Engine, days: ImportDays, zone: ZoneInfo, layout: Imp
         missing = needed - set(sa.inspect(zabbix).get_table_names())
     if missing:
         raise ValidationError(f"{where} has no table {min(missing)}: it is no database of Zabbix.")
-    asked = text(ZABBIX_POSTGRESQL).bindparams(zone=zone.key, first=days.first, last=days.last)
-    sizes = asked.columns(*(sa.column(name) for name in NAMES)).subquery("sizes").c
+    zabbix_sizes = text(ZABBIX_POSTGRESQL).bindparams(zone=zone.key, first=days.first, last=days.last)
+    sizes = zabbix_sizes.columns(*(sa.column(name) for name in NAMES)).subquery("sizes").c
     order = sa.func.row_number().over(order_by=[sizes.day, sizes.server, sizes.database])
     numbered = sa.select(order.label("position"), *sizes).subquery("numbered").c
     ours = dict(zip((SERVER, DATABASE_NAME, DAY, layout.sizes[0]), (numbered[name] for name in NAMES), strict=True))
@@ -209,7 +209,7 @@ class ZabbixExport:
 
     @property
     def description(self) -> str:
-        """Name it."""
+        """The name of the source in messages."""
         return str(self.path.resolve())
 
     @property
@@ -222,7 +222,7 @@ class ZabbixExport:
             raise ValidationError(f"{self.path} cannot be read: {error.strerror}.") from None
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
-        """Yield the rows, day by day; raises ValidationError if the file cannot be read or is no export of Zabbix."""
+        """Yield the rows, day by day; raises ValidationError for a file that is not an export of Zabbix."""
         newest: dict[date, dict[tuple[str, str], tuple[int, str]]] = {}
         for moment, server, database, size in self._trends():
             day = datetime.fromtimestamp(moment, self.zone).date()

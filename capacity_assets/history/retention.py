@@ -76,7 +76,7 @@ def _level_of(table: Table) -> Level:
 
 
 def parse_retention(value: str, periods: Iterable[str] = PERIODS) -> Retention:
-    """Read `name=days,name=forever`, on top of the defaults; raises ConfigurationError for what is no rule."""
+    """Read `name=days,name=forever`, on top of the defaults; raises ConfigurationError for another form."""
     known = {*periods, *(rule.partition("=")[0] for rule in DEFAULT_RETENTION_DAYS.split(","))}
     known |= {RAW, *(table.name for table in (*SAMPLES, *UNREAD))}
     known |= {aggregates_name(period, level) for period in periods for level in LEVELS.values()}
@@ -303,7 +303,7 @@ class TableMaintenance:
         return report
 
     def shortcomings(self, today: date) -> list[str]:
-        """Return what keeps old rows from leaving, in words; changes nothing. Raises DatabaseError."""
+        """Return the reasons why old rows cannot be dropped; changes nothing. Raises DatabaseError."""
         sentences = []
         next_month = today + timedelta(days=AHEAD_DAYS // 2)
         for table in PARTITIONED:
@@ -501,7 +501,7 @@ class RetentionService:
         return self.tables.prepare(self._judged_day().certain_day)
 
     def shortcomings(self) -> list[str]:
-        """Return what keeps old rows from leaving, in words; changes nothing."""
+        """Return the reasons why old rows cannot be dropped; changes nothing."""
         return self.tables.shortcomings(self._judged_day().certain_day)
 
     def _judged_day(self) -> TodayCheck:

@@ -376,7 +376,7 @@ def _with_gaps(by_index: Mapping[int, date], days_of: Mapping[tuple[str, str], i
 
 
 class _BadValue(Exception):  # noqa: N818 -- becomes a problem
-    """A text that is no value of its column."""
+    """A text that cannot be a value of its column."""
 
 
 class RowReader:
@@ -408,7 +408,7 @@ class RowReader:
         self._places = {name: place for place, name in enumerate(layout.columns)}
 
     def read(self, position: int, texts: Sequence[str | None]) -> tuple[object, ...] | str:
-        """Return (position, server, instance id, keys, sizes, counts, exact bytes, time), or where what is wrong."""
+        """Return (position, server, instance id, keys, sizes, counts, exact bytes, time), or what is wrong."""
         try:
             return (position, *self._values(texts))
         except _BadValue as bad:
@@ -436,7 +436,7 @@ class RowReader:
         return [*values, min(_moment(self._times, cells[COLLECTED_AT], day, self.zone), self.now)]
 
     def shown(self, row: Sequence[object]) -> dict[str, object]:
-        """Return what a row was read as, by column: whose size of which day it is, and the sizes in MiB."""
+        """Return a row as it was read, by column: server, database, day, and the sizes in MiB."""
         layout = self.layout
         names = (SERVER, INSTANCE_ID, *layout.keys, *layout.sizes, *layout.optional_sizes)
         return {name: value for name, value in zip(names, row[1:], strict=False) if value is not None}

@@ -54,7 +54,7 @@ PositionedRow = tuple[int, Sequence[str | None]]
 
 @dataclass(frozen=True)
 class FileOptions:
-    """What a file does not say of itself; None: not given."""
+    """How to read a file, where the file does not tell; None: not given."""
 
     mapping: Mapping[str, str] = field(default_factory=dict)
     server: str | None = None
@@ -67,7 +67,7 @@ class FileOptions:
 
 
 def file_source(path: Path, layout: ImportColumns, options: FileOptions) -> FileSource:
-    """Open .parquet and .xlsx as such, all else as CSV.
+    """Open .parquet and .xlsx in their formats, all other files as CSV.
 
     Raises ValidationError if it cannot be read, lacks a needed column, or an option does not fit this kind of file.
     """
@@ -307,7 +307,7 @@ def _refuse_a_boundless_workbook(path: Path) -> None:
     """
     from xlsxwriter.utility import xl_cell_to_rowcol
 
-    # What is no archive is refused by the reader.
+    # The reader refuses a file that is not an archive.
     with suppress(BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError), ZipFile(path) as archive:
         parts = archive.infolist()
         if sum(part.file_size for part in parts) > LARGEST_WORKBOOK_BYTES:
@@ -520,6 +520,6 @@ WHERE t.instance_id = n.instance_id AND t.database_name = n.database_name AND t.
 
 
 def claim_samples(connection: Connection, fingerprint: str, *, replaced: bool) -> None:
-    """Record that the rows taken of `compared` are of an import; `replaced`: they may have been of another one."""
+    """Record that an import has the stored rows of `compared`; `replaced`: another import may have had them."""
     for statement in (_CLAIM, _TAKE_FROM_OTHERS) if replaced else (_CLAIM,):
         connection.execute(with_queries(statement, imported=_IMPORTED), {"fingerprint": fingerprint})

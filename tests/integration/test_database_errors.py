@@ -17,7 +17,7 @@ from capacity_assets.base.errors import DatabaseError
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.collection.servers import collection_state, registered_servers
 from capacity_assets.database.schema import refuse_an_unfit_database
-from capacity_assets.history.legacy import legacy_tables
+from capacity_assets.history.other_databases import legacy_tables
 from capacity_assets.reading.changes import window_sizes
 from capacity_assets.reading.windows import data_versions
 from capacity_assets.report.page import read_report

@@ -22,7 +22,7 @@ from capacity_assets.database.engine import (
     ensure_reachable,
     safe_url,
 )
-from capacity_assets.history.legacy import KEPT, address_of, copy_database
+from capacity_assets.history.other_databases import KEPT, address_of, copy_database
 from capacity_assets.history.retention import MaintenanceError, MaintenanceReport
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage
 from capacity_assets.runtime import open_engine, prepare_database, retention_service
