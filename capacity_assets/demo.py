@@ -417,9 +417,9 @@ def _quota(connection: Connection, today: date) -> Iterator[Limit]:
 def _add_measured_beside_sizes(connection: Connection) -> None:
     """Add volumes, ceilings, what lies beside databases, tables and indexes of the days in the table `sample`."""
     names = [server.name for server in FLEET if server.name in WITH_VOLUME]
-    asked = {"names": names, "volumes": [WITH_VOLUME[name] for name in names], "unread": UNREAD_SLOT_OF}
+    parameters = {"names": names, "volumes": [WITH_VOLUME[name] for name in names], "unread": UNREAD_SLOT_OF}
     for statement in (_VOLUMES, _CEILINGS, _PARTS):
-        connection.execute(text(statement), asked)
+        connection.execute(text(statement), parameters)
     connection.execute(text(_OBJECTS))
 
 

@@ -192,14 +192,14 @@ def headline(digest: Digest) -> str:
     week = f"week of {human_days(digest.week.start, digest.week.end)}"
     if not digest.size_mb:
         return f"Nothing was measured of {digest.whose} in the {week}."
-    said = f"{'The fleet' if digest.label is None else digest.whose}: {human_mb(digest.size_mb)}"
+    sentence = f"{'The fleet' if digest.label is None else digest.whose}: {human_mb(digest.size_mb)}"
     if digest.is_change_partial:
         which = "that week" if digest.is_partial else "the week before"
-        return f"{said} in the {week}. Not everything was measured in {which}, so no change is shown."
+        return f"{sentence} in the {week}. Not everything was measured in {which}, so no change is shown."
     if digest.change_mb is None:
-        return f"{said} in the {week}; change unknown."
+        return f"{sentence} in the {week}; change unknown."
     share = human_percent(digest.change_mb, digest.size_mb - digest.change_mb)
-    return f"{said}, {human_change_mb(digest.change_mb)} ({share}) in the {week}."
+    return f"{sentence}, {human_change_mb(digest.change_mb)} ({share}) in the {week}."
 
 
 def sections(digest: Digest, pages_url: str | None = None) -> list[Section]:

@@ -161,7 +161,7 @@ def _shown(value: Fraction) -> str:
 
 
 NAMES_COMPARED = 10_000
-"""If a name is not found, it is compared with at most so many others."""
+"""If a name is not found, it is compared with at most this many others."""
 
 
 @dataclass(frozen=True)
@@ -275,25 +275,25 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
         NotFoundError: no registered server has anything of that name.
         DatabaseError: the database failed.
     """
-    asked = {"database": database, "server": server, "most": NAMES_COMPARED}
+    parameters = {"database": database, "server": server, "most": NAMES_COMPARED}
     with database_errors(doing="looking the name up", kept="Nothing was written."), engine.connect() as connection:
         servers = _SERVERS_ON_NODES if tables_are_distributed(connection) else _SERVERS
-        rows = connection.execute(text(servers), asked).all()
+        rows = connection.execute(text(servers), parameters).all()
         if not rows:
-            raise _unknown(connection, asked)
+            raise _unknown(connection, parameters)
     return [ExplainedSubject(row.id, row.name, database, row.active) for row in rows]
 
 
-def _unknown(connection: Connection, asked: Mapping[str, object]) -> NotFoundError:
-    """Return the error that there is no such server or database, with similar names."""
-    database, server = asked["database"], asked["server"]
+def _unknown(connection: Connection, parameters: Mapping[str, object]) -> NotFoundError:
+    """Return the error for an unknown server or database, with similar names."""
+    database, server = parameters["database"], parameters["server"]
     where = "" if server is None else f" on server {server!r}"
     what, written, names = f"database {database!r}{where}", database, _NAMES if server is None else _NAMES_ON_SERVER
     servers = connection.execute(text("SELECT name FROM instances")).scalars().all()
     if database is None or (server is not None and server not in servers):
         what, written, known = f"server {server!r}", server, servers
     else:
-        known = connection.execute(text(names), asked).scalars().all()
+        known = connection.execute(text(names), parameters).scalars().all()
     return NotFoundError(
         f"There is no {what} among the registered servers: names must match exactly."
         f"{suggestion(str(written), known)} The view capacity_latest lists those that are known."

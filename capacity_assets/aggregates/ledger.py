@@ -210,9 +210,9 @@ class Ledger:
         return self._stale("looking for windows that are out of date", of_samples=False)
 
     def _stale(self, doing: str, *, of_samples: bool) -> list[StaleWindow]:
-        asked = {"periods": list(self.periods), "of_samples": of_samples}
+        parameters = {"periods": list(self.periods), "of_samples": of_samples}
         with self._work(doing, "No change was lost.") as connection:
-            rows = connection.execute(text(_STALE), asked).all()
+            rows = connection.execute(text(_STALE), parameters).all()
         return [StaleWindow(name, level, Window(start, end), *rest) for name, level, start, end, *rest in rows]
 
     def incomplete_windows(

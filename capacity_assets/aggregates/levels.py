@@ -81,7 +81,7 @@ class Level:
     keys: tuple[str, ...]
     measures: tuple[Measure, ...]
     view: str
-    """The view that readers have of it."""
+    """The view of the level for readers."""
     view_order: tuple[str, ...]
     """Columns of the view that order its rows within a window."""
     ratios: tuple[Ratio, ...] = ()

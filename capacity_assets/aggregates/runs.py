@@ -52,7 +52,7 @@ from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES
 from capacity_assets.base.units import counted
 from capacity_assets.database.changes import WRITER_SETTING
 from capacity_assets.database.cluster import SETTINGS_OF_A_SLICE, is_distributed
-from capacity_assets.database.label_rules import GROUP_DAYS, asked_days
+from capacity_assets.database.label_rules import GROUP_DAYS, day_parameters
 
 ALL_LEVELS = tuple(LEVELS)
 SCOPE_ALL = "all"
@@ -99,7 +99,7 @@ class InstanceRef:
 
 @dataclass(frozen=True)
 class AggregationWork:
-    """The work of a computation or of one slice of it: windows in order, and instances.
+    """The work of a computation or of one of its slices: windows in order, and instances.
 
     `usable` are the stored windows that may be read in place of samples, and `shorter` the periods that a window may be
     made of, the longest first. `computed` are the first days of the windows that were computed before. `gone` has the
@@ -273,7 +273,7 @@ def prepare_group_days(connection: sa.Connection, work: AggregationWork) -> dict
     days = [day for span in spans for day in span.dates]
     step = max(1, SERVER_DAYS_PER_STATEMENT // max(1, len(work.instances)))
     for first in range(0, len(days), step):
-        days_to_add = asked_days(connection, days[first : first + step])
+        days_to_add = day_parameters(connection, days[first : first + step])
         connection.execute(sa.text(_ADD_UP), days_to_add)
         unsampled = [set(some) for name, some in days_to_add.items() if name != "days"]
         dropped = sorted(set.intersection(*unsampled))
@@ -808,8 +808,8 @@ def coverage_of(
         engine.connect() as connection,
     ):
         for raw in {raw for level in levels for raw in level.raw_tables}:
-            asked = _sampled_days(raw, days, on_nodes=is_distributed(engine))
-            sampled[raw] = set(connection.execute(asked).scalars())
+            query = _sampled_days(raw, days, on_nodes=is_distributed(engine))
+            sampled[raw] = set(connection.execute(query).scalars())
     found: dict[str, dict[date, WindowCoverage]] = {}
     for level in levels:
         measured = set().union(*(sampled[raw] for raw in level.raw_tables))
@@ -824,12 +824,12 @@ def coverage_of(
 
 def _sampled_days(raw: sa.Table, days: Sequence[date], *, on_nodes: bool) -> sa.Select[date]:
     """Select the days, of those given, that have a sample that counts."""
-    asked = sa.literal(days, sa.ARRAY(sa.Date))
+    candidates = sa.literal(days, sa.ARRAY(sa.Date))
     is_live = [raw.c.is_deleted.is_(False)] if "is_deleted" in raw.c else []
     if on_nodes:
         # Where rows are distributed, a subquery must not depend on the row of the outer query.
-        return sa.select(raw.c.collected_date).distinct().where(raw.c.collected_date == sa.any_(asked), *is_live)
-    day: sa.ColumnElement[date] = sa.func.unnest(asked).column_valued("day")
+        return sa.select(raw.c.collected_date).distinct().where(raw.c.collected_date == sa.any_(candidates), *is_live)
+    day: sa.ColumnElement[date] = sa.func.unnest(candidates).column_valued("day")
     # LIMIT 1 keeps the probe a probe: EXISTS becomes a join with every sample of these days.
     probe = sa.select(sa.true()).where(raw.c.collected_date == day, *is_live).limit(1)
     return sa.select(day).where(probe.scalar_subquery())

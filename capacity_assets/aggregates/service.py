@@ -231,7 +231,7 @@ class AggregationService:
     ) -> Iterator[PeriodSummary]:
         """Compute one level, and record it in the ledger if its beginning was recorded.
 
-        Windows that are unchanged according to the ledger are reported as such, without being read.
+        Windows that are unchanged according to the ledger are reported as unchanged, without being read.
         """
         options = whole.options
         mark = fingerprint(runner.level, whole.period, [instance.id for instance in whole.instances])

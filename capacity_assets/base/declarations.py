@@ -142,12 +142,17 @@ def is_web_address(written: str) -> bool:
     return is_whole and has_port and parts.scheme in {"http", "https"} and bool(parts.hostname)
 
 
+def number_of(written: object) -> Decimal:
+    """Read a number; NaN if it is none."""
+    try:
+        return Decimal(str(written).strip())
+    except InvalidOperation:
+        return Decimal("nan")
+
+
 def bytes_of_gb(written: object) -> int:
     """Convert a number of GiB, such as 500 or 1.5, to bytes; raises ValidationError if it is not a number."""
-    try:
-        number = Decimal(str(written).strip())
-    except InvalidOperation:
-        number = Decimal("nan")
+    number = number_of(written)
     # A larger exponent would take long to compute, and is no size.
     if not number.is_finite() or number.adjusted() > LARGEST_EXPONENT:
         raise ValidationError(f"{written!r} is not a number of GiB; write 500 or 1.5.")

@@ -4,7 +4,7 @@
 made. To add a period, add an entry in the order of their length, because a chart with too many windows takes the next
 entry; then run `capacity init`, because views list the periods.
 
-Whatever needs today's date takes a `Clock`; tests pass a fixed one. `judged_day` in `database.engine` says whether the
+Whatever needs today's date takes a `Clock`; tests pass a fixed one. `check_today` in `database.engine` says whether the
 date is reliable enough to delete something or to make it final.
 Everything else in this module is pure: no environment, no database, no Dagster.
 """

@@ -492,7 +492,7 @@ class ConfigurationError(Exception):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From which probability of being full within so many days on, in percent, something is watched and acted on."""
+    """From which probability of being full within `days`, in percent, something is watched and acted on."""
 
     days: int = 30
     watch_percent: int = 20
@@ -553,7 +553,7 @@ class Settings(Variables):
     def as_environment(self) -> dict[str, str]:
         """Return the variables of these settings for a child process, which does not read our .env file.
 
-        The two addresses are left out: who starts the child knows where the embedded server is.
+        The two addresses are left out: the caller passes those of the embedded server.
         """
         values = {
             str(field.validation_alias): as_text(getattr(self, name))

@@ -31,7 +31,7 @@ from capacity_assets.database.declared_rows import Stored
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.ownership import bills
 from capacity_assets.ownership import prices as price_list
-from capacity_assets.ownership.bills import BillByGroup, BillGroup, group_named, money
+from capacity_assets.ownership.bills import BillByGroup, BillGroup, group_heading, group_named, money
 from capacity_assets.ownership.focus import charges_of_bill
 from capacity_assets.ownership.labels import default_grouping, label_of_nothing, refuse_unknown_grouping
 from capacity_assets.ownership.prices import Price, PriceChanges
@@ -327,7 +327,7 @@ def _bill_lines(issued: BillByGroup) -> Iterator[Line]:
     groups = (*issued.groups, *issued.former_groups)
     rows = [_bill_cells(group_named(group.name, by), group, issued) for group in groups]
     rows.append(_bill_cells("Total", issued.total, issued))
-    headings = [heading(by), ">Databases", ">GiB", ">Price"]
+    headings = [group_heading(by), ">Databases", ">GiB", ">Price"]
     headings += [f">Amount, {bill.currency or NO_CURRENCY}", *([">Projected"] if bill.days_so_far else [])]
     headings += [">Change"] if issued.compared_issue is not None else []
     headings += [">Budget", ">Over budget"] if issued.has_budget else []
@@ -337,11 +337,6 @@ def _bill_lines(issued: BillByGroup) -> Iterator[Line]:
 
 
 NO_CURRENCY, UNPRICED = "no currency", "no price"
-
-
-def heading(grouped_by: str) -> str:
-    """Return the heading of the column of groups."""
-    return grouped_by.replace("_", " ").capitalize()
 
 
 def _bill_cells(name: str, group: BillGroup, issued: BillByGroup) -> list[object]:

@@ -16,7 +16,7 @@ from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import as_plain_text, counted, human_mb, human_month
 from capacity_assets.cli import declaring, options
-from capacity_assets.cli.bills import NO_CURRENCY, UNPRICED, csv_text, format_of, heading
+from capacity_assets.cli.bills import NO_CURRENCY, UNPRICED, csv_text, format_of
 from capacity_assets.cli.declaring import DECLARED, DeclarationReport, DeclarationSession
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import Line, Report, Table
@@ -24,8 +24,8 @@ from capacity_assets.database.declared_rows import Stored
 from capacity_assets.database.engine import snapshot
 from capacity_assets.ownership import bills
 from capacity_assets.ownership import budgets as ownership
-from capacity_assets.ownership.bills import group_named, money
-from capacity_assets.ownership.budgets import Budget, BudgetLine, BudgetTotal, MonthBudget
+from capacity_assets.ownership.bills import group_heading, group_named, money
+from capacity_assets.ownership.budgets import Budget, BudgetSums, MonthBudget
 from capacity_assets.ownership.labels import default_grouping, label_of_nothing
 
 LONGEST_PLAN = 60
@@ -65,66 +65,70 @@ def budget(settings: Settings, /, *, by: str | None, months: int, output: str) -
     coming, by = ownership.coming_months(today, months), by or default_grouping(settings.label_keys)
     reading = database_errors(doing="reading a budget")
     with options.open_database(settings) as engine, reading, snapshot(engine) as connection:
-        found = ownership.read_budget(connection, by, coming, today, settings.label_keys)
+        group_budget = ownership.read_budget(connection, by, coming, today, settings.label_keys)
     if form is None:
-        return Report(found, _budget_lines(found))
-    options.write_text(output, BUDGET_FORMATS[form](found))
-    return Report(found, [f"{_budget_title(found)}, written to {output}"])
+        return Report(group_budget, _budget_lines(group_budget))
+    options.write_text(output, BUDGET_FORMATS[form](group_budget))
+    return Report(group_budget, [f"{_budget_title(group_budget)}, written to {output}"])
 
 
-def _budget_title(found: Budget) -> str:
-    first, last = (human_month(day) for day in (found.months[0], found.last_day))
+def _budget_title(group_budget: Budget) -> str:
+    first, last = (human_month(day) for day in (group_budget.months[0], group_budget.last_day))
     months = first if first == last else f"{first} to {last}"
-    return f"Budget of {months}, by {found.grouped_by}"
+    return f"Budget of {months}, by {group_budget.grouped_by}"
 
 
-def _budget_lines(found: Budget) -> Iterator[Line]:
-    amounts = (f">Amount, {found.currency or NO_CURRENCY}", ">Range")
-    headings = (heading(found.grouped_by), ">Size now", ">Size at the end", ">Range", ">Per GiB", *amounts)
-    named: list[tuple[str, BudgetLine | BudgetTotal]] = [
-        *((group_named(line.name, found.grouped_by), line) for line in found.lines),
-        ("Total", found.total),
+def _budget_lines(group_budget: Budget) -> Iterator[Line]:
+    amounts = (f">Amount, {group_budget.currency or NO_CURRENCY}", ">Range")
+    headings = (group_heading(group_budget.grouped_by), ">Size now", ">Size at the end", ">Range", ">Per GiB", *amounts)
+    named: list[tuple[str, BudgetSums]] = [
+        *((group_named(line.name, group_budget.grouped_by), line) for line in group_budget.lines),
+        ("Total", group_budget.total),
     ]
-    has_budget = found.total.budget is not None
+    has_budget = group_budget.total.budget is not None
     rows = [
         [name, *_sizes(one), getattr(one, "size_range", ""), *_amounts(one), getattr(one, "amount_range", "")]
         + ([money(one.budget), bills.money_change(one.budget_difference)] if has_budget else [])
         for name, one in named
     ]
-    yield Table(_budget_title(found), (*headings, *((">Budget", ">Over budget") if has_budget else ())), rows)
+    yield Table(_budget_title(group_budget), (*headings, *((">Budget", ">Over budget") if has_budget else ())), rows)
     if has_budget:
-        months = [f"{month:%Y-%m}" for month in found.months]
+        months = [f"{month:%Y-%m}" for month in group_budget.months]
         by_month = [
             [name, *(bills.money_change(one.monthly_budget_differences.get(month)) for month in months)]
             for name, one in named
         ]
-        yield Table("Over budget by month", (heading(found.grouped_by), *(f">{month}" for month in months)), by_month)
-    yield from found.notes
+        yield Table(
+            "Over budget by month",
+            (group_heading(group_budget.grouped_by), *(f">{month}" for month in months)),
+            by_month,
+        )
+    yield from group_budget.notes
 
 
-def _sizes(one: BudgetLine | BudgetTotal) -> list[object]:
+def _sizes(one: BudgetSums) -> list[object]:
     return [human_mb(one.size_mb), human_mb(one.end_size_mb)]
 
 
-def _amounts(one: BudgetLine | BudgetTotal) -> list[object]:
+def _amounts(one: BudgetSums) -> list[object]:
     price = UNPRICED if one.price_per_gib is None else bills.mean_price(one.price_per_gib)
     return [price, money(one.amount)]
 
 
-def _budget_rows(found: Budget) -> Iterator[Sequence[object]]:
+def _budget_rows(group_budget: Budget) -> Iterator[Sequence[object]]:
     """Yield the lines of a budget, one column per month at the end; the total is not among them."""
-    months = [f"{month:%Y-%m}" for month in found.months]
+    months = [f"{month:%Y-%m}" for month in group_budget.months]
     declared = [f"{month}_{name}" for month in months for name in ("budget", "budget_difference")]
     yield ("as_of", "last_day", "grouped_by", "group", *BUDGET_COLUMNS, "currency", *months, *declared)
-    for line in found.lines:
-        subject = (found.as_of, found.last_day, found.grouped_by, as_plain_text(line.name or ""))
+    for line in group_budget.lines:
+        subject = (group_budget.as_of, group_budget.last_day, group_budget.grouped_by, as_plain_text(line.name or ""))
         amounts = (line.monthly_amounts.get(month) for month in months)
         budgets = (
             of_months.get(month)
             for month in months
             for of_months in (line.monthly_budgets, line.monthly_budget_differences)
         )
-        yield (*subject, *(getattr(line, name) for name in BUDGET_COLUMNS), found.currency, *amounts, *budgets)
+        yield (*subject, *(getattr(line, name) for name in BUDGET_COLUMNS), group_budget.currency, *amounts, *budgets)
 
 
 BUDGET_FORMATS: Mapping[str, Callable[[Budget], str]] = {
@@ -148,11 +152,8 @@ months_options = options.combined_options(
 
 def _months(session: DeclarationSession, month: date | None, number: int) -> list[date]:
     today = session.today()
-    first = month or bills.MONTHLY.following(bills.MONTHLY.window_of(today)).start
-    windows = [bills.MONTHLY.window_of(first)]
-    while len(windows) < number:
-        windows.append(bills.MONTHLY.following(windows[-1]))
-    return [window.start for window in windows]
+    first = bills.MONTHLY.window_of(month) if month else ownership.month_after(today)
+    return [window.start for window in ownership.months_from(first, number)]
 
 
 @budgets.command("set")
@@ -201,8 +202,8 @@ def adopt(session: DeclarationSession, /, *, grouping: str | None, months: int) 
     keys, today = session.settings.label_keys, session.today()
     by, coming = grouping or default_grouping(keys), ownership.coming_months(today, months)
     with database_errors(doing="reading a budget"), snapshot(session.engine) as connection:
-        found = ownership.read_budget(connection, by, coming, today, keys)
-    declared = ownership.adopted_budgets(found)
+        group_budget = ownership.read_budget(connection, by, coming, today, keys)
+    declared = ownership.adopted_budgets(group_budget)
     return _declare(session, declared, [f"{counted(len(declared), 'budget')} declared from the forecasts."])
 
 

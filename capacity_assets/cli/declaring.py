@@ -168,7 +168,7 @@ def dated_json(declared: Any) -> dict[str, object]:
 
 
 def stored_json(stored: Stored[Any]) -> dict[str, object]:
-    """Return a stored declaration for scripts, with what is known of it and when it was declared."""
+    """Return a stored declaration for scripts, with its further columns and when it was declared."""
     known = {name: value for name, value in vars(stored).items() if name != "declaration"}
     return {**dated_json(stored.declaration), **known, **declared_json(stored)}
 

@@ -20,7 +20,7 @@ from capacity_assets.cli.declaring import update_group_forecasts
 from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.database.engine import snapshot
 from capacity_assets.ownership import labels as ownership
-from capacity_assets.ownership.bills import group_named
+from capacity_assets.ownership.bills import group_heading, group_named
 from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.reading.groups import Group, groups_of, measured_notes
 from capacity_assets.reading.lists import DatabaseRow, databases
@@ -209,28 +209,28 @@ def inside(
             raise ValidationError(f"{human_day(last_day)} is before {human_day(first_day)}.")
         [server_id] = runner.service.ids_of([server])
         with snapshot(runner.service.engine) as connection:
-            found = growth_inside(connection, server_id, database, first_day, last_day)
-            if found is None and not was_ever_sampled(connection, server_id, database):
+            growth = growth_inside(connection, server_id, database, first_day, last_day)
+            if growth is None and not was_ever_sampled(connection, server_id, database):
                 raise NotFoundError(f"There is no database {database!r} on {server}: it was never measured.")
-    if found is None:
+    if growth is None:
         raise ValidationError(
             f"The tables and indexes of {database} were not measured twice from {human_day(first_day)}, or the month "
             f"before, to {human_day(last_day)}. CAPACITY_OBJECTS names the servers of which they are measured."
         )
-    before, after = human_mb(whole_mb(found.before_bytes)), human_mb(whole_mb(found.after_bytes))
+    before, after = human_mb(whole_mb(growth.before_bytes)), human_mb(whole_mb(growth.after_bytes))
     title = (
-        f"{found.database} on {found.server}: {before} on {human_day(found.first_day)}, "
-        f"{after} on {human_day(found.last_day)}, {human_change_mb(whole_mb(found.change_bytes))}."
+        f"{growth.database} on {growth.server}: {before} on {human_day(growth.first_day)}, "
+        f"{after} on {human_day(growth.last_day)}, {human_change_mb(whole_mb(growth.change_bytes))}."
     )
     if by == "schema":
-        return Report(by_schema(found), [title, _schemas_table(found, limit)])
+        return Report(by_schema(growth), [title, _schemas_table(growth, limit)])
     grown = (
         f"{one.label} {human_change_mb(whole_mb(one.free_change_bytes))} to {human_mb(whole_mb(one.free_bytes))}"
-        for one in found.more_free
+        for one in growth.more_free
         if one.free_change_bytes is not None and one.free_bytes is not None
     )
     free = f"Dead and free space grew, also as a share of the table: {', '.join(grown)}."
-    return Report(found, [title, _objects_table(found, limit), *([free] if found.more_free else [])])
+    return Report(growth, [title, _objects_table(growth, limit), *([free] if growth.more_free else [])])
 
 
 def _object_cells(one: ObjectChange) -> list[object]:
@@ -240,32 +240,32 @@ def _object_cells(one: ObjectChange) -> list[object]:
     return [one.label, one.kind, before, after, change]
 
 
-def _objects_table(found: DatabaseGrowth, limit: int) -> Table:
-    listed, hidden = found.objects[:limit], found.objects[limit:]
+def _objects_table(growth: DatabaseGrowth, limit: int) -> Table:
+    listed, hidden = growth.objects[:limit], growth.objects[limit:]
     rows = []
     for one in listed:
         free = "" if one.free_bytes is None else human_mb(whole_mb(one.free_bytes))
         rows.append([*_object_cells(one), free, "" if one.estimated_rows is None else f"{one.estimated_rows:,}"])
-    rows += [[name, "", "", "", change, "", ""] for name, change in _sums(found, hidden)]
+    rows += [[name, "", "", "", change, "", ""] for name, change in _sums(growth, hidden)]
     return Table("What grew inside", (*CHANGE_HEADINGS, ">Free", ">Rows (estimated)"), rows)
 
 
-def _schemas_table(found: DatabaseGrowth, limit: int) -> Table:
-    schemas = by_schema(found)
+def _schemas_table(growth: DatabaseGrowth, limit: int) -> Table:
+    schemas = by_schema(growth)
     rows: list[list[object]] = []
     for one in schemas[:limit]:
         rows.append([one.schema, one.objects, human_change_mb(whole_mb(one.change_bytes))])
-    rows += [[name, "", change] for name, change in _sums(found, schemas[limit:])]
+    rows += [[name, "", change] for name, change in _sums(growth, schemas[limit:])]
     return Table("What grew inside, by schema", ("Schema", ">Changed", ">Change"), rows)
 
 
-def _sums(found: DatabaseGrowth, hidden: Sequence[ObjectChange | SchemaGrowth]) -> list[tuple[str, str]]:
+def _sums(growth: DatabaseGrowth, hidden: Sequence[ObjectChange | SchemaGrowth]) -> list[tuple[str, str]]:
     """Return the rows below a list, which with it add up to the change of the database."""
     sums = [(f"{len(hidden):,} more that changed", sum(one.change_bytes for one in hidden))] if hidden else []
     sums += [
-        ("all other tables and indexes", found.others_change_bytes),
-        ("unexplained", found.unexplained_change_bytes),
-        ("the database", found.change_bytes),
+        ("all other tables and indexes", growth.others_change_bytes),
+        ("unexplained", growth.unexplained_change_bytes),
+        ("the database", growth.change_bytes),
     ]
     return [(name, human_change_mb(whole_mb(change))) for name, change in sums]
 
@@ -300,7 +300,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
             "changed, `capacity aggregate` any window."
         )
     title = f"Groups by {by}, {chosen.name_of(window)} against the window before"
-    headings = (by.replace("_", " ").capitalize(), *GROUP_HEADINGS)
+    headings = (group_heading(by), *GROUP_HEADINGS)
     changes = [group.change_mb for group in rows if group.change_mb is not None]
     change = f", {human_change_mb(sum(changes))} where it is known" if changes else ""
     lines: list[Line] = [

@@ -50,7 +50,7 @@ from capacity_assets.forecast.results import (
 )
 from capacity_assets.forecast.runway import RunwayWithSizes
 from capacity_assets.ownership import scenario_results as results
-from capacity_assets.ownership.bills import group_named, money, money_change
+from capacity_assets.ownership.bills import group_heading, group_named, money, money_change
 from capacity_assets.ownership.labels import default_grouping, labels_of_each, refuse_unknown_label
 from capacity_assets.ownership.scenario_results import BudgetChange, ScenarioResult, ScenarioRunway
 from capacity_assets.reading.forecasts import EarlierForecast, earlier_forecasts, figures_of, issue_of
@@ -290,7 +290,7 @@ def _scenario_lines(result: ScenarioResult, show: int, stored_name: str | None) 
         by = result.grouped_by
         rows = [_budget_cells(group_named(one.name, by), one) for one in result.budget]
         title = f"Budget of the 12 months to {human_day(result.last_day)}, {result.currency or 'no currency'}"
-        headings = (by.replace("_", " ").capitalize(), *BUDGET_HEADINGS)
+        headings = (group_heading(by), *BUDGET_HEADINGS)
         yield Table(title, headings, [*rows, _budget_cells("Total", result.total)])
     if result.without_budget:
         yield f"No budget: {result.without_budget}"
@@ -312,13 +312,13 @@ def _chance(figures: ScenarioRunway) -> str:
     return "" if figures.within_365_days is None else f"{figures.within_365_days:.0%}"
 
 
-def _fit_lines(found: Sequence[results.NewDatabaseFit], gb: Decimal, show: int) -> Iterator[Line]:
-    if not found:
+def _fit_lines(fits: Sequence[results.NewDatabaseFit], gb: Decimal, show: int) -> Iterator[Line]:
+    if not fits:
         yield "No server has a known limit. `capacity limits set` declares one."
         return
     rows = [
         [one.server, one.display_name, human_mb(one.headroom_mb), one.before.text, *_scenario_cells(one.after)]
-        for one in found
+        for one in fits
     ]
     yield Table.of_first(f"Where {gb:,} GiB fit, best first", FIT_HEADINGS, rows, show)
     yield "Servers without a known limit are not listed. Those with too little history come last."

@@ -107,12 +107,12 @@ def add(session: DeclarationSession, /, *, name: str, replace: bool, **values: A
     return _report(session, changes, [server], f"Next: capacity instances test {name}")
 
 
-def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server:
+def _server(name: str, new_values: Mapping[str, Any], known: Server | None) -> Server:
     """Return the server with the given options; None keeps the known value, an empty text clears it."""
     values: dict[str, Any] = {
-        key: getattr(known, key) if value is None and known else (value or None) for key, value in given.items()
+        key: getattr(known, key) if value is None and known else (value or None) for key, value in new_values.items()
     }
-    if known is not None and given.get("engine") not in {None, known.engine} and given.get("port") is None:
+    if known is not None and new_values.get("engine") not in {None, known.engine} and new_values.get("port") is None:
         values["port"] = None
     if values.get("host") == UNKNOWN_HOST:
         values["host"] = None  # an import registered the server by its name only
@@ -297,40 +297,40 @@ def _steps(server: Server, outcome: ProbeOutcome) -> Iterator[str]:
         yield f"{sizes}, in {outcome.measure_seconds or 0:.2f} s"
 
 
-def _test_lines(found: Mapping[str, Any]) -> Iterator[Line]:
-    yield from (f"works: {step}" for step in found["steps"])
-    yield from (f"note: {warning}" for warning in found["warnings"])
-    if not found["works"]:
-        yield f"fails: {found['failure']}"
-        if found["grants"]:
+def _test_lines(document: Mapping[str, Any]) -> Iterator[Line]:
+    yield from (f"works: {step}" for step in document["steps"])
+    yield from (f"note: {warning}" for warning in document["warnings"])
+    if not document["works"]:
+        yield f"fails: {document['failure']}"
+        if document["grants"]:
             yield "The login needs these rights; replace the name of the login with your own:"
-            yield from (f"  {line}" for line in found["grants"].splitlines())
+            yield from (f"  {line}" for line in document["grants"].splitlines())
         return
-    rows = [[name, human_mb(size_mb)] for name, size_mb in found["databases"].items()]
+    rows = [[name, human_mb(size_mb)] for name, size_mb in document["databases"].items()]
     yield Table.of_first("Largest databases", ("Database", ">Size"), rows, DATABASES_SHOWN)
-    for name, sizes in found["volumes"].items():
+    for name, sizes in document["volumes"].items():
         yield f"Volume {name}: {human_mb(sizes['free_mb'])} of {human_mb(sizes['total_mb'])} free."
-    advice = f". `capacity limits set {found['server']}` declares one"
+    advice = f". `capacity limits set {document['server']}` declares one"
     yield from _named_lines(
         {
             "Ceilings of databases": [
-                f"{name} {human_mb(limit_mb)}" for name, limit_mb in found["ceilings_mb"].items()
+                f"{name} {human_mb(limit_mb)}" for name, limit_mb in document["ceilings_mb"].items()
             ],
-            "Used inside files": [f"{name} {human_mb(used_mb)}" for name, used_mb in found["used_mb"].items()],
-            "Used space not known": found["unknown_used"],
-            "Limits not known": [f"{found['unknown_limits']}{advice}"] if found["unknown_limits"] else [],
-            "Beside databases": [_part_text(part) for part in found["parts"] if part.size_bytes],
-            "Not known, beside databases": found["unknown_parts"],
-            "Not counted, because no size is reported": found["not_counted"],
-            "Left out, see CAPACITY_SYSTEM_DATABASES": found["left_out"],
+            "Used inside files": [f"{name} {human_mb(used_mb)}" for name, used_mb in document["used_mb"].items()],
+            "Used space not known": document["unknown_used"],
+            "Limits not known": [f"{document['unknown_limits']}{advice}"] if document["unknown_limits"] else [],
+            "Beside databases": [_part_text(part) for part in document["parts"] if part.size_bytes],
+            "Not known, beside databases": document["unknown_parts"],
+            "Not counted, because no size is reported": document["not_counted"],
+            "Left out, see CAPACITY_SYSTEM_DATABASES": document["left_out"],
         }
     )
     yield "Nothing was stored. `capacity collect` measures and stores."
 
 
-def _named_lines(found: Mapping[str, Collection[str]], shown: int = NAMES_SHOWN) -> Iterator[str]:
+def _named_lines(databases_by_reason: Mapping[str, Collection[str]], shown: int = NAMES_SHOWN) -> Iterator[str]:
     """Yield a line with the first names of each list that has some."""
-    yield from (f"{what}: {first_of(names, shown)}." for what, names in found.items() if names)
+    yield from (f"{what}: {first_of(names, shown)}." for what, names in databases_by_reason.items() if names)
 
 
 def _part_text(part: ServerPart) -> str:

@@ -5,8 +5,8 @@ CAPACITY_SECRETS_FOLDER, where Docker, Kubernetes and agents of secret stores mo
 the capacity database, for measuring its own server. Passwords are read when a server is measured, so a new password is
 used without a restart, except for an exported variable.
 
-Whoever may register servers can name any reference, and a host to which the password is sent. Therefore only variables
-and files that an administrator has allowed are read, and never those of capacity_assets itself.
+A person who may register servers can name any reference, and a host to which the password is sent. Therefore only
+variables and files that an administrator has allowed are read, and never those of capacity_assets itself.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ class SecretFolders:
 
     @classmethod
     def of(cls, settings: Settings) -> SecretFolders:
-        """Return what is configured."""
+        """Return the configured folders and patterns."""
         return cls(settings.secrets_folder, settings.password_variables, settings.password_folders)
 
     def path_of(self, reference: str) -> Path | None:
-        """Return the file of a reference; None: it is no file."""
+        """Return the file of a reference; None: the reference is to a variable."""
         scheme, _, place = reference.partition(":")
         return {"file": Path(place), "secret": self.mounted / place}.get(scheme)
 

@@ -30,7 +30,6 @@ from capacity_assets.collection.credentials import OWN, SecretFolders, password_
 from capacity_assets.collection.engines.base import (
     FILES,
     NO_OBJECTS,
-    NOTHING_KNOWN,
     STATISTICS,
     TLS_VERIFY_FULL,
     Access,
@@ -139,25 +138,18 @@ def _are_names(*names: object) -> bool:
     return all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
 
 
-@dataclass(frozen=True)
-class ProbeOutcome:
+@dataclass(frozen=True, kw_only=True)
+class ProbeOutcome(Measurement):
     """The outcome of one server: what was measured, or a failure, and how long it took."""
 
     instance_id: int
     server: str
     ended_at: datetime
-    sizes: tuple[DatabaseSize, ...] = ()
     kind: FailureKind | None = None
     reason: str | None = None
     advice: str = ""
     connect_seconds: float | None = None
     measure_seconds: float | None = None
-    not_counted: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-    unknown_used: tuple[str, ...] = ()
-    limits: Limits = NOTHING_KNOWN
-    parts: tuple[ServerPart, ...] = ()
-    objects: Objects = NO_OBJECTS
     facts: ServerFacts | None = None
     keeps_sample: bool = False
     """Whether the server failed, but has a sample from an earlier run of the day, which is kept."""
@@ -260,7 +252,7 @@ class _Session:
         A question that takes too long is abandoned with its connection, and the next one opens another connection.
         """
         connection, self.connection = self.connection, None
-        asked: Future[tuple[Any, Answer | MeasureError]] = Future()
+        future: Future[tuple[Any, Answer | MeasureError]] = Future()
 
         def work() -> None:
             found: Answer | MeasureError
@@ -270,18 +262,18 @@ class _Session:
                 found = ask(opened, *arguments)
             except Exception as error:  # noqa: BLE001 -- as in `_measure`
                 found = self.engine.failure(error)
-            if asked.set_running_or_notify_cancel():
-                asked.set_result((opened, found))
+            if future.set_running_or_notify_cancel():
+                future.set_result((opened, found))
             else:
                 _close(opened)
 
         threading.Thread(target=work, name=threading.current_thread().name, daemon=True).start()
         try:
-            self.connection, found = asked.result(seconds)
+            self.connection, found = future.result(seconds)
         except TimeoutError:
-            if asked.cancel():
+            if future.cancel():
                 raise MeasureError(FailureKind.TIMEOUT, f"no answer within {seconds:.0f} s") from None
-            self.connection, found = asked.result()
+            self.connection, found = future.result()
         if not isinstance(found, MeasureError):
             return found
         if found.kind in {FailureKind.TIMEOUT, FailureKind.BROKEN_OFF}:
@@ -587,26 +579,23 @@ class FleetMeasurement:
             )
             excluded = self.context.excluded.get(server.engine, ())
             measured = _measure(one, access, excluded, with_facts=self.with_facts)
-            return replace(self._ended(one), **{name.name: getattr(measured, name.name) for name in fields(measured)})
+            return self._ended(one, measured)
         except MeasureError as error:
             return self._failed(one, error)
         except Exception as error:  # noqa: BLE001 -- other servers are not affected
             return self._failed(one, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
 
     def _failed(self, one: _MeasurementInProgress, error: MeasureError) -> ProbeOutcome:
-        return replace(
-            self._ended(one),
-            kind=error.kind,
-            reason=error.reason,
-            advice=error.advice,
-            keeps_sample=one.task.measured_before,
-        )
+        failed = self._ended(one, Measurement())
+        keeps_sample = one.task.measured_before
+        return replace(failed, kind=error.kind, reason=error.reason, advice=error.advice, keeps_sample=keeps_sample)
 
-    def _ended(self, one: _MeasurementInProgress) -> ProbeOutcome:
+    def _ended(self, one: _MeasurementInProgress, measured: Measurement) -> ProbeOutcome:
         return ProbeOutcome(
-            one.task.instance_id,
-            one.task.server.name,
-            self.clock.now(),
+            **vars(measured),
+            instance_id=one.task.instance_id,
+            server=one.task.server.name,
+            ended_at=self.clock.now(),
             facts=one.facts,
             connect_seconds=one.seconds_to_connect,
             measure_seconds=one.seconds_to_measure,

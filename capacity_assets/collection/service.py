@@ -391,7 +391,7 @@ class CollectionService:
             return connection.execute(query, parameters).all()
 
     def _measured(
-        self, summary: CollectionSummary, tasks: Sequence[ServerToMeasure], held: HeldLock, progress: Progress
+        self, summary: CollectionSummary, tasks: Sequence[ServerToMeasure], lock: HeldLock, progress: Progress
     ) -> CollectionSummary:
         fleet = FleetMeasurement(self.context, self.clock, self.workers, self.connect_seconds)
         waiting: list[ProbeOutcome] = []
@@ -400,7 +400,7 @@ class CollectionService:
         def write() -> None:
             nonlocal summary, written_at
             if waiting:
-                held.ensure_held()
+                lock.ensure_held()
                 summary = summary.with_outcomes(store_each(self.engine, day, waiting))
                 stored = counted(summary.processed_instances, "server")
                 logger.info(f"{stored} measured and stored, {summary.failed_instances:,} failed.")

@@ -112,7 +112,7 @@ ORDER BY i.name, v.volume_name, v.collected_date DESC
 def volumes_of_file(path: Path, today: date) -> list[VolumeDay]:
     """Read volumes from a CSV file with the columns server, volume, day, total_gb, free_gb and optionally used_gb.
 
-    Raises ValidationError with all problems: the file cannot be read, a line is no volume, or a day is after `today`.
+    Raises ValidationError with all problems: the file cannot be read, a line is wrong, or a day is after `today`.
     """
     return declarations(path, *names_of(VolumeDay), lambda row: _plausible(declaration(VolumeDay, row), today))
 
@@ -169,7 +169,7 @@ def volumes_of(
     """Return the volumes that a source has of the `known` servers, and what was left out and why.
 
     Raises:
-        SourceError: it does not answer, refuses, or its answer is no result.
+        SourceError: it does not answer, refuses, or its answer has another form.
         CredentialError: its password cannot be read.
     """
     headers = login(source, secrets)
@@ -205,10 +205,10 @@ def volumes_from(
     return volumes, left_out
 
 
-def _reason_against(found: list[tuple[float, ...]]) -> str | None:
-    if len(found) > 1:
-        return f"{len(found)} results instead of one: narrow the query"
-    [(total, free, *used)] = found
+def _reason_against(candidates: list[tuple[float, ...]]) -> str | None:
+    if len(candidates) > 1:
+        return f"{len(candidates)} results instead of one: narrow the query"
+    [(total, free, *used)] = candidates
     if not (math.isfinite(total) and math.isfinite(free) and 0 < total <= LARGEST_BYTES and 0 <= free <= total):
         return f"{total:g} bytes, {free:g} of them free, is impossible"
     if not all(0 <= one <= total for one in used):

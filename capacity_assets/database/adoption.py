@@ -64,7 +64,7 @@ def existing_tables(connection: sa.Connection, wanted: Iterable[sa.Table]) -> li
 
 
 def indexes_of(connection: sa.Connection, relations: Sequence[str]) -> dict[str, list[Index]]:
-    """Return the indexes of tables or partitions, by their name, with what decides whether they serve."""
+    """Return the indexes of tables or partitions, by their name, with the facts by which `WantedIndex` judges them."""
     found: dict[str, list[Index]] = {relation: [] for relation in relations}
     for index in connection.execute(sa.text(_INDEXES), {"relations": relations}):
         found[index.relation].append(index)

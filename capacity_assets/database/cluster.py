@@ -110,7 +110,7 @@ def copied_for_reading(
         return
     make_temporary_tables(connection, queries, parameters)
     yield True
-    connection.execute(text(f"DROP TABLE {_temporary(queries)}"))
+    drop_temporary_tables(connection, queries)
 
 
 def make_temporary_tables(connection: Connection, queries: Mapping[str, str], parameters: Mapping[str, object]) -> None:
@@ -121,5 +121,6 @@ def make_temporary_tables(connection: Connection, queries: Mapping[str, str], pa
         connection.execute(text(f"ANALYZE pg_temp.{name}"))
 
 
-def _temporary(names: Iterable[str]) -> str:
-    return ", ".join(f"pg_temp.{name}" for name in names)
+def drop_temporary_tables(connection: Connection, names: Iterable[str]) -> None:
+    """Drop those of the temporary tables that exist. Raises DBAPIError."""
+    connection.execute(text(f"DROP TABLE IF EXISTS {', '.join(f'pg_temp.{name}' for name in names)}"))

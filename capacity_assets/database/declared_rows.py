@@ -125,7 +125,7 @@ def remove_row(connection: Connection, table: Table, key: Mapping[str, object]) 
 
 
 def subject_text(server: str, database: str | None) -> str:
-    """Return a server, or a database of it, as people read it."""
+    """Return the name of a server, or of a database on it, for people: `db-7`, or `orders on db-7`."""
     return printable(server if database is None else f"{database} on {server}")
 
 

@@ -107,7 +107,7 @@ def data_folder(wanted: Path) -> Path:
             "socket, and no mode is changed for it. Work as an ordinary user, or move the data to a folder that others "
             "may pass through (mode 711) and set CAPACITY_HOME to it."
         )
-    # A new one each time: whoever removes the link wants to start afresh, not to find the old data.
+    # A new one each time: a person who removes the link wants an empty server, not the old data.
     private = Path(tempfile.mkdtemp(prefix="postgres-", dir=own_folder(PRIVATE)))
     wanted.symlink_to(private)
     return private
@@ -260,7 +260,7 @@ def start_again(data: Path, sql_port: int | None = None) -> bool:
     return True
 
 
-# Whoever reaches the socket, which is in a private folder, is trusted, as without a port.
+# Every user who reaches the socket, which is in a private folder, is trusted, as without a port.
 _HBA = f"""\
 # Written anew whenever the port is opened.
 local all all trust
@@ -332,7 +332,7 @@ def _users(home: Path) -> Iterator[IO[str]]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # Others must not open it, because whoever can read a file can lock it.
+    # Other users must not open it: to read a file is enough to lock it.
     file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -489,13 +489,13 @@ class SqlPassword:
         return f"SqlPassword(found_in={self.found_in!r})"
 
 
-def sql_password(home: Path, given: str | None) -> SqlPassword:
+def sql_password(home: Path, configured: str | None) -> SqlPassword:
     """Return the given password, or that in a file in the folder `home`, which is created once.
 
     Raises CapacityError if the file cannot be used.
     """
-    if given is not None:
-        return SqlPassword(given, "CAPACITY_SQL_PASSWORD")
+    if configured is not None:
+        return SqlPassword(configured, "CAPACITY_SQL_PASSWORD")
     path = home / PASSWORD_FILE
     try:
         with suppress(FileExistsError), os.fdopen(os.open(path, _NEW, 0o600), "w") as file:

@@ -163,7 +163,7 @@ def recorded_zone(engine: Engine) -> str | None:
 
 
 def are_same_days(one: str, other: str) -> bool:
-    """Whether two names of zones mean the same days: the same zone, or another name of it."""
+    """Whether days begin and end at the same moments in two zones, as for two names of one zone."""
     return one == other or all(
         ZoneInfo(one).utcoffset(moment) == ZoneInfo(other).utcoffset(moment) for moment in _MOMENTS
     )

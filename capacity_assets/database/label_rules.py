@@ -22,9 +22,9 @@ from capacity_assets.database.tables import database_size_stats, instance_size_s
 
 
 def ranks(label: str, database: str) -> tuple[str, str, str]:
-    """Return by what labels of a key come first for a database, the larger the earlier.
+    """Return the expressions that order the labels of a key for a database; larger values come first.
 
-    These are: it has the database's name, is not the server's, and has more characters that are no wildcards. Of equal
+    These are: it has the database's name, is not the server's, and has more characters that are not wildcards. Of equal
     ones the first in the alphabet holds.
     """
     pattern = f"{label}.database_pattern"
@@ -160,7 +160,7 @@ WHERE d.value IS DISTINCT FROM l.value
 """  # noqa: S608 -- the order is defined once
 """The parts of each group on each day: a server without its databases that have labels of their own, and each of these.
 
-Parameters are those of `asked_days`. Sizes above 8 EiB do not count.
+Parameters are those of `day_parameters`. Sizes above 8 EiB do not count.
 """
 GROUP_DAYS = f"""
 SELECT collected_date, label_key, label_value, CAST(sum(size_mb) AS bigint) AS size_mb,
@@ -170,7 +170,7 @@ FROM ({GROUP_PARTS}) AS parts GROUP BY collected_date, label_key, label_value
 """One row per day and group. Its columns are those of the source of the level, in order."""
 
 
-def asked_days(connection: Connection, days: Sequence[date]) -> dict[str, list[date]]:
+def day_parameters(connection: Connection, days: Sequence[date]) -> dict[str, list[date]]:
     """Return the parameters of days: all of them, and for each raw table those without a sample."""
     parameters = {"days": list(days)}
     for raw in (database_size_stats, instance_size_stats):

@@ -52,7 +52,7 @@ class LockUnavailableError(CapacityError):
 
 @dataclass(frozen=True)
 class HeldLock:
-    """A lock as its holder has it."""
+    """A lock that this process holds."""
 
     ensure_held: Callable[[], None]
     """Raises `LockLostError` unless the lock is still held."""
@@ -73,7 +73,7 @@ def lock_subject(period: str) -> str:
 
 
 def nothing_written_text(period: str) -> str:
-    """Return the sentence that says so."""
+    """Return the sentence that nothing of a period was written."""
     return f"Nothing of the {lock_subject(period)} was written."
 
 

@@ -1,4 +1,4 @@
-"""What is measured, and the figures made of it: the registries that tables, statements, views and the reference follow.
+"""Registries of sizes and figures, which tables, statements, views and the reference follow.
 
 - A further size of a database is an entry of `SIZE_KINDS`: columns of samples and aggregates, figures, imports and
   views follow, and `capacity init` adds the columns. An engine's class passes its bytes by `stem`. Raise
@@ -47,7 +47,7 @@ SIZE_KINDS = (
 
 @dataclass(frozen=True)
 class PartKind:
-    """A kind of what lies beside databases: its name in `server_part_stats`, and its title for people."""
+    """A kind of storage beside databases, such as logs: its name in `server_part_stats`, and its title for people."""
 
     name: str
     title: str
@@ -106,11 +106,11 @@ class Further:
 
 @dataclass(frozen=True)
 class Measure:
-    """One raw column, and the columns of the aggregate table that are made of it.
+    """One raw column, and the columns of the aggregate table that are computed from it.
 
     `what` is the measured value in the comments of the columns. `optional` names the columns of the mean and the
     extremes that may be null. The representation is part of the fingerprint of computed windows, unless a revision
-    added the measure `since`: rows of before have null, as rows of now without a value, so none is computed again.
+    added the measure `since`: older rows have null there, as newer rows without a value do, so none is computed again.
     """
 
     source: str

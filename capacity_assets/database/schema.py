@@ -243,7 +243,7 @@ def _drop_blocking_views(connection: Connection, *, ours: bool) -> tuple[list[st
     return drop_views(connection, readers), [reader.name for reader in readers]
 
 
-def _restore_views(connection: Connection, back: list[str], taken: list[str]) -> list[str]:
+def _restore_views(connection: Connection, back: list[str], dropped: list[str]) -> list[str]:
     """Create our missing and outdated views, and restore those of others; return the steps.
 
     Raises SchemaProblemsError if an object that reads one of our views cannot be restored.
@@ -261,8 +261,8 @@ def _restore_views(connection: Connection, back: list[str], taken: list[str]) ->
     execute(connection, back)
     ours = {view.name for view in VIEWS}
     return [
-        *(f"dropped and restored: view {name}" for name in (*taken, *names) if name not in ours),
-        *(f"created or renewed view {view.name}" for view in outdated if view.name not in taken),
+        *(f"dropped and restored: view {name}" for name in (*dropped, *names) if name not in ours),
+        *(f"created or renewed view {view.name}" for view in outdated if view.name not in dropped),
     ]
 
 
@@ -587,8 +587,8 @@ def _convert_to_the_queue(connection: Connection) -> None:
 
 def _take_over_from_nodes(connection: Connection) -> None:
     schema = quoted(current_schema(connection))
-    asked = text("SELECT success, result FROM run_command_on_workers(:command)")
-    for row in connection.execute(asked, {"command": _ON_NODE.format(schema=schema)}):
+    on_workers = text("SELECT success, result FROM run_command_on_workers(:command)")
+    for row in connection.execute(on_workers, {"command": _ON_NODE.format(schema=schema)}):
         # A node that was never prepared has no such tables.
         if row.success or "does not exist" not in row.result:
             connection.execute(text(_OF_NODES), {"records": json.dumps(json.loads(row.result))})

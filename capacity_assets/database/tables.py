@@ -140,7 +140,7 @@ declared_by = partial(
 
 
 def forecast_columns(days: int) -> list[Column[object]]:
-    """Return what is forecast over so many days, and the size that was measured then."""
+    """Return the columns of the forecast for a number of days, and of the size that was measured then."""
     return [
         optional(f"forecast_{days}_mb", BigInteger, f"Size that is forecast {days} days later, MiB; null: none"),
         optional(f"lower_{days}_mb", BigInteger, "Lower end of the band of 80 percent, MiB; null: no band"),
@@ -373,7 +373,7 @@ computed_windows = table(
         server_default=text("0"),
     ),
     timestamp("oldest_change", "When the first change of samples began that it does not include yet", nullable=True),
-    timestamp("newest_change", "When the last such change began; null: no run is requested", nullable=True),
+    timestamp("newest_change", "When the last of these changes began; null: no run is requested", nullable=True),
     required("failed_instances", Integer, "Servers that failed in it", server_default=text("0")),
     timestamp("computed_at", "When it was last computed over samples that were new to it"),
     optional("fingerprint", String(64), "Fingerprint of what computed it, and for which servers; null: not known"),
@@ -491,7 +491,7 @@ server_part_stats = table(
     required("part_name", String(255), "Which one of its kind, such as the slot; empty: all of its kind"),
     optional("size_bytes", BigInteger, "Size, bytes; of a slot, the WAL that it retains; null: not known"),
     optional("volume_name", String(255), "Volume it lies on; null: not known"),
-    optional("detail", Text, "What the server says of it, or why its size is not known; null: nothing"),
+    optional("detail", Text, "What the server reports about it, or why its size is not known; null: nothing"),
     timestamp("collected_at", "When the sample was taken"),
     PrimaryKeyConstraint("collected_date", "instance_id", "part_kind", "part_name", name="server_part_stats_pkey"),
     postgresql_partition_by=BY_DAY,
@@ -507,7 +507,7 @@ object_size_stats = table(
         "kind", String(20), "table; index; others: tables and indexes not listed; unexplained: the rest of the database"
     ),
     required("schema_name", String(255), "Schema or owner; empty: the engine has none within a database"),
-    required("table_name", String(255), "Table of an index; empty: it is no index"),
+    required("table_name", String(255), "Table of an index; empty: the object is not an index"),
     required("object_name", String(255), "Table or index, partitions under their parent; empty: a row of a sum"),
     required(
         "size_bytes",
@@ -559,7 +559,7 @@ capacity_limits = table(
     key("database_name", String(255), "Database; empty: the server as a whole"),
     optional("limit_mb", BigInteger, "How much it can hold, MiB; null: unlimited"),
     required("source", String(20), "Where the limit comes from: declared"),
-    optional("note", Text, "What whoever declared it wrote; null: nothing"),
+    optional("note", Text, "Text of the person who declared it; null: none"),
     timestamp("declared_at", "Since when it holds"),
     declared_by(),
 )
@@ -585,7 +585,7 @@ capacity_decisions = table(
     declared_by(),
     required("kind", String(20), "acknowledged, planned or excluded"),
     required("until_day", Date, "Last day on which it holds; of a plan, the day of the change"),
-    required("note", Text, "What whoever decided it wrote"),
+    required("note", Text, "Reason, as the person who decided wrote it"),
     optional("ticket", Text, "Address of its ticket; null: none"),
     optional("added_mb", BigInteger, "By how much the limit is raised on that day, MiB; null: unknown"),
     optional("probability", Double, "Probability of being full by that day, when it was decided; null: unknown"),
@@ -681,7 +681,7 @@ capacity_budgets = table(
     "capacity_budgets",
     "Budgets of groups by month, which bills are compared with.",
     key("grouped_by", String(255), "engine, server, or a label key"),
-    key("group_name", String(255), "Engine, server or value; empty: without such a label"),
+    key("group_name", String(255), "Engine, server or value of the label; empty: databases without this label"),
     key("month", Date, "First day of the month"),
     required("amount", Numeric(20, 2), "What the group may cost in the month"),
     required("currency", CURRENCY, "ISO 4217 code"),
@@ -742,7 +742,7 @@ capacity_bill_groups = table(
     key("month", Date, "First day of the month"),
     key("issue", Integer, "Issue of the bill"),
     key("grouped_by", String(255), "engine, server, or a label key"),
-    key("group_name", String(255), "Engine, server or value; empty: without such a label"),
+    key("group_name", String(255), "Engine, server or value of the label; empty: databases without this label"),
     required("databases", Integer, "Databases; 0: it had some in the month before only"),
     required("servers", Integer, "Servers of these databases"),
     required("gib_months", EXACT, "Sum of what was billed, GiB times months"),

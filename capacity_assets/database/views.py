@@ -49,7 +49,7 @@ SELECT g.period_type AS period,  -- Name of the period, such as daily or monthly
        g.period_start AS window_start,  -- First day of the window
        g.period_end AS window_end,  -- Last day of the window, included
        g.grouped_by,  -- engine, server, or the key of a label: take one of them
-       g.group_name,  -- Engine, server or value of the label; null: no such label
+       g.group_name,  -- Engine, server or value of the label; null: databases without this label
        g.servers,  -- Largest number of servers with a part in it on a day
        g.databases,  -- Mean number of databases per measured day of the fleet
        g.size_mb,  -- Mean size per measured day of the fleet, MiB

@@ -63,8 +63,8 @@ _KEY = ("instance_id", "subject", "name")
 Key: TypeAlias = tuple[int, str, str]
 
 LONGEST_TEXT = 1_000
-VOLUMES_NAMED = 8
 """Longest note and longest address of a ticket, in characters."""
+VOLUMES_NAMED = 8
 PROBABILITY_PLACES = 3
 GROWN_BY = 0.1
 """A risk has grown if its probability has risen by more than this since the decision, or if the subject is full now."""
@@ -218,8 +218,8 @@ class StoredDecision(Decision):
         """Return the decision in a sentence: what, until when, by whom, why, and whether the risk has grown."""
         added = "" if self.added_mb is None else f", {human_mb(self.added_mb)} more"
         by = f", by {printable(self.declared_by)}" if self.declared_by else ""
-        said = f"{self.text[0].upper()}{self.text[1:]}{added}{by}: {_ended(self.note)}"
-        return f"{said} {self.growth}" if self.has_grown else said
+        sentence = f"{self.text[0].upper()}{self.text[1:]}{added}{by}: {_ended(self.note)}"
+        return f"{sentence} {self.growth}" if self.has_grown else sentence
 
     @property
     def growth(self) -> str:

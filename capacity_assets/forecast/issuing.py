@@ -80,7 +80,7 @@ _STAGED = temporary_table("issued_runway", *(sa.Column(name, capacity_runways.c[
 
 @dataclass(frozen=True)
 class IssuedRunways:
-    """The result of issuing a day: what is stored of it, by this run or in time by an earlier one."""
+    """The result of issuing a day: the forecasts that are stored, by this run or in time by an earlier one."""
 
     as_of: date
     written: int = 0

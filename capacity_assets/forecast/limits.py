@@ -223,10 +223,10 @@ def sizes_by_day(
     Those of `used` databases are what is used inside their files. Raises DBAPIError.
     """
     ids, kinds, names = zip(*subjects, strict=True) if subjects else ((), (), ())
-    asked = {"ids": list(ids), "subjects": list(kinds), "names": list(names), "days": days}
-    asked["are_used"] = [one in used for one in subjects]
+    parameters = {"ids": list(ids), "subjects": list(kinds), "names": list(names), "days": days}
+    parameters["are_used"] = [one in used for one in subjects]
     sizes: dict[tuple[int, str, str], dict[date, int]] = {}
-    for row in connection.execute(text(_SIZES), asked):
+    for row in connection.execute(text(_SIZES), parameters):
         sizes.setdefault((row.instance_id, row.subject, row.name), {})[row.day] = row.size_mb
     return sizes
 

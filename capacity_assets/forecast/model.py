@@ -41,7 +41,7 @@ def without_steps(sizes: Sizes, steps: Sequence[Sequence[int]]) -> Sizes:
 Sizes: TypeAlias = NDArray[np.float64]
 
 DRIFT_DAYS = 400
-"""The drift is the mean of the daily changes of so many days."""
+"""The drift is the mean of the daily changes of this many days."""
 
 WINSORISED_SHARE = 0.05
 """Daily changes are limited to this quantile and its opposite, so that a migration or purge is not a trend."""
@@ -87,7 +87,7 @@ class SizeForecasts:
     upper: Sizes
     """Upper end of the band, series by horizon; NaN without a band."""
     rises: Sizes
-    """Largest rise within so many days after a past day, series by RISE_DAYS by MOST_ORIGINS.
+    """Largest rise within a number of days after a past day, series by RISE_DAYS by MOST_ORIGINS.
 
     The past days are that many days ago and every ORIGIN_STEP_DAYS before; NaN before the first known size.
     """

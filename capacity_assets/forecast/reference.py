@@ -52,7 +52,7 @@ class ReferenceForecast:
     errors: dict[int, list[float]]
     """Past errors of the better forecast, by horizon in days."""
     rises: dict[int, list[float]]
-    """Largest rises within so many days after past days."""
+    """Largest rises within a number of days after past days."""
     pace: float
     """Change per day over the last week."""
     spread: float
@@ -93,7 +93,7 @@ class ReferenceForecast:
         return dict.fromkeys(RISE_DAYS, 1.0) if self.last >= limit else found
 
     def evidence(self, limit: float, days: int) -> list[float]:
-        """Return the evidence for reaching a limit within so many days, in the order of PIECES."""
+        """Return the evidence for reaching a limit within a number of days, in the order of PIECES."""
         free = limit - self.last
         sizes = (self.drift * days, self.pace * days, self.spread, self.fallen)
         used = [math.sqrt(min(max(size / free, 0.0), MOST_USED)) for size in sizes]
@@ -118,7 +118,7 @@ class ReferenceForecast:
         return None
 
     def largest_free(self, days: int, percent: int) -> float:
-        """The largest free space that is reached with this probability within so many days; 0: none, or infinity."""
+        """The largest free space that is used up with this probability within `days`; 0: none, or infinity."""
         odds = math.log(percent / (100 - percent))
 
         def is_reached(free: float) -> bool:
@@ -138,7 +138,7 @@ class ReferenceForecast:
 
 
 def _weights(days: int) -> list[float]:
-    """Return WEIGHTS for so many days; between two of them they are linear in the logarithm of the days."""
+    """Return WEIGHTS for a number of days; between two of them they are linear in the logarithm of the days."""
     for (fewer, low), (more, high) in pairwise(WEIGHTS.items()):
         if fewer <= days <= more:
             part = math.log(days / fewer) / math.log(more / fewer)

@@ -114,7 +114,7 @@ class Runway(RunwayFigures):
     middle_day: date | None
     late_day: date | None
     probabilities: dict[int, float]
-    """Probability of being full within so many days; empty where `state` is neither `forecast` nor `full`."""
+    """Probability of being full, by number of days; empty where `state` is neither `forecast` nor `full`."""
     planned: PlannedRunway | None = None
     """With the limit that is planned; None: no plan raises it, or no day is known."""
 

@@ -208,11 +208,11 @@ class BatchRunways:
 
 def runways_of_batch(batch: history.SeriesBatch, plans: Plans) -> BatchRunways:
     """Compute the runways of a batch of series, with plans."""
-    made = forecast(batch.smooth, batch.sizes)
+    forecasts = forecast(batch.smooth, batch.sizes)
     bound = binding_limits(batch)
     limits = limits_of(bound)
-    rows = runway_rows(batch, made, compute_fill_days(made, limits), bound, made.last >= limits)
-    return BatchRunways(with_plans(rows, batch, made, plans), made)
+    rows = runway_rows(batch, forecasts, compute_fill_days(forecasts, limits), bound, forecasts.last >= limits)
+    return BatchRunways(with_plans(rows, batch, forecasts, plans), forecasts)
 
 
 def binding_limits(batch: history.SeriesBatch) -> list[BindingLimit]:
@@ -224,7 +224,7 @@ def binding_limits(batch: history.SeriesBatch) -> list[BindingLimit]:
 
 
 def raised_limit(bound: BindingLimit, add_mb: int) -> BindingLimit:
-    """Return a limit raised by so many MiB; unlimited and unknown ones stay as they are."""
+    """Return a limit raised by a number of MiB; unlimited and unknown ones stay as they are."""
     if not add_mb or bound.limit_mb is None:
         return bound
     return replace(bound, limit_mb=bound.limit_mb + add_mb)
@@ -237,7 +237,7 @@ def limits_of(bound: Sequence[BindingLimit]) -> Sizes:
 
 def runway_rows(
     batch: history.SeriesBatch,
-    made: SizeForecasts,
+    forecasts: SizeForecasts,
     ends: FillDays,
     bound: Sequence[BindingLimit],
     is_full: NDArray[np.bool_],
@@ -245,7 +245,7 @@ def runway_rows(
     """Return the runway of each series of a batch."""
     return [
         replace(
-            _runway(row, place, made, ends, one, is_full[place], _recent(batch.smooth[place])),
+            _runway(row, place, forecasts, ends, one, is_full[place], _recent(batch.smooth[place])),
             allocated_mb=int(batch.files[place, -1]) if row.fills_files else None,
         )
         for place, (row, one) in enumerate(zip(batch.subjects, bound, strict=True))
@@ -253,7 +253,7 @@ def runway_rows(
 
 
 def with_plans(
-    rows: Sequence[Runway], batch: history.SeriesBatch, made: SizeForecasts, plans: Plans, add_mb: int = 0
+    rows: Sequence[Runway], batch: history.SeriesBatch, forecasts: SizeForecasts, plans: Plans, add_mb: int = 0
 ) -> Sequence[Runway]:
     """Return runways with their fill dates after plans; `add_mb` is added to every limit."""
     if not plans:
@@ -265,7 +265,7 @@ def with_plans(
             row = planned[1]
             size = _size_on(row.free_day, row.last_day, batch.files[place])
             limits[place] = _limit(raised_limit(binding_limit(row, float(batch.files[place][-1]), size), add_mb))
-    ends = compute_fill_days(made, limits)
+    ends = compute_fill_days(forecasts, limits)
     return [
         row if planned is None else replace(row, planned=_planned(row, planned[0], place, limits[place], ends))
         for place, (row, planned) in enumerate(zip(rows, raised, strict=True))
@@ -312,7 +312,7 @@ def _recent(smooth: Sizes) -> float | None:
 def _runway(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
     row: LimitedSubject,
     place: int,
-    made: SizeForecasts,
+    forecasts: SizeForecasts,
     ends: FillDays,
     bound: BindingLimit,
     is_full: bool,
@@ -328,7 +328,7 @@ def _runway(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
     if state == FULL:
         early = middle = late = row.last_day
         probabilities = dict.fromkeys(HORIZONS_DAYS, 1.0)
-    size_mb = int(made.last[place])
+    size_mb = int(forecasts.last[place])
     return Runway(
         server=row.server,
         database=row.name if row.subject == DATABASE else None,
@@ -339,9 +339,9 @@ def _runway(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
         binds=bound.binds,
         source=bound.source,
         headroom_mb=None if limit_mb is None else limit_mb - size_mb,
-        change_mb_per_day=round(float(made.drift[place]), 3),
+        change_mb_per_day=round(float(forecasts.drift[place]), 3),
         recent_mb_per_day=recent,
-        history_days=int(made.known_changes[place]) + 1,
+        history_days=int(forecasts.known_changes[place]) + 1,
         state=state,
         early_day=early,
         middle_day=middle,

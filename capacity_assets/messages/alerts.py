@@ -119,16 +119,16 @@ def send_alerts(
     return AlertDeliveries(sent, min(ends, default=None), tuple(outcome for outcome in outcomes if outcome[1]))
 
 
-def updates_for(receiver: Receiver, risks: Risks, told: Mapping[SubjectKey, SentAlert]) -> Iterator[AlertUpdate]:
+def updates_for(receiver: Receiver, risks: Risks, sent: Mapping[SubjectKey, SentAlert]) -> Iterator[AlertUpdate]:
     """Yield the updates that a receiver has not been sent yet, the greatest risk first."""
     concerning = {risk.key: risk for risk in risks.risks if receiver.has(risk.labels)}
     for key, risk in concerning.items():
-        before = told.get(key)
+        before = sent.get(key)
         if before is None or before.sent_on is None:
             yield AlertUpdate(NEW, key, before.opened if before else risks.as_of, before, risk)
         elif is_worse(before, risk):
             yield AlertUpdate(WORSE, key, before.opened, before, risk)
-    for key, before in sorted(told.items()):
+    for key, before in sorted(sent.items()):
         if key in concerning:
             continue
         alert = risks.open_alerts[key]
@@ -139,17 +139,17 @@ def updates_for(receiver: Receiver, risks: Risks, told: Mapping[SubjectKey, Sent
             yield AlertUpdate(RESOLVED, key, before.opened, before, alert=alert, reason=reason)
 
 
-def is_worse(told: SentAlert, risk: AlertRisk) -> bool:
+def is_worse(sent: SentAlert, risk: AlertRisk) -> bool:
     """Whether a risk is worth another message: it is full, has a fill date for the first time, or fills much sooner.
 
     Much sooner: less than half of the time remains between the day of the last message and the fill date it gave. Only
     a nearer fill date counts, not the passing of days.
     """
-    if told.sent_on is None or risk.full_by is None:
+    if sent.sent_on is None or risk.full_by is None:
         return False
-    if told.full_by is None or (risk.is_full and told.full_by > told.sent_on):
+    if sent.full_by is None or (risk.is_full and sent.full_by > sent.sent_on):
         return True
-    return told.full_by > told.sent_on and risk.full_by - told.sent_on < (told.full_by - told.sent_on) / 2
+    return sent.full_by > sent.sent_on and risk.full_by - sent.sent_on < (sent.full_by - sent.sent_on) / 2
 
 
 def message_of(

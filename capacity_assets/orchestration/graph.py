@@ -112,7 +112,7 @@ def partitions_of(period: Period, settings: Settings) -> dg.TimeWindowPartitions
 def days_behind_a_window() -> dg.TimeWindowPartitionMapping:
     """Map a window to the raw days that feed it: its own, and those of the previous window it is compared with.
 
-    The offset counts in windows of the aggregate. Days before the start date do not exist; that is no error.
+    The offset counts in windows of the aggregate. Days before the start date do not exist, and are left out.
     """
     return dg.TimeWindowPartitionMapping(start_offset=-1, allow_nonexistent_upstream_partitions=True)
 

@@ -23,7 +23,7 @@ from capacity_assets.base.declarations import day_of
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.units import counted, first_of, human_day
-from capacity_assets.database.cluster import make_temporary_tables
+from capacity_assets.database.cluster import drop_temporary_tables, make_temporary_tables
 from capacity_assets.database.engine import TodayCheck, check_today
 from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.database.locks import wait_for_lock
@@ -82,7 +82,7 @@ class Bill:
 
 @dataclass(frozen=True)
 class BillGroup:
-    """What one group has to pay; `name` None: without such a label.
+    """What one group has to pay; `name` None: databases without the label.
 
     The change is that of the amount against the month before, in whole cents; None where the two are not compared, or
     nothing of the group had a price in either. A group without databases had some the month before.
@@ -217,7 +217,7 @@ class BillChange:
 class MonthlyAmount:
     """What a group, or all small groups together, cost in a month that is over, by the newest issue of its bill.
 
-    In whole cents, which add up to the total of the bill; `group` None: without such a label, or the others.
+    In whole cents, which add up to the total of the bill; `group` None: databases without the label, or the others.
     """
 
     month: date
@@ -294,8 +294,7 @@ def bill_changes(connection: Connection, months: Sequence[date], keys: Sequence[
             total, currency = connection.execute(text(TOTAL)).one()
             after = None if total is None else total.quantize(CENT, ROUND_HALF_UP)
             changes.append(BillChange(month.start, latest.amount, after, latest.currency, currency))
-        for name in (*COMPUTED, *READ):
-            connection.execute(text(f"DROP TABLE IF EXISTS pg_temp.{name}"))
+        drop_temporary_tables(connection, (*COMPUTED, *READ))
     return changes
 
 
@@ -419,7 +418,7 @@ def _store_groups(connection: Connection, start: date, issue: int) -> None:
     make_temporary_tables(connection, COMPARED, of_bill)
     connection.execute(text(_DELETE_GROUPS), of_bill)
     connection.execute(text(_STORE_GROUPS), of_bill)
-    connection.execute(text("DROP TABLE " + ", ".join(f"pg_temp.{name}" for name in COMPARED)))
+    drop_temporary_tables(connection, COMPARED)
 
 
 def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) -> BillByGroup:
@@ -444,15 +443,15 @@ def read_bill_of(connection: Connection, month: Window, by: str, issue: int | No
             f"There is no bill of {month_named(month.start)}. `capacity bill` issues one where something was measured."
         )
     refuse_unknown_grouping(by, chosen[0].label_keys)
-    found = None
+    bill_by_group = None
     for bill in reversed(chosen[:2]):
         of_bill = {"start": bill.month, "issue": bill.issue}
         databases, servers, compared_issue = connection.execute(text(_WHOLE), of_bill).one()
         every = groups_of_bill(connection, month, bill.issue, by, bill.days_so_far)
         groups, former = ([one for one in every if bool(one.databases) is is_there] for is_there in (True, False))
-        found = BillByGroup(bill, by, groups, databases, found, servers, former, compared_issue)
-    assert found is not None  # noqa: S101 -- at least one was chosen
-    return found
+        bill_by_group = BillByGroup(bill, by, groups, databases, bill_by_group, servers, former, compared_issue)
+    assert bill_by_group is not None  # noqa: S101 -- at least one was chosen
+    return bill_by_group
 
 
 def groups_of_bill(  # noqa: PLR0913, PLR0917 -- which bill, and what of it
@@ -461,7 +460,7 @@ def groups_of_bill(  # noqa: PLR0913, PLR0917 -- which bill, and what of it
     """Return the groups of an issue of a bill, those that cost most first, former ones last; raises DBAPIError.
 
     Projected is the mean of `days_so_far`, if given, for the whole month. `only` is the name of one group; empty: what
-    has no such label.
+    does not have the label.
     """
     query = with_queries(_GROUPS, stored=_STORED_GROUPS, exact=_EXACT_AMOUNTS, rounded=_ROUNDED)
     of_bill = {"start": month.start, "issue": issue, "by": by, "days": month.days, "days_so_far": days_so_far}
@@ -522,15 +521,20 @@ def month_of(written: object) -> date:
     raise ValidationError(f"{written!r} is not a month; write 2026-10.")
 
 
-def bill_title(found: BillByGroup) -> str:
+def bill_title(bill_by_group: BillByGroup) -> str:
     """Return the title of a bill."""
-    so_far = "" if found.bill.is_final else " so far"
-    return f"Bill of {month_named(found.bill.month)}{so_far}, by {found.grouped_by}"
+    so_far = "" if bill_by_group.bill.is_final else " so far"
+    return f"Bill of {month_named(bill_by_group.bill.month)}{so_far}, by {bill_by_group.grouped_by}"
 
 
 def group_named(name: str | None, grouped_by: str) -> str:
     """Name a group; what has no label is a group of its own."""
     return f"(no {grouped_by})" if name is None else name
+
+
+def group_heading(grouped_by: str) -> str:
+    """Return the heading of a column of groups: `cost_centre` is Cost centre."""
+    return grouped_by.replace("_", " ").capitalize()
 
 
 def gib(quantity: Decimal) -> str:
@@ -579,10 +583,10 @@ def mean_price(value: Decimal) -> str:
     return f"{value:,.{MEAN_PRICE_PLACES}f}"
 
 
-def bill_notes(found: BillByGroup) -> list[str]:
+def bill_notes(bill_by_group: BillByGroup) -> list[str]:
     """Say what the amounts leave out, replace and are compared with, one sentence each."""
-    bill = found.bill
-    sentences = [found.restated, *_differences(found)] if found.restated else []
+    bill = bill_by_group.bill
+    sentences = [bill_by_group.restated, *_differences(bill_by_group)] if bill_by_group.restated else []
     if bill.unpriced_gib_months:
         sentences.append(
             f"{gib(bill.unpriced_gib_months)} of {gib(bill.gib_months)} GiB have no price and are not billed. "
@@ -599,7 +603,7 @@ def bill_notes(found: BillByGroup) -> list[str]:
             f"Not measured: {missing:,} of {counted(bill.billed_days, 'server day')}, billed at the average of the "
             f"server's measured days.{until}"
         )
-    if sum(group.databases for group in found.groups) > found.databases:
+    if sum(group.databases for group in bill_by_group.groups) > bill_by_group.databases:
         sentences.append("A database that changed groups within the month counts in each group, and once in the total.")
     if bill.samples_dropped_at:
         sentences.append(
@@ -614,18 +618,18 @@ def bill_notes(found: BillByGroup) -> list[str]:
         sentences.append(
             f"Projected: the daily average of the first {counted(bill.days_so_far, 'day')}, for the whole month."
         )
-    return [*sentences, *_change_notes(found), *_budget_notes(found)]
+    return [*sentences, *_change_notes(bill_by_group), *_budget_notes(bill_by_group)]
 
 
-def _differences(found: BillByGroup) -> list[str]:
+def _differences(bill_by_group: BillByGroup) -> list[str]:
     """Name the groups whose amount differs from the issue before, if that knows this key of labels."""
-    if found.before is None or not found.before.groups:
+    if bill_by_group.before is None or not bill_by_group.before.groups:
         return []
-    before, now = ({group.name: group for group in one.groups} for one in (found.before, found))
+    before, now = ({group.name: group for group in one.groups} for one in (bill_by_group.before, bill_by_group))
     amounts = {name: (_amount(before.get(name)), _amount(now.get(name))) for name in dict.fromkeys([*now, *before])}
     exact = {name: [one and one.exact_amount for one in (before.get(name), now.get(name))] for name in amounts}
     return [
-        f"  {group_named(name, found.grouped_by)}: {was} before, {is_now} now"
+        f"  {group_named(name, bill_by_group.grouped_by)}: {was} before, {is_now} now"
         + (", by rounding" if len({*exact[name]}) == 1 else "")
         for name, (was, is_now) in amounts.items()
         if was != is_now
@@ -638,42 +642,39 @@ def _amount(group: BillGroup | None) -> str:
     return "no price" if group.amount is None else f"{group.amount:,}"
 
 
-def _change_notes(found: BillByGroup) -> list[str]:
+def _change_notes(bill_by_group: BillByGroup) -> list[str]:
     """Say what the change against the month before is made of; nothing where the two are not compared."""
-    if found.compared_issue is None:
+    if bill_by_group.compared_issue is None:
         return []
-    before = MONTHLY.previous(MONTHLY.window_of(found.bill.month))
-    total = found.total
+    bill, total = bill_by_group.bill, bill_by_group.total
+    before = month_named(MONTHLY.previous(MONTHLY.window_of(bill.month)).start)
+    growth, prices = money_change(total.change_growth), money_change(total.change_price)
     return [
-        f"Change since {month_named(before.start)} (version {found.compared_issue}): {money_change(total.change)} "
-        f"{found.bill.currency}, {money_change(total.change_growth)} by growth and {money_change(total.change_price)} "
-        "by prices.",
+        f"Change since {before} (version {bill_by_group.compared_issue}): {money_change(total.change)} {bill.currency}"
+        f", {growth} by growth and {prices} by prices.",
         "Growth: the change of the quantity at the price before. Prices: the change of the price for the quantity now. "
         "Moves: databases from and to other groups, at what they cost before. They add up to the change; growth "
         "includes rounding differences.",
     ]
 
 
-def _budget_notes(found: BillByGroup) -> list[str]:
+def _budget_notes(bill_by_group: BillByGroup) -> list[str]:
     """Say what the budget is compared with, and which groups have none; nothing without any budget."""
-    if not found.has_budget:
+    if not bill_by_group.has_budget:
         return []
-    what = "projected amount" if found.bill.days_so_far else "amount"
-    without, rest = found.without_budget, found.amount_without_budget
-    names = first_of((group_named(one.name, found.grouped_by) for one in without), DECLARATIONS_NAMED)
-    return [
-        f"The budget is compared with the {what}. What is over budget has a plus sign.",
-        *(
-            [f"Without a budget: {names}, {_total(rest, found.bill.currency)}. `capacity budgets set` declares one."]
-            if without
-            else []
-        ),
-    ]
+    what = "projected amount" if bill_by_group.bill.days_so_far else "amount"
+    notes = [f"The budget is compared with the {what}. What is over budget has a plus sign."]
+    if bill_by_group.without_budget:
+        groups = (group_named(one.name, bill_by_group.grouped_by) for one in bill_by_group.without_budget)
+        rest = _total(bill_by_group.amount_without_budget, bill_by_group.bill.currency)
+        named = first_of(groups, DECLARATIONS_NAMED)
+        notes.append(f"Without a budget: {named}, {rest}. `capacity budgets set` declares one.")
+    return notes
 
 
-def quantity_note(found: BillByGroup) -> str:
+def quantity_note(bill_by_group: BillByGroup) -> str:
     """Say what the GiB of a bill are."""
-    if found.bill.is_final:
+    if bill_by_group.bill.is_final:
         return "GiB are means over the month."
     return "GiB are what the days so far add up to, divided by the days of the month."
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil, floor, lcm
@@ -22,7 +22,14 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 from sqlalchemy import Connection, Engine, Row, delete, text
 
-from capacity_assets.base.declarations import NO_OTHER_NAMES, checked_label, declaration, declarations, names_of
+from capacity_assets.base.declarations import (
+    NO_OTHER_NAMES,
+    checked_label,
+    declaration,
+    declarations,
+    names_of,
+    number_of,
+)
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
@@ -51,10 +58,7 @@ SCALE = lcm(*(high - low for low, high in pairwise(DAYS)))
 
 
 def _amount_of(written: object) -> Decimal:
-    try:
-        amount = Decimal(str(written).strip())
-    except InvalidOperation:
-        amount = Decimal("nan")
+    amount = number_of(written)
     if not amount.is_finite() or not 0 <= amount < LARGEST_AMOUNT or amount != round(amount, 2):
         raise ValidationError(f"{written!r} is not an amount; write 500 or 500.25, with at most two decimals.")
     return amount.quantize(CENT)
@@ -67,7 +71,7 @@ class MonthBudget:
     __pydantic_config__ = NO_OTHER_NAMES
 
     group: str
-    """As team=payments; team= is what has no such label."""
+    """As team=payments; team= is what has no label team."""
     month: Annotated[date, BeforeValidator(month_of)]
     amount: Annotated[Decimal, BeforeValidator(_amount_of)]
     currency: str | None = None
@@ -181,9 +185,11 @@ class GroupForecast:
 
 
 def daily_sizes(points: Mapping[int, int], days: int) -> list[int]:
-    """Return the size on each of so many days and on the one before, MiB times `SCALE`, of sizes at the horizons.
+    """Return the size on a last measured day and on each of the `days` after it, MiB times `SCALE`.
 
-    It lies on the line between two horizons, or on the continued last line, and is never below 0.
+    `points` are the sizes at 0 days and at the horizons, MiB.
+
+    A size lies on the line between two horizons, or on the continued last line, and is never below 0.
     """
     sizes: list[int] = []
     for low, high in pairwise(DAYS):
@@ -202,29 +208,18 @@ class GroupPrice:
     """Whether the group has no line, so that this is the mean price of the fleet."""
 
 
-@dataclass(frozen=True)
-class BudgetLine:
-    """What one group will have and cost; `name` None: what has no such label.
+@dataclass(frozen=True, kw_only=True)
+class BudgetSums:
+    """What a group, or all of them, will have and cost. Sizes are in MiB; amounts are None without a price."""
 
-    Sizes are in MiB. Ends of ranges are None with too little history, amounts without a price.
-    """
-
-    name: str | None
-    measured_day: date
     size_mb: int
     """Size on the last measured day."""
     end_size_mb: int
     """Size that is forecast for the last day of the budget."""
-    end_lower_mb: int | None
-    end_upper_mb: int | None
     amount: Decimal | None
     """What the months cost together."""
-    lower_amount: Decimal | None
-    upper_amount: Decimal | None
     price_per_gib: Decimal | None
     """Mean price per GiB and month, to six decimals."""
-    is_mean_price: bool
-    """Whether the group is in no line of the bill and has the mean price of the fleet."""
     monthly_amounts: Mapping[str, Decimal]
     """What each month costs, by month as 2026-10; these add up to the amount."""
     monthly_budgets: Mapping[str, Decimal]
@@ -235,6 +230,20 @@ class BudgetLine:
     """The sum of the declared months; None: no month has a budget."""
     budget_difference: Decimal | None
     """The sum of the differences; None: no month has a budget, or there are no amounts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetLine(BudgetSums):
+    """The line of one group; `name` None: databases without the label. Ends of ranges: None with too little history."""
+
+    name: str | None
+    measured_day: date
+    end_lower_mb: int | None
+    end_upper_mb: int | None
+    lower_amount: Decimal | None
+    upper_amount: Decimal | None
+    is_mean_price: bool
+    """Whether the group is in no line of the bill and has the mean price of the fleet."""
 
     @property
     def size_range(self) -> str:
@@ -251,19 +260,10 @@ class BudgetLine:
         return f"{money(self.lower_amount)} to {money(self.upper_amount)}"
 
 
-@dataclass(frozen=True)
-class BudgetTotal:
+@dataclass(frozen=True, kw_only=True)
+class BudgetTotal(BudgetSums):
     """The sums of the lines, and the forecast of the fleet as a whole, which is another figure."""
 
-    size_mb: int
-    end_size_mb: int
-    amount: Decimal | None
-    price_per_gib: Decimal | None
-    monthly_amounts: Mapping[str, Decimal]
-    monthly_budgets: Mapping[str, Decimal]
-    monthly_budget_differences: Mapping[str, Decimal]
-    budget: Decimal | None
-    budget_difference: Decimal | None
     fleet_end_size_mb: int
     fleet_end_lower_mb: int | None
     fleet_end_upper_mb: int | None
@@ -282,7 +282,7 @@ class Budget:
     """Last day of the last of them."""
     currency: str | None
     bill_month: date | None
-    """Month of the bill whose lines are priced; None: there are no amounts, for lack of such a bill or of prices."""
+    """Month of the bill whose lines are priced; None: there are no amounts, because no bill or no price exists."""
     bill_issue: int | None
     billable_month: date | None
     """The newest month that is over and has samples, where no bill is priced yet; None: there is none."""
@@ -291,7 +291,7 @@ class Budget:
     lines: Sequence[BudgetLine]
     total: BudgetTotal
     budgets_without_line: Mapping[str, Decimal]
-    """Sums of the budgets of groups of which there is no forecast; these are in no total."""
+    """Sums of the budgets of groups without a forecast; no total includes them."""
 
     @property
     def notes(self) -> list[str]:
@@ -362,13 +362,15 @@ def _size_range(lower_mb: int | None, upper_mb: int | None) -> str:
     )
 
 
-def adopted_budgets(found: Budget) -> list[MonthBudget]:
+def adopted_budgets(computed_budget: Budget) -> list[MonthBudget]:
     """Return the amounts of a computed budget as budgets to be declared; raises ValidationError without amounts."""
-    if found.total.amount is None:
-        raise ValidationError(found.why_no_amounts)
+    if computed_budget.total.amount is None:
+        raise ValidationError(computed_budget.why_no_amounts)
     return [
-        MonthBudget(f"{found.grouped_by}={line.name or ''}", month_of(month), amount, found.currency)
-        for line in found.lines
+        MonthBudget(
+            f"{computed_budget.grouped_by}={line.name or ''}", month_of(month), amount, computed_budget.currency
+        )
+        for line in computed_budget.lines
         for month, amount in line.monthly_amounts.items()
     ]
 
@@ -377,7 +379,17 @@ def coming_months(today: date, number: int) -> list[Window]:
     """Return the whole months after the current one; raises ValidationError for more than forecasts reach."""
     if not 1 <= number <= MOST_MONTHS:
         raise ValidationError(f"A budget has 1 to {MOST_MONTHS} months, because forecasts reach a year.")
-    months = [MONTHLY.following(MONTHLY.window_of(today))]
+    return months_from(month_after(today), number)
+
+
+def month_after(today: date) -> Window:
+    """Return the month after the current one."""
+    return MONTHLY.following(MONTHLY.window_of(today))
+
+
+def months_from(first: Window, number: int) -> list[Window]:
+    """Return this many months, the first of which is given."""
+    months = [first]
     while len(months) < number:
         months.append(MONTHLY.following(months[-1]))
     return months
@@ -448,21 +460,21 @@ def _forecasts(
     connection: Connection, by: str, today: date, last: date
 ) -> tuple[date, dict[str | None, GroupForecast]]:
     """Return the forecasts of the groups by name, and of the fleet, up to a day; raises NotFoundError."""
-    asked = {"keys": [by, FLEET], "stale": today - timedelta(days=STALE_DAYS)}
-    rows = connection.execute(text(_FORECASTS), asked).all()
-    found = {row.group_name: _forecast(row, (last - row.last_day).days) for row in rows}
-    if FLEET not in found:
+    parameters = {"keys": [by, FLEET], "stale": today - timedelta(days=STALE_DAYS)}
+    rows = connection.execute(text(_FORECASTS), parameters).all()
+    forecasts = {row.group_name: _forecast(row, (last - row.last_day).days) for row in rows}
+    if FLEET not in forecasts:
         raise NotFoundError(
             "There is no forecast of groups. `capacity runway --issue` issues them from the groups of each "
             "day, which `capacity aggregate --period daily` computes."
         )
     # A group that another one took over within the last month still has a forecast; its databases must count once.
-    there = {FLEET, *connection.execute(text(_GROUPS_ON), {"day": found[FLEET].last_day, "by": by}).scalars()}
-    found = {name: one for name, one in found.items() if name in there}
-    if len(found) == 1:
+    there = {FLEET, *connection.execute(text(_GROUPS_ON), {"day": forecasts[FLEET].last_day, "by": by}).scalars()}
+    forecasts = {name: one for name, one in forecasts.items() if name in there}
+    if len(forecasts) == 1:
         # Nothing has such a label: everything is one group.
-        found[None] = replace(found[FLEET], name=None)
-    return rows[0].as_of, found
+        forecasts[None] = replace(forecasts[FLEET], name=None)
+    return rows[0].as_of, forecasts
 
 
 def _groups_of(
@@ -490,11 +502,11 @@ def _prices(
     connection: Connection, by: str, months: Sequence[Window], bill: Row[Any], keys: Sequence[str]
 ) -> tuple[dict[str | None, GroupPrice], Decimal]:
     """Return the prices of the groups of a bill and, by the name of the fleet, of all; and its GiB without a price."""
-    asked = {"month": bill.month, "issue": bill.issue, "by": by, "keys": list(keys)}
+    parameters = {"month": bill.month, "issue": bill.issue, "by": by, "keys": list(keys)}
     span = {"first": months[0].start, "last": months[-1].end}
     prices: dict[str | None, GroupPrice] = {}
     unpriced = Decimal()
-    for row in connection.execute(with_queries(_PRICED, mix=_MIX, prices_held=PRICES_OF_MIX), {**asked, **span}):
+    for row in connection.execute(with_queries(_PRICED, mix=_MIX, prices_held=PRICES_OF_MIX), {**parameters, **span}):
         name = FLEET if row.is_fleet else row.group_name
         if row.gib_days:
             price = Fraction(row.amount or 0) / Fraction(row.gib_days)
@@ -508,11 +520,11 @@ def _budgets(
     connection: Connection, by: str, months: Sequence[Window], currency: str | None
 ) -> dict[str | None, dict[str, Decimal]]:
     """Return the declared budgets of the groups by name and month, as 2026-10."""
-    asked = {"by": by, "first": months[0].start, "last": months[-1].start, "currency": currency}
-    found: dict[str | None, dict[str, Decimal]] = {}
-    for row in connection.execute(text(_BUDGETS), asked):
-        found.setdefault(row.group_name, {})[f"{row.month:%Y-%m}"] = row.amount
-    return found
+    parameters = {"by": by, "first": months[0].start, "last": months[-1].start, "currency": currency}
+    budgets: dict[str | None, dict[str, Decimal]] = {}
+    for row in connection.execute(text(_BUDGETS), parameters):
+        budgets.setdefault(row.group_name, {})[f"{row.month:%Y-%m}"] = row.amount
+    return budgets
 
 
 def _lines(
@@ -628,8 +640,8 @@ def _line(  # noqa: PLR0913, PLR0917 -- what a line is made of
         monthly_amounts=amounts,
         monthly_budgets=budgets,
         monthly_budget_differences=differences,
-        budget=sum(budgets.values(), Decimal()) if budgets else None,
-        budget_difference=sum(differences.values(), Decimal()) if differences else None,
+        budget=_sum(budgets),
+        budget_difference=_sum(differences),
     )
 
 
@@ -649,12 +661,16 @@ def _total(lines: Sequence[BudgetLine], per_gib: Decimal | None, fleet: GroupFor
         monthly_amounts=monthly,
         monthly_budgets=budgets,
         monthly_budget_differences=differences,
-        budget=sum(budgets.values(), Decimal()) if budgets else None,
-        budget_difference=sum(differences.values(), Decimal()) if differences else None,
+        budget=_sum(budgets),
+        budget_difference=_sum(differences),
         fleet_end_size_mb=_nearest(fleet.mean_mb(fleet.middle, day, day)),
         fleet_end_lower_mb=None if lower is None else floor(lower),
         fleet_end_upper_mb=None if upper is None else ceil(upper),
     )
+
+
+def _sum(of_months: Mapping[str, Decimal]) -> Decimal | None:
+    return sum(of_months.values(), Decimal()) if of_months else None
 
 
 def _sums(of_lines: Sequence[Mapping[str, Decimal]]) -> dict[str, Decimal]:

@@ -37,7 +37,7 @@ from capacity_assets.database.declared_rows import (
     rows_of,
     subject_text,
 )
-from capacity_assets.database.label_rules import GROUP_PARTS, LABELS_OF_SUBJECTS, asked_days, precedence, ranks
+from capacity_assets.database.label_rules import GROUP_PARTS, LABELS_OF_SUBJECTS, day_parameters, precedence, ranks
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import ALWAYS, capacity_labels
 
@@ -180,11 +180,13 @@ def labels_of_each(
     If `label` (key and value) or `of_engine` is given, only of those that have it.
     """
     key, value = label or (None, None)
-    asked = {"servers": [server for server, _ in subjects], "databases": [database for _, database in subjects]}
+    parameters = {"servers": [server for server, _ in subjects], "databases": [database for _, database in subjects]}
     wanted = {"day": day, "engine": of_engine, "key": key, "value": value}
     query = with_queries(LABELLED, subjects=SUBJECTS, labels_held=LABELS_OF_SUBJECTS)
     with database_errors(doing="reading labels"), engine.connect() as connection:
-        return {subjects[row.number - 1]: dict(row.labels) for row in connection.execute(query, {**asked, **wanted})}
+        return {
+            subjects[row.number - 1]: dict(row.labels) for row in connection.execute(query, {**parameters, **wanted})
+        }
 
 
 def label_of_nothing(engine: Engine, key: str, value: str) -> str | None:
@@ -503,7 +505,7 @@ class GroupExplanation:
 
 def explain_group(connection: Connection, period: Period, window: Window, key: str, value: str) -> GroupExplanation:
     """Return the parts of a group in a window; raises NotFoundError if nothing has this label in it, and DBAPIError."""
-    days = asked_days(connection, window.dates)
+    days = day_parameters(connection, window.dates)
     of_group = {"period": period.name, "start": window.start, "key": key, "value": value}
     servers = connection.execute(text(_LABELLED), of_group).scalars().all()
     query = with_queries(_PARTS, **_ROWS_OF_SERVERS, parts=GROUP_PARTS)

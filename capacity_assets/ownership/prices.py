@@ -10,12 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import date
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.base.declarations import checked_label, day_of, declarations, key_and_value, refuse_lacking
+from capacity_assets.base.declarations import (
+    checked_label,
+    day_of,
+    declarations,
+    key_and_value,
+    number_of,
+    refuse_lacking,
+)
 from capacity_assets.base.errors import NotFoundError, ValidationError
 from capacity_assets.base.units import first_of
 from capacity_assets.database.declared_rows import (
@@ -85,10 +92,7 @@ def parse_price(written: str) -> Decimal | None:
     """Read a price per GiB and month, 0 or more to six decimals, or `none`; raises ValidationError otherwise."""
     if written.strip().lower() == NO_PRICE:
         return None
-    try:
-        price = Decimal(written.strip())
-    except InvalidOperation:
-        price = Decimal("nan")
+    price = number_of(written)
     if not price.is_finite() or not 0 <= price < MOST or price != round(price, PLACES):
         raise ValidationError(f"{written!r} is not a price; write 0.25, with at most {PLACES} decimals, or {NO_PRICE}.")
     return price

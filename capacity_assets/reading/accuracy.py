@@ -19,9 +19,9 @@ from capacity_assets.forecast.results import GROUP, display_name, is_due
 from capacity_assets.reading.access import records, rows
 
 LATELY_DAYS = 90
-"""Errors, ranges and probabilities cover forecasts that came due within so many days."""
+"""Errors, ranges and probabilities cover forecasts that came due within this many days."""
 MONTHS_DAYS = 730
-"""Months of issue cover forecasts that came due within so many days."""
+"""Months of issue cover forecasts that came due within this many days."""
 LEAST_CASES = 20
 """Smallest number of forecasts for a percentage."""
 MISSES_SHOWN = 20
@@ -343,12 +343,12 @@ def _judged(connection: Connection, sample: _Sample, *, by_month: bool) -> list[
     return [one if one.is_judged else replace(one, **unknown) for one in every]
 
 
-def headline(found: FleetAccuracy, horizon_days: int, today: date) -> str:
+def headline(accuracy: FleetAccuracy, horizon_days: int, today: date) -> str:
     """Return how good the forecasts of a horizon were, for readers without knowledge of statistics."""
-    if found.last_measured is None:
+    if accuracy.last_measured is None:
         return "No forecast was issued yet, so there is nothing to judge."
-    first_due = found.last_measured + timedelta(days=horizon_days)
-    lately = next((one for one in found.horizons if one.horizon_days == horizon_days), None)
+    first_due = accuracy.last_measured + timedelta(days=horizon_days)
+    lately = next((one for one in accuracy.horizons if one.horizon_days == horizon_days), None)
     if lately is None or not lately.is_judged or lately.median_error_percent is None:
         if first_due > today:
             return f"Too few forecasts have come due to judge: the first comes due on {human_day(first_due)}."
@@ -364,7 +364,7 @@ def headline(found: FleetAccuracy, horizon_days: int, today: date) -> str:
     )
     if lately.unchanged_error_percent is not None:
         sentence += f" Forecasting no change would have been off by {lately.unchanged_error_percent:.1f} %."
-    dates = next((one for one in found.fill_dates if one.horizon_days == horizon_days), None)
+    dates = next((one for one in accuracy.fill_dates if one.horizon_days == horizon_days), None)
     if dates is not None and dates.off:
         due = counted(dates.forecasts - dates.undated, "fill date")
         sentence += f" {due} came due; where something filled, the date was off by {dates.off}."
@@ -427,7 +427,7 @@ JOIN capacity_forecasts AS o ON o.server_id = d.server_id AND o.subject = d.subj
 WHERE o.as_of > :first_issued AND o.as_of <= :last_due AND d.state = 'forecast'
 GROUP BY d.as_of, d.horizon_days, d.server_id, d.subject, d.name
 """
-# What is full already has a probability of 1, which is no forecast.
+# A subject that is full already has a probability of 1, which is not a forecast.
 _OUTCOMES = """
 SELECT d.horizon_days, d.probability, d.due_day, d.due_day - d.horizon_days AS last_day, d.full_middle, r.full_on,
        r.full_on IS NOT NULL OR d.was_full AS is_full

@@ -394,15 +394,15 @@ def windows_with_holes(
             AND a.server_id = b.server_id AND a.database = b.database
         WHERE n.database IS NULL AND (k.after IS NULL OR a.database IS NOT NULL)"""
     collected = _collected(connection, [one for one in suspects if one.after is None])
-    asked = [one for one in suspects if one.after is not None or (one.server_id, one.start) not in collected]
+    unconfirmed = [one for one in suspects if one.after is not None or (one.server_id, one.start) not in collected]
     found = rows(
         connection,
         statement,
         period=period.name,
-        servers=[one.server_id for one in asked],
-        starts=[one.start for one in asked],
-        befores=[one.before for one in asked],
-        afters=[one.after for one in asked],
+        servers=[one.server_id for one in unconfirmed],
+        starts=[one.start for one in unconfirmed],
+        befores=[one.before for one in unconfirmed],
+        afters=[one.after for one in unconfirmed],
     )
     return {(row.server_id, row.start): row.before for row in found}
 
@@ -486,9 +486,9 @@ def counts_of_databases(
         SELECT server_id, window_start, databases FROM capacity_server_growth
         WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND databases IS NOT NULL
           AND (server_id = ANY (CAST(:servers AS integer[])) OR CAST(:servers AS integer[]) IS NULL AND counted)"""
-    asked = {"period": period.name, "starts": list(starts), "servers": None if servers is None else list(servers)}
+    parameters = {"period": period.name, "starts": list(starts), "servers": None if servers is None else list(servers)}
     counts: dict[int, dict[date, int]] = {}
-    for row in rows(connection, statement, **asked):
+    for row in rows(connection, statement, **parameters):
         counts.setdefault(row.server_id, {})[row.window_start] = row.databases
     return counts
 

@@ -27,7 +27,7 @@ GROUPS_NAMED = 10
 def group_sizes(
     connection: Connection, period: Period, windows: Sequence[Window], grouped_by: str, name: str | None
 ) -> list[SizeInWindow]:
-    """Return the windows in which a group is not empty, oldest first; `name` None: databases without such a label.
+    """Return the windows in which a group is not empty, oldest first; `name` None: databases without the label.
 
     Without any label of a key, everything is one group.
     """
@@ -54,7 +54,7 @@ def group_sizes(
 
 @dataclass(frozen=True)
 class Group:
-    """A group in a window; `name` None: what has no such label. `change_mb` None: no change is known."""
+    """A group in a window; `name` None: databases without the label. `change_mb` None: not known."""
 
     name: str | None
     servers: int
@@ -67,7 +67,7 @@ class Group:
     share_percent: float | None = None
     """Its part of what all groups have, to a tenth; these add up to 100."""
     is_partial: bool = False
-    """Whether a server of it was not measured in the window, or on far fewer days than others."""
+    """Whether a server of the group was not measured in the window, or on far fewer days than others."""
     is_change_partial: bool = False
     """Whether it was partly measured in this window or the one before. Its change is then like for like."""
 
@@ -212,10 +212,10 @@ def partial_groups(
     groups: dict[date, set[str | None]] = {start: set() for start in starts[1:3]}
     names_of: dict[int, set[str | None]] = {row.server_id: {row.engine} for row in found}
     if found and grouped_by != "engine":
-        asked = {"servers": sorted(names_of), "key": grouped_by, "day": window.end}
-        of_server = {row.instance_id for row in rows(connection, labels, **asked, own=False)}
+        parameters = {"servers": sorted(names_of), "key": grouped_by, "day": window.end}
+        of_server = {row.instance_id for row in rows(connection, labels, **parameters, own=False)}
         names_of = {server: set() if server in of_server else {None} for server in names_of}
-        for row in rows(connection, labels, **asked, own=True):
+        for row in rows(connection, labels, **parameters, own=True):
             names_of[row.instance_id].add(row.value)
     for row in found if grouped_by != "server" else ():
         noticed = (name for name in names_of[row.server_id] if row.lost_mb > (1 - NOTICEABLE) * sizes_mb.get(name, 0))
@@ -290,7 +290,7 @@ def short_servers(
         ORDER BY w.window_start, s.server"""
     if not windows:
         return []
-    asked = {"starts": [window.start for window in windows], "grouped_by": grouped_by, "name": name}
+    parameters = {"starts": [window.start for window in windows], "grouped_by": grouped_by, "name": name}
     before = list(measured_before(connection, period, windows[0]))
     # The planner does not know how many rows the parts of the statement have.
     plan_with_loops(connection, allowed=False)
@@ -298,7 +298,7 @@ def short_servers(
         ShortServer,
         connection,
         statement,
-        **asked,
+        **parameters,
         period=period.name,
         first=windows[0].start,
         before=before,
@@ -328,8 +328,10 @@ def changes_of_databases(
         WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND counted AND change_mb IS NOT NULL
           AND (CAST(:servers AS integer[]) IS NULL OR server_id = ANY (CAST(:servers AS integer[])))
         GROUP BY 1, 2"""
-    asked = {"period": period.name, "starts": list(starts), "grouped_by": grouped_by, "servers": servers}
-    return {(row.window_start, row.name): (row.change_mb, row.size_mb) for row in rows(connection, statement, **asked)}
+    parameters = {"period": period.name, "starts": list(starts), "grouped_by": grouped_by, "servers": servers}
+    return {
+        (row.window_start, row.name): (row.change_mb, row.size_mb) for row in rows(connection, statement, **parameters)
+    }
 
 
 def changes_of_group(
@@ -370,7 +372,7 @@ MOST_GROUPS, MOST_DATABASES, LEAST_SHARE = 40, 200, 0.002
 
 @dataclass(frozen=True)
 class GroupSpace:
-    """The space of a group, MiB: its largest databases, and what the others have; `name` None: without such a label.
+    """The space of a group, MiB: its largest databases, and the others; `name` None: databases without the label.
 
     `groups` is more than 1 for the last one if it stands for all groups that are not listed.
     """

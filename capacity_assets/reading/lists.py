@@ -352,7 +352,7 @@ class NameMatch:
     full_by: date | None = None
     """Fill date by its newest forecast; None: not within a year, or unknown."""
     database: str = ""
-    """The database of a table; empty: it is no table."""
+    """The database of a table; empty: the name is not that of a table."""
     schema: str = ""
 
 

@@ -231,7 +231,7 @@ _WITHOUT_A_DATE = {NO_LIMIT: "it has no limit any more", LIMIT_UNKNOWN: "its lim
 
 @dataclass(frozen=True)
 class PageSubject:
-    """The subject of a page: a server, or a database or volume of it; `is_active` None: no longer registered."""
+    """The subject of a page: a server, database or volume; `is_active` None: its server is not registered."""
 
     server: str
     subject: str
@@ -279,11 +279,11 @@ def headline_of(  # noqa: PLR0913 -- what the sentence is made of
         gone = "No longer registered" if about.is_active is None else "Out of service"
         return Headline(f"{gone}, so there is no forecast.")
     if first is not None and not _is(first, about):
-        notes = (*([_said(also, _named(also))] if also else []), *_alone(about, own))
-        text = " ".join([_said(first, _named(first)), *notes])
+        notes = (*([_sentence(also, _named(also))] if also else []), *_alone(about, own))
+        text = " ".join([_sentence(first, _named(first)), *notes])
         return _headline(first, text, thresholds, linked=_named(first))
     reason = _without_forecast(about, issued) if own is None else _without_date(about, own)
-    return Headline(reason) if own is None or reason else _headline(own, _said(own), thresholds)
+    return Headline(reason) if own is None or reason else _headline(own, _sentence(own), thresholds)
 
 
 def next_to_fill(
@@ -293,9 +293,9 @@ def next_to_fill(
     if first is not None:
         named = f"{_named(first)} on {printable(first.server)}"
         if first.state == FULL:
-            return _headline(first, _said(first, named), thresholds, linked=named)
+            return _headline(first, _sentence(first, named), thresholds, linked=named)
         named = f"{named[0].lower()}{named[1:]}"
-        return _headline(first, f"Next to fill: {_said(first, f'{named},')}", thresholds, linked=named)
+        return _headline(first, f"Next to fill: {_sentence(first, f'{named},')}", thresholds, linked=named)
     if issued is None:
         return Headline(f"No forecast yet, so no fill date is known. {_ISSUING}")
     unknown = _unknown(free) if free else ""
@@ -329,17 +329,17 @@ def _headline(runway: StoredRunway, text: str, thresholds: Thresholds, linked: s
     return Headline(text, severity, runway.full_middle, linked, *place)
 
 
-def _said(runway: StoredRunway, named: str = "") -> str:
+def _sentence(runway: StoredRunway, subject: str = "") -> str:
     """Return when something is full; without a name, the sentence is about the subject of the page."""
     if runway.state == FULL:
-        said = f"{'is full' if named else 'Full'}: {human_mb(runway.size_mb)} of {human_mb(runway.limit_mb or 0)}."
+        text = f"{'is full' if subject else 'Full'}: {human_mb(runway.size_mb)} of {human_mb(runway.limit_mb or 0)}."
     elif runway.full_middle is not None:
         around = range_of(runway)
-        said = f"{'full' if named else 'Full'} by {human_day(runway.full_middle)}{f' ({around})' if around else ''}."
+        text = f"{'full' if subject else 'Full'} by {human_day(runway.full_middle)}{f' ({around})' if around else ''}."
     else:
         early = f" 10 % probability by {human_day(runway.full_early)}." if runway.full_early else ""
-        said = f"{'not' if named else 'Not'} expected to fill within a year.{early}"
-    return f"{named} {said}{_decided(runway)}" if named else f"{said}{_decided(runway)}"
+        text = f"{'not' if subject else 'Not'} expected to fill within a year.{early}"
+    return f"{subject} {text}{_decided(runway)}" if subject else f"{text}{_decided(runway)}"
 
 
 def _decided(runway: StoredRunway) -> str:

@@ -26,7 +26,7 @@ SMALLEST_SLOT_MB = 1024
 """Without a known volume, a slot is compared with the databases of its server and named only if it retains more than
 this: on a small server, a healthy slot may retain more than a tenth."""
 SLOT_DAYS = 7
-"""Slots are named by their last measurement within so many days."""
+"""Slots are listed if they were measured within this many days."""
 DATABASES = "databases"
 UNEXPLAINED_TITLE = "Unexplained"
 HELD = [kind.name for kind in PART_KINDS.values() if kind.held_by]
@@ -106,10 +106,10 @@ def space_usage(
     if day is None or day <= today - timedelta(days=31):
         return None
     before = day - timedelta(days=COMPARED_DAYS)
-    asked = {"server": server_id, "days": [day, before], "volume": volume, "is_only": len(volumes) == 1}
-    sizes, used = _sizes(connection, asked)
-    in_parts = _days_in_parts(connection, asked)
-    details = rows(connection, _DETAILS, **asked, day=day, slot=SLOT)
+    parameters = {"server": server_id, "days": [day, before], "volume": volume, "is_only": len(volumes) == 1}
+    sizes, used = _sizes(connection, parameters)
+    in_parts = _days_in_parts(connection, parameters)
+    details = rows(connection, _DETAILS, **parameters, day=day, slot=SLOT)
     reasons = {row.kind: row.detail for row in details if row.size_bytes is None}
     kinds = [kind for kind in (DATABASES, *PART_KINDS) if {(day, kind), (before, kind)} & {*sizes} or kind in reasons]
     uses = [
@@ -149,11 +149,11 @@ def space_history(
 
     What has no known size is a part of the unexplained. Raises DBAPIError.
     """
-    asked = {"server": server_id, "days": days, "volume": volume, "is_only": len(volumes) == 1}
-    in_parts = _days_in_parts(connection, asked)
+    parameters = {"server": server_id, "days": days, "volume": volume, "is_only": len(volumes) == 1}
+    in_parts = _days_in_parts(connection, parameters)
     if not in_parts:
         return []
-    sizes, used = _sizes(connection, asked)
+    sizes, used = _sizes(connection, parameters)
     kinds = [kind for kind in (DATABASES, *PART_KINDS) if any(kind == one for _, one in sizes)]
     history = []
     for day, used_mb in sorted(used.items()):
@@ -163,16 +163,18 @@ def space_history(
     return history
 
 
-def _days_in_parts(connection: Connection, asked: Mapping[str, object]) -> set[date]:
+def _days_in_parts(connection: Connection, parameters: Mapping[str, object]) -> set[date]:
     """Return the days on which the parts of a server were measured; on others all of them would be unexplained."""
-    return {row.day for row in rows(connection, _DAYS_WITH_PARTS, **asked)}
+    return {row.day for row in rows(connection, _DAYS_WITH_PARTS, **parameters)}
 
 
-def _sizes(connection: Connection, asked: Mapping[str, object]) -> tuple[dict[tuple[date, str], int], dict[date, int]]:
+def _sizes(
+    connection: Connection, parameters: Mapping[str, object]
+) -> tuple[dict[tuple[date, str], int], dict[date, int]]:
     """Return the sizes of databases and parts by day and kind, and what is used by day, MiB."""
-    statements = (_DATABASES_OF_SERVER if asked["volume"] is None else _DATABASES_OF_VOLUME, _PARTS)
-    found = [row for statement in statements for row in rows(connection, statement, **asked, held=HELD)]
-    used = {row.day: int(row.used_mb) for row in rows(connection, _USED, **asked)}
+    statements = (_DATABASES_OF_SERVER if parameters["volume"] is None else _DATABASES_OF_VOLUME, _PARTS)
+    found = [row for statement in statements for row in rows(connection, statement, **parameters, held=HELD)]
+    used = {row.day: int(row.used_mb) for row in rows(connection, _USED, **parameters)}
     return {(row.day, row.kind): int(row.size_mb) for row in found}, used
 
 
@@ -190,14 +192,14 @@ def large_slots(
     newest = rows(connection, _NEWEST, first=first, last=last, servers=wanted)
     if not newest:
         return []
-    asked = {"servers": [row.server_id for row in newest], "first": first, "last": last}
+    parameters = {"servers": [row.server_id for row in newest], "first": first, "last": last}
     days = {row.server_id: row.day for row in newest}
-    slots = [row for row in rows(connection, _SLOTS, **asked, slot=SLOT) if row.day == days[row.server_id]]
+    slots = [row for row in rows(connection, _SLOTS, **parameters, slot=SLOT) if row.day == days[row.server_id]]
     volumes: dict[int, dict[str, int]] = {}
-    for row in rows(connection, _VOLUMES, **asked) if slots else ():
+    for row in rows(connection, _VOLUMES, **parameters) if slots else ():
         if row.day == days[row.server_id]:
             volumes.setdefault(row.server_id, {})[row.volume] = row.total_mb
-    sizes = {(row.server_id, row.day): row.size_mb for row in (rows(connection, _SIZES, **asked) if slots else ())}
+    sizes = {(row.server_id, row.day): row.size_mb for row in (rows(connection, _SIZES, **parameters) if slots else ())}
     found = []
     for row in slots:
         there = volumes.get(row.server_id, {})

@@ -19,7 +19,7 @@ from capacity_assets.reading.access import records, rows
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """A registered server; `is_active` None: it is no longer registered."""
+    """A registered server; `is_active` None: it was registered and is not any more."""
 
     server_id: int
     server: str

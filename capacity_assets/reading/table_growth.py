@@ -155,10 +155,10 @@ class SchemaGrowth:
     change_bytes: int
 
 
-def by_schema(found: DatabaseGrowth) -> list[SchemaGrowth]:
+def by_schema(growth: DatabaseGrowth) -> list[SchemaGrowth]:
     """Return the changes of tables and indexes added up by schema, largest change first."""
     schemas: dict[str, list[ObjectChange]] = {}
-    for one in found.objects:
+    for one in growth.objects:
         schemas.setdefault(one.schema, []).append(one)
     sums = [SchemaGrowth(schema, len(them), sum(one.change_bytes for one in them)) for schema, them in schemas.items()]
     return sorted(sums, key=lambda one: (-abs(one.change_bytes), one.schema))
@@ -212,19 +212,21 @@ def list_objects(  # noqa: PLR0913 -- one argument per choice of a list
     replicas = [] if servers is not None else rows(connection, _REPLICAS)
     left_out = [row.server_id for row in replicas]
     days = _compared_days(connection, first, last, servers=servers, databases=databases, left_out=left_out)
-    asked: dict[str, Any] = {"order": order, "most": skipped + shown, "tried": skipped + shown + LARGEST_TRIED}
-    asked |= {"is_by_last": order != "shrinkage", "last_name": None}
-    asked["least"] = LEAST_FREE_BYTES if order == "free" else 1
+    parameters: dict[str, Any] = {"order": order, "most": skipped + shown, "tried": skipped + shown + LARGEST_TRIED}
+    parameters |= {"is_by_last": order != "shrinkage", "last_name": None}
+    parameters["least"] = LEAST_FREE_BYTES if order == "free" else 1
     if order in _BY_LEAST:
         largest = _LARGEST_ON_NODES if tables_are_distributed(connection) else _LARGEST
-        asked["least"] = next((row.least for row in _rows(connection, _LEAST, days, {"largest": largest}, **asked)), 1)
+        for row in _rows(connection, _LEAST, days, {"largest": largest}, **parameters):
+            parameters["least"] = row.least
     elif order == "name":
-        asked["last_name"] = next((row.object_name for row in _rows(connection, _LAST_NAME, days, {}, **asked)), None)
+        for row in _rows(connection, _LAST_NAME, days, {}, **parameters):
+            parameters["last_name"] = row.object_name
     parts = {"changes": _LISTED_CHANGES, **_COMPARISON, "prices": PRICES, "price_of": _PRICE_OF, "counted": _COUNTED}
-    asked |= {"start": bill and bill.month, "issue": bill and bill.issue, "by": "", "name": ""}
+    parameters |= {"start": bill and bill.month, "issue": bill and bill.issue, "by": "", "name": ""}
     # PostgreSQL believes that few objects are of these days and databases, and would look each up in the other sample.
-    plan_with_loops(connection, allowed=asked["least"] > 1 or len(days) <= FEW_DATABASES)
-    found = _rows(connection, _LISTED, days, parts, **asked, shown=shown + 1, skipped=skipped)
+    plan_with_loops(connection, allowed=parameters["least"] > 1 or len(days) <= FEW_DATABASES)
+    found = _rows(connection, _LISTED, days, parts, **parameters, shown=shown + 1, skipped=skipped)
     plan_with_loops(connection, allowed=True)
     listed = [_of_row(ListedObject, row) for row in found[:shown]]
     counted_bytes = None if order not in {"free", "unwritten"} else int(found[0].whole_bytes) if found else 0
@@ -289,10 +291,14 @@ def _compared_days(  # noqa: PLR0913 -- the days, and one argument per filter
 ) -> Sequence[Row[Any]]:
     """Return the databases that were measured on two days, with these days."""
     # By days, a key that begins with the day finds a server; by a range it does not.
-    asked: dict[str, Any] = {"days": Window(first - timedelta(days=LONGEST_BEFORE_DAYS), last).dates, "first": first}
-    asked["servers"] = None if servers is None else list(servers)
-    asked["databases"] = None if databases is None else list(databases)
-    return rows(connection, _COMPARED_DAYS, left_out=list(left_out), **asked)
+    parameters: dict[str, Any] = {
+        "days": Window(first - timedelta(days=LONGEST_BEFORE_DAYS), last).dates,
+        "first": first,
+        "servers": None if servers is None else list(servers),
+        "databases": None if databases is None else list(databases),
+        "left_out": list(left_out),
+    }
+    return rows(connection, _COMPARED_DAYS, **parameters)
 
 
 def _rows(
@@ -302,7 +308,7 @@ def _rows(
     parts: Mapping[str, str],
     *,
     is_by_last: bool = True,
-    **asked: Any,
+    **parameters: Any,
 ) -> Sequence[Row[Any]]:
     """Return the rows of a statement that compares the samples of these days; `is_by_last`: it begins with the last.
 
@@ -313,11 +319,11 @@ def _rows(
     columns = {name: [getattr(row, name) for row in days] for name in ("server_id", "server", "database")}
     firsts, lasts = ([getattr(row, name) for row in days] for name in ("first_day", "last_day"))
     heres, theres = (sorted(set(them)) for them in ((lasts, firsts) if is_by_last else (firsts, lasts)))
-    asked |= {**columns, "firsts": firsts, "lasts": lasts, "is_by_last": is_by_last}
-    asked |= {"largest": LARGEST_LISTED, "floor": LEAST_FREE_BYTES}
-    asked |= {"heres": heres, "theres": theres, "ends": sorted({*heres, *theres})}
+    parameters |= {**columns, "firsts": firsts, "lasts": lasts, "is_by_last": is_by_last}
+    parameters |= {"largest": LARGEST_LISTED, "floor": LEAST_FREE_BYTES}
+    parameters |= {"heres": heres, "theres": theres, "ends": sorted({*heres, *theres})}
     once = {"bound_of", "price_of", "compared", "counted"} & parts.keys()
-    return rows(connection, with_queries(statement, materialized=once, days=_DAYS, **parts), **asked)
+    return rows(connection, with_queries(statement, materialized=once, days=_DAYS, **parts), **parameters)
 
 
 _REPLICAS = "SELECT server_id FROM capacity_servers WHERE counted_by IS NOT NULL"
@@ -567,16 +573,16 @@ def table_history(  # noqa: PLR0913, PLR0917 -- the table and the days
     connection: Connection, server_id: int, database: str, schema: str, table: str, days: Sequence[date]
 ) -> TableHistory:
     """Return the sizes of a table on those of `days` on which its database was measured; raises DBAPIError."""
-    asked = {"server": server_id, "database": database, "schema": schema, "table": table}
-    asked |= {"days": days}
-    sizes = records(TableSize, connection, with_queries(_SIZES, measured=_MEASURED_SIZES), **asked)
-    return TableHistory(sizes, records(IndexSize, connection, _INDEXES, **asked))
+    parameters = {"server": server_id, "database": database, "schema": schema, "table": table}
+    parameters |= {"days": days}
+    sizes = records(TableSize, connection, with_queries(_SIZES, measured=_MEASURED_SIZES), **parameters)
+    return TableHistory(sizes, records(IndexSize, connection, _INDEXES, **parameters))
 
 
 def newest_day_of_table(connection: Connection, server_id: int, database: str, schema: str, table: str) -> date | None:
     """Return the newest day on which a table or one of its indexes was listed; None: never. Raises DBAPIError."""
-    asked = {"server": server_id, "database": database, "schema": schema, "table": table}
-    found = rows(connection, _NEWEST, **asked)
+    parameters = {"server": server_id, "database": database, "schema": schema, "table": table}
+    found = rows(connection, _NEWEST, **parameters)
     return found[0].day if found else None
 
 
@@ -629,8 +635,8 @@ def mean_price_of_database(
 ) -> Decimal | None:
     """Return the mean price per GiB of a database in an issue of a bill; None: it has none. Raises DBAPIError."""
     of_database = "SELECT price FROM prices WHERE server_id = :server_id AND database = :database"
-    asked = {"start": month, "issue": issue, "by": "", "name": "", "server_id": server_id, "database": database}
-    found = rows(connection, with_queries(of_database, prices=PRICES), **asked)
+    parameters = {"start": month, "issue": issue, "by": "", "name": "", "server_id": server_id, "database": database}
+    found = rows(connection, with_queries(of_database, prices=PRICES), **parameters)
     return found[0].price if found else None
 
 
@@ -669,9 +675,9 @@ def free_space(
     Raises DBAPIError.
     """
     month, issue = bill
-    asked = {"start": month.start, "end": month.end, "issue": issue, "by": by, "name": name, "shown": shown}
+    parameters = {"start": month.start, "end": month.end, "issue": issue, "by": by, "name": name, "shown": shown}
     parts = {"newest": _NEWEST_IN_MONTH, "lines": _MEASURED_LINES, "priced": _PRICED, "free": _FREE_TABLES}
-    found = rows(connection, with_queries(_FREE, materialized=("lines",), **parts), **asked)
+    found = rows(connection, with_queries(_FREE, materialized=("lines",), **parts), **parameters)
     if not found:
         return None
     listed = [

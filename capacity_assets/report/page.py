@@ -122,7 +122,7 @@ class Report:
     runways: ForecastIssue | None = None
     grouped_by: str | None = None
     groups: Sequence[Group] = ()
-    """Groups of the window; empty for a single server, or if nothing has such a label."""
+    """Groups of the window; empty for a single server, or if no database has the label."""
 
     @property
     def start_mb(self) -> int:
@@ -136,7 +136,7 @@ class Report:
 
     @property
     def known_change_mb(self) -> int | None:
-        """Change of the servers measured in both windows; None without such servers."""
+        """Change of the servers measured in both windows; None if there are none."""
         return self.size.change_mb
 
     @property
@@ -351,7 +351,7 @@ class Edition:
 
 
 def issue_of(path: Path) -> ReportIssue | None:
-    """Return the metadata of the page at `path`; None if there is no page of this project."""
+    """Return the metadata of the page at `path`; None if there is none, or another program wrote it."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             figures = FIGURES.search(file.read(HEAD_CHARACTERS))

@@ -68,7 +68,13 @@ def test_a_sample_that_is_measured_later_on_its_day_is_imported_no_more(engine: 
     [(alpha,)] = rows(engine, "SELECT id FROM instances WHERE name = 'alpha'")
 
     store_outcomes(
-        engine, TODAY, [ProbeOutcome(int(str(alpha)), "alpha", datetime.now(tz=UTC), (DatabaseSize("orders", 2),))]
+        engine,
+        TODAY,
+        [
+            ProbeOutcome(
+                (DatabaseSize("orders", 2),), instance_id=int(str(alpha)), server="alpha", ended_at=datetime.now(tz=UTC)
+            )
+        ],
     )
 
     assert [row[:3] + row[4:] for row in rows(engine, ORIGINS)] == [

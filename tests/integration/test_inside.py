@@ -58,11 +58,11 @@ def measured(
     """Store what a server said on a day."""
     moment = datetime.combine(day, datetime.min.time(), UTC)
     outcome = ProbeOutcome(
-        server,
-        f"server-{server}",
-        moment,
         (DatabaseSize.of_bytes(database, size_bytes),),
         objects=Objects((DatabaseObjects(database, tuple(objects), *others),)),
+        instance_id=server,
+        server=f"server-{server}",
+        ended_at=moment,
     )
     storing.store_outcomes(engine, day, [outcome])
 

@@ -156,7 +156,13 @@ def test_limits_that_the_tables_refuse_cost_no_size_of_any_server(collection: Co
     add_instances(collection.engine, [1, 2])
     refused = Limits((Volume("x" * 300, 1, 1),))
     outcomes = [
-        ProbeOutcome(number, f"server-{number}", datetime(2025, 7, 20, 4, tzinfo=UTC), sizes, limits=limits)
+        ProbeOutcome(
+            sizes,
+            limits=limits,
+            instance_id=number,
+            server=f"server-{number}",
+            ended_at=datetime(2025, 7, 20, 4, tzinfo=UTC),
+        )
         for number, limits in ((1, refused), (2, Limits((Volume("/data", 4 * MIB, 3 * MIB),))))
         for sizes in [(DatabaseSize("orders", number),)]
     ]
@@ -180,7 +186,13 @@ def test_a_measured_volume_takes_the_place_of_an_imported_one_and_of_who_importe
     measured = Limits((Volume("/data", 4 * MIB, 3 * MIB),))
     moment = datetime(2025, 7, 20, 4, tzinfo=UTC)
     store_each(
-        collection.engine, TODAY, [ProbeOutcome(1, "server-1", moment, (DatabaseSize("orders", 1),), limits=measured)]
+        collection.engine,
+        TODAY,
+        [
+            ProbeOutcome(
+                (DatabaseSize("orders", 1),), limits=measured, instance_id=1, server="server-1", ended_at=moment
+            )
+        ],
     )
 
     assert list(collection.rows("SELECT source, declared_by FROM volume_size_stats")) == [("measured", None)]

@@ -50,7 +50,9 @@ from capacity_assets.runtime import open_engine
 from capacity_assets.base.settings import load_settings
 size = DatabaseSize.of_bytes("billing", 5 * 1024**2, temp_size=3 * 1024**2 + 7)
 with open_engine(load_settings()) as engine:
-    store_outcomes(engine, date(2025, 3, 3), [ProbeOutcome(1, "pg-1", datetime.now(tz=timezone.utc), sizes=(size,))])
+    moment = datetime.now(tz=timezone.utc)
+    outcome = ProbeOutcome((size,), instance_id=1, server="pg-1", ended_at=moment)
+    store_outcomes(engine, date(2025, 3, 3), [outcome])
 """
 GRAPH = """
 from capacity_assets.orchestration.build import build_definitions

@@ -55,7 +55,7 @@ def measure(
     limits = Limits((volume,) if volume else (), (ceiling,) if ceiling else (), fills_files=fills_files)
     sizes = (size if used is None else size.with_used(used, floor_mb),)
     noon = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
-    store_outcomes(engine, day, [ProbeOutcome(1, "erp", noon, sizes=sizes, limits=limits)])
+    store_outcomes(engine, day, [ProbeOutcome(sizes, limits=limits, instance_id=1, server="erp", ended_at=noon)])
 
 
 def crm(engine: Engine) -> Runway:

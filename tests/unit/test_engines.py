@@ -67,7 +67,7 @@ def test_engines_are_found_by_their_entry_points() -> None:
 
 def test_a_run_adds_up_bytes_as_its_stored_total_does_and_names_servers_without_an_address() -> None:
     sizes = (DatabaseSize.of_bytes("a", MB * 3 // 2), DatabaseSize.of_bytes("b", MB * 3 // 2), DatabaseSize("c", 4))
-    outcome = ProbeOutcome(1, "one", datetime(2025, 7, 20, tzinfo=UTC), sizes)
+    outcome = ProbeOutcome(sizes, instance_id=1, server="one", ended_at=datetime(2025, 7, 20, tzinfo=UTC))
 
     summary = CollectionSummary(date(2025, 7, 20), filled_elsewhere=["x", "y"]).with_outcomes([outcome])
 

@@ -27,7 +27,7 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import BYTES_PER_MB, first_of, suggestion
 from capacity_assets.database.measures import SIZE_KINDS, USED_SIZE
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 LONGEST_REASON = 1000
 HIDDEN = "***"
 
@@ -262,13 +262,13 @@ OBJECTS_BEGIN_SECONDS = 300.0
 
 
 def by_database(
-    names: Iterable[str], read: Callable[[str], Found], failure: Callable[[Exception], MeasureError], seconds: float
-) -> tuple[dict[str, Found], list[tuple[str, str]]]:
+    names: Iterable[str], read: Callable[[str], Value], failure: Callable[[Exception], MeasureError], seconds: float
+) -> tuple[dict[str, Value], list[tuple[str, str]]]:
     """Read one database after another; return what was found, and the databases that failed with the reason.
 
     After `seconds` no further database is begun.
     """
-    found: dict[str, Found] = {}
+    found: dict[str, Value] = {}
     unknown, began = [], time.monotonic()
     for name in names:
         if time.monotonic() - began > seconds:
@@ -393,7 +393,7 @@ class DatabaseSize:
         return cls(name, rounded(int(size)), int(size), whole, exact)
 
     def with_used(self, used_bytes: int, whole_mb: Callable[[int], int]) -> DatabaseSize:
-        """Return the size with the used space, which is at most all of it."""
+        """Return the size with the used space, which is at most the whole size."""
         if self.size_bytes is None:
             return self
         parts = {**self.parts_bytes, USED_SIZE: max(min(int(used_bytes), self.size_bytes), 0)}
@@ -411,7 +411,7 @@ class DatabaseSize:
 class Measurement:
     """The answer of a server. `not_counted` names what has no known size, `left_out` databases that are excluded."""
 
-    sizes: tuple[DatabaseSize, ...]
+    sizes: tuple[DatabaseSize, ...] = ()
     not_counted: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     unknown_used: tuple[str, ...] = ()

@@ -121,11 +121,11 @@ class Session:
         """Return the answer to a query; raises ServerError, MeasureError, OSError and http.client.HTTPException."""
         login = b64encode(f"{self._access.username or ''}:{self._access.password or ''}".encode()).decode()
         # Without waiting, an error may follow a half answer with status 200.
-        asked = urlencode({"query": query, "default_format": "JSONCompact", "wait_end_of_query": 1})
+        query_string = urlencode({"query": query, "default_format": "JSONCompact", "wait_end_of_query": 1})
         headers = {"Authorization": f"Basic {login}", "Connection": "close"}
         with closing(self._connection()) as connection:
             self._allowance.begin(self._access.statement_seconds)
-            connection.request("GET", f"/?{asked}", headers=headers)
+            connection.request("GET", f"/?{query_string}", headers=headers)
             status, body = _read(connection.getresponse())
         if status != http.client.OK:
             raise ServerError(status, body)
@@ -160,10 +160,10 @@ class _BoundedResponse(http.client.HTTPResponse):
 
     def __init__(self, allowance: Allowance, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.fp = io.BufferedReader(_Counted(self.fp.detach(), allowance))
+        self.fp = io.BufferedReader(_CountingStream(self.fp.detach(), allowance))
 
 
-class _Counted(io.RawIOBase):
+class _CountingStream(io.RawIOBase):
     def __init__(self, raw: io.RawIOBase, allowance: Allowance) -> None:
         self._raw, self._allowance = raw, allowance
 

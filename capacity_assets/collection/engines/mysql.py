@@ -746,7 +746,7 @@ class MySQL(EngineAdapter):
         measured = objects_by_database(names, read, self.failure)
         return replace(measured, unknown=(*unknown, *measured.unknown))
 
-    def _written(self, connection: Any) -> _Written | None:
+    def _written(self, connection: Any) -> _WriteCounts | None:
         """Return the rows written since the server was started; None: it does not count them, or hides them."""
         began = datetime.now(UTC)
         try:
@@ -760,7 +760,7 @@ class MySQL(EngineAdapter):
                 raise
             return None
         since = began - timedelta(seconds=int(status["Uptime"]))
-        return _Written({(str(schema), str(table)): int(written) for schema, table, written in rows}, since)
+        return _WriteCounts({(str(schema), str(table)): int(written) for schema, table, written in rows}, since)
 
     def _innodb_tables(
         self, connection: Any, access: Access
@@ -774,7 +774,7 @@ class MySQL(EngineAdapter):
             for schema, name, file_bytes, allocated_bytes in files:
                 table = tables[str(schema)][str(name)]
                 table.file_bytes += int(allocated_bytes if access.sizing == ALLOCATED else file_bytes)
-        asked = TABLE_STATS
+        stats_table = TABLE_STATS
         try:
             for schema, name, rows, clustered, others in query_server(
                 connection, STATISTICS_BY_TABLE, [MOST_STATISTICS]
@@ -783,12 +783,12 @@ class MySQL(EngineAdapter):
                 table.rows = (table.rows or 0) + int(rows)
                 table.clustered_bytes += int(clustered)
                 table.others_bytes += int(others)
-            asked = INDEX_STATS
+            stats_table = INDEX_STATS
             _add_indexes(tables, query_server(connection, STATISTICS_BY_INDEX, [MOST_STATISTICS]))
         except Exception as error:
             if not self.is_refusal(error):
                 raise
-            unknown = (*unknown, NO_STATISTICS.format(asked))
+            unknown = (*unknown, NO_STATISTICS.format(stats_table))
         return tables, unknown
 
     def facts(self, connection: Any) -> ServerFacts:
@@ -873,14 +873,14 @@ def _add_indexes(tables: dict[str, dict[str, _Table]], rows: Sequence[tuple[Any,
 
 
 @dataclass(frozen=True)
-class _Written:
+class _WriteCounts:
     """Rows written by schema and table, without those to which nobody wrote, since the server was started."""
 
     rows: Mapping[tuple[str, str], int]
     since: datetime
 
 
-def _with_written_rows(written: _Written | None, database: DatabaseObjects) -> DatabaseObjects:
+def _with_written_rows(written: _WriteCounts | None, database: DatabaseObjects) -> DatabaseObjects:
     """Add the rows written to the largest tables."""
     if written is None:
         return database
