@@ -88,7 +88,7 @@ def _sentences(kind: type[T], error: PydanticValidationError) -> Iterator[str]:
 def names_of(kind: type[Any]) -> tuple[list[str], list[str]]:
     """Return the names of all values of a type, and of the required ones."""
     schema = _adapter(kind).json_schema(mode="validation")
-    return list(schema["properties"]), schema["required"]
+    return list(schema["properties"]), schema.get("required", [])
 
 
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:

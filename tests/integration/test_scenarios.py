@@ -333,6 +333,7 @@ def test_a_move_changes_no_total_also_where_the_forecast_of_its_group_has_less(
 
 MOVE = '[[move]]\nserver = "server-1"\ndatabase = "orders"\nto = "server-2"\n'
 WRONG = {
+    "[[limit]]\nserver = 1.2\n": "limit 1: server must be text, in quotes.",
     "[[purges]]\n": "holds tables [[growth]]",
     '[[purge]]\nserver = "server-1"\ndatabase = "gone"\ngb = 1\n': "'gone' is not in the newest sample",
     '[[limit]]\nserver = "server-1"\n': "limit 1: A limit has either gb or add_gb.",
