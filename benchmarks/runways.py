@@ -1,5 +1,7 @@
 """`python -m benchmarks.runways`: issuing the runways of a day of a large fleet, beside a plain scan of its samples.
 
+After that, scenarios as the page What if computes them.
+
 Everything runs on an embedded PostgreSQL with stock settings in a temporary folder; what counts is the ratio.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import resource
 import time
 from datetime import date
+from decimal import Decimal
 
 import click
 from sqlalchemy import Engine, text
@@ -18,6 +21,8 @@ from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.embedded import CAPACITY_DATABASE
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.forecast.issuing import issue_runways
+from capacity_assets.forecast.scenarios import Growth, Scenario, new_database_everywhere
+from capacity_assets.ownership.scenario_results import read_fits, result_of
 
 _SCAN = "SELECT instance_id, database_name, sum(size_mb) FROM database_size_stats GROUP BY 1, 2"
 
@@ -27,7 +32,7 @@ _SCAN = "SELECT instance_id, database_name, sum(size_mb) FROM database_size_stat
 @click.option("--databases", default=100, show_default=True, help="Databases of each server.")
 @click.option("--days", default=400, show_default=True)
 def main(servers: int, databases: int, days: int) -> None:
-    """Load a fleet, scan it, issue its runways twice."""
+    """Load a fleet, scan it, issue its runways twice, and compute scenarios."""
     fleet = Fleet(servers, databases, days)
     with temporary_server() as server:
         engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
@@ -55,6 +60,21 @@ def _measure(engine: Engine, last: date) -> None:
             f"{took / scanned:.1f} times the scan, "
             f"{issued.written:,} rows written; {peak_mb} MiB at most"
         )
+    with engine.connect() as connection:
+        [server] = connection.execute(text("SELECT min(name) FROM instances")).scalars()
+    of_server = Growth(Decimal("1.2"), server=server)
+    for name, scenario in (("all", Scenario(growth=[Growth(Decimal("1.2"))])), ("one server", Scenario([of_server]))):
+        began, busy = time.perf_counter(), time.process_time()
+        result = result_of(engine, last, scenario, "engine", ())
+        took, busy = time.perf_counter() - began, time.process_time() - busy
+        click.echo(
+            f"what if {name} grew faster: {took:.2f} s, of it {busy:.2f} s in Python, "
+            f"{len(result.runways):,} runways changed, {result.unchanged:,} not"
+        )
+    with engine.connect() as connection:
+        began = time.perf_counter()
+        read_fits(connection, last, new_database_everywhere(Decimal(300)))
+        click.echo(f"where a new database fits: {time.perf_counter() - began:.2f} s")
 
 
 if __name__ == "__main__":

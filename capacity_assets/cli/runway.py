@@ -264,7 +264,8 @@ def scenario(
             return Report({"removed": removed_name}, [f"Removed the stored scenario {removed_name}."])
         if fit is not None:
             added = scenarios.new_database_everywhere(fit)
-            found = results.fits(scenarios.compare(engine, today, added, scenarios.no_label))
+            with database_errors(doing="reading sizes and limits"), engine.connect() as connection:
+                found = results.read_fits(connection, today, added)
             return Report(found, _fit_lines(found, fit, show))
         assert file is not None  # noqa: S101 -- one of the three was given
         assumed = scenarios.scenario_of_file(file)
@@ -278,6 +279,7 @@ def scenario(
 
 def _scenario_lines(result: ScenarioResult, show: int, stored_name: str | None) -> Iterator[Line]:
     yield "Assumed: " + ("; ".join(result.assumptions) or "nothing") + "."
+    yield results.answer_of(result)
     if result.runways:
         rows = []
         for one in result.runways:

@@ -217,6 +217,14 @@ class Scenario:
         every = (*self.growth, *self.new_database, *self.purge, *self.limit, *self.move)
         return {one.server for one in every if one.server} | {one.to for one in self.move}
 
+    @property
+    def is_of_all(self) -> bool:
+        """Whether an assumption is about all servers."""
+        placed: list[NewDatabase | LimitChange] = [*self.new_database, *self.limit]
+        return any(one.server is None for one in placed) or any(
+            one.server is None and one.label is None and one.database is None for one in self.growth
+        )
+
 
 KINDS_OF_ASSUMPTIONS: dict[str, type[Any]] = {
     "growth": Growth,
@@ -241,6 +249,11 @@ def scenario_of_file(path: Path) -> Scenario:
         raise ValidationError(f"{path} holds tables {known}, and nothing else.{close}")
     if not any(every):
         raise ValidationError(f"{path} assumes nothing: write at least one table, such as [[growth]].")
+    return scenario_of_tables(document)
+
+
+def scenario_of_tables(document: Mapping[str, Sequence[Mapping[str, Any]]]) -> Scenario:
+    """Read tables of values by the name of their kind; raises ValidationError with all problems."""
     entries = [
         (f"{name} {number}", (name, values))
         for name, tables in document.items()
@@ -293,6 +306,10 @@ class ScenarioComparison:
     """Assumptions that could only be applied in part."""
 
 
+NOTHING_MEASURED = ScenarioComparison(None, RunwayList(None, (), 0, {}), RunwayList(None, (), 0, {}))
+KINDS_IN_ORDER = (VOLUME, DATABASE, SERVER)
+
+
 def compare(
     engine: Engine,
     today: date,
@@ -313,26 +330,27 @@ def compare(
     with database_errors(doing="reading sizes and limits"), engine.connect() as connection:
         as_of = history.newest_day(connection, today)
         if as_of is None:
-            nothing = RunwayList(None, (), 0, {})
-            return ScenarioComparison(None, nothing, nothing)
+            return NOTHING_MEASURED
         server, database = shown
         # Assumptions about databases also change other subjects, and apply to databases without a limit.
         names_servers = any(one.server for one in scenario.limit)
         reads_all = bool(scenario.growth or scenario.move or scenario.purge or scenario.new_database or names_servers)
         servers = None if server is None or reads_all else (server,)
         scope = history.HistoryScope(as_of, servers, None if reads_all else database, every=True)
-        kinds = (DATABASE,) if database is not None and not reads_all else (VOLUME, DATABASE, SERVER)
-        return _compared(connection, scope, kinds, scenario, having, shown)
+        kinds = (DATABASE,) if database is not None and not reads_all else KINDS_IN_ORDER
+        return compare_within(connection, scope, scenario, having, kinds=kinds, shown=shown)
 
 
-def _compared(  # noqa: PLR0913, PLR0917 -- what is read, and what is made of it
+def compare_within(  # noqa: PLR0913 -- what is read, and what is made of it
     connection: Connection,
     scope: history.HistoryScope,
-    kinds: Sequence[str],
     scenario: Scenario,
     having: LabelFilter,
-    shown: tuple[str | None, str | None],
+    *,
+    kinds: Sequence[str] = KINDS_IN_ORDER,
+    shown: tuple[str | None, str | None] = (None, None),
 ) -> ScenarioComparison:
+    """Compare as `compare` what a scope has, which must include what the scenario names; raises DBAPIError."""
     plans = coming_plans(connection, scope.as_of)
     with history.open_history_reader(connection, scope, kinds) as reader:
         measured = _measurements(reader, scenario, kinds)
@@ -343,7 +361,7 @@ def _compared(  # noqa: PLR0913, PLR0917 -- what is read, and what is made of it
         pairs = [
             pair
             for kind in kinds
-            for batch in reader.series(kind)
+            for batch in (measured.held if kind == DATABASE and measured.held else reader.series(kind))
             for base in (runways_of_batch(batch, plans),)
             for pair in zip(base.rows, changes.of_batch(batch, base).rows, strict=True)
             if _is_shown(pair[0], *shown)
@@ -387,6 +405,12 @@ class _Measurements:
     volumes: Mapping[str, Mapping[str, float]]
     """Capacity by server and volume, MiB."""
     servers: Collection[str]
+    held: Sequence[history.SeriesBatch] = ()
+    """The series of the databases, which need not be read again; empty if they are not needed, or too many."""
+
+
+MOST_HELD = 5000
+"""Series that are held in memory, some 10 KiB each."""
 
 
 def _measurements(reader: history.HistoryReader, scenario: Scenario, kinds: Sequence[str]) -> _Measurements:
@@ -399,15 +423,18 @@ def _measurements(reader: history.HistoryReader, scenario: Scenario, kinds: Sequ
                 volumes.setdefault(row.server, {})[row.name] = row.own_mb or 0.0
     new_databases = any(one.server for one in scenario.new_database)
     limits = any(one.database for one in scenario.limit)
+    held: list[history.SeriesBatch] = []
     if scenario.growth or scenario.move or scenario.purge or new_databases or limits:
         for batch in reader.series(DATABASE):
+            if len(databases) < MOST_HELD:
+                held.append(batch)
             made = forecast(batch.smooth, batch.sizes)
             for place, row in enumerate(batch.subjects):
                 figures = (float(made.last[place]), float(made.drift[place]))
                 databases[row.server, row.name] = _MeasuredDatabase(row.last_day, *figures, row.volumes)
     if scenario.new_database or scenario.move or any(one.server for one in scenario.limit):
         servers = {row.server for batch in reader.series(SERVER) for row in batch.subjects}
-    return _Measurements(databases, volumes, servers)
+    return _Measurements(databases, volumes, servers, held if len(databases) <= MOST_HELD else ())
 
 
 def _refuse_unknown(scenario: Scenario, measured: _Measurements) -> None:
@@ -455,7 +482,7 @@ def _effects(
     rates = {subject: one.mb_per_day for subject, one in measured.databases.items()}
     effects: list[Effect] = []
     for growth in scenario.growth:
-        chosen = _chosen(growth, list(measured.databases), having)
+        chosen = chosen_databases(growth, list(measured.databases), having)
         if not chosen:
             raise NotFoundError(f"No measured database matches: {growth.text}.")
         for subject in chosen:
@@ -514,7 +541,8 @@ def _taken(
             yield one, Effect(server, one.database, volume, day, size_mb, moved_rate, one)
 
 
-def _chosen(growth: Growth, subjects: Sequence[Subject], having: LabelFilter) -> list[Subject]:
+def chosen_databases(growth: Growth, subjects: Sequence[Subject], having: LabelFilter) -> list[Subject]:
+    """Return those of some databases that a growth factor applies to."""
     chosen = [one for one in subjects if growth.server in {None, one[0]} and growth.database in {None, one[1]}]
     if growth.label is None:
         return chosen

@@ -175,7 +175,20 @@ def labels_of_each(
     label: tuple[str, str] | None = None,
     of_engine: str | None = None,
 ) -> dict[Subject, dict[str, str]]:
-    """Return the labels of registered servers (database None) and databases on a day; raises DatabaseError.
+    """Return labels as `read_labels`; raises DatabaseError."""
+    with database_errors(doing="reading labels"), engine.connect() as connection:
+        return read_labels(connection, subjects, day, label=label, of_engine=of_engine)
+
+
+def read_labels(
+    connection: Connection,
+    subjects: Sequence[Subject],
+    day: date,
+    *,
+    label: tuple[str, str] | None = None,
+    of_engine: str | None = None,
+) -> dict[Subject, dict[str, str]]:
+    """Return the labels of registered servers (database None) and databases on a day; raises DBAPIError.
 
     If `label` (key and value) or `of_engine` is given, only of those that have it.
     """
@@ -183,10 +196,7 @@ def labels_of_each(
     parameters = {"servers": [server for server, _ in subjects], "databases": [database for _, database in subjects]}
     wanted = {"day": day, "engine": of_engine, "key": key, "value": value}
     query = with_queries(LABELLED, subjects=SUBJECTS, labels_held=LABELS_OF_SUBJECTS)
-    with database_errors(doing="reading labels"), engine.connect() as connection:
-        return {
-            subjects[row.number - 1]: dict(row.labels) for row in connection.execute(query, {**parameters, **wanted})
-        }
+    return {subjects[row.number - 1]: dict(row.labels) for row in connection.execute(query, {**parameters, **wanted})}
 
 
 def label_of_nothing(engine: Engine, key: str, value: str) -> str | None:

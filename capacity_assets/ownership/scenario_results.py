@@ -6,7 +6,7 @@ that a page can show it without computing it again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -18,13 +18,30 @@ from sqlalchemy.dialects.postgresql import insert
 
 from capacity_assets.base.declarations import LONGEST_VALUE
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.base.units import human_range, natural_key
-from capacity_assets.database.engine import snapshot
+from capacity_assets.base.units import human_day, human_mb, human_range, natural_key
 from capacity_assets.database.tables import capacity_scenarios
-from capacity_assets.forecast.results import FORECAST, SERVER, VOLUME, Runway, day_text, standing_for_themselves
-from capacity_assets.forecast.scenarios import Scenario, ScenarioComparison, compare
+from capacity_assets.forecast.history import HistoryScope, newest_day
+from capacity_assets.forecast.results import (
+    FORECAST,
+    FULL,
+    SERVER,
+    VOLUME,
+    Runway,
+    day_text,
+    display_name,
+    standing_for_themselves,
+)
+from capacity_assets.forecast.scenarios import (
+    KINDS_IN_ORDER,
+    LabelFilter,
+    Scenario,
+    ScenarioComparison,
+    chosen_databases,
+    compare_within,
+)
+from capacity_assets.ownership.bills import group_named, money
 from capacity_assets.ownership.budgets import MOST_MONTHS, BudgetLine, BudgetTotal, coming_months, read_budget
-from capacity_assets.ownership.labels import labels_of_each
+from capacity_assets.ownership.labels import read_labels
 
 WITHIN_DAYS = 90
 LONGEST_HORIZON = 365
@@ -58,6 +75,13 @@ class ScenarioRunway:
     def text(self) -> str:
         """The middle day as people read it, or why there is none."""
         return day_text(self.middle_day) if self.state == FORECAST else self.state
+
+    @property
+    def full_text(self) -> str:
+        """When it is full, to follow the name of what fills."""
+        if self.state == FORECAST and self.middle_day is not None:
+            return f"full by {human_day(self.middle_day)}"
+        return {FULL: "full now", FORECAST: "not full within a year"}.get(self.state, f"without a date ({self.state})")
 
 
 @dataclass(frozen=True)
@@ -119,19 +143,33 @@ class NewDatabaseFit:
     after: ScenarioRunway
 
 
+class LargeScenarioError(ValidationError):
+    """More would be forecast than somebody waits for."""
+
+
 def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Sequence[str]) -> ScenarioResult:
-    """Compute what a scenario changes; stores nothing.
+    """Compute what a scenario changes; stores nothing. Raises as `read_result`, and DatabaseError for DBAPIError."""
+    with database_errors(doing="computing a scenario"), engine.connect() as connection:
+        # Not read-only: where tables are distributed, the history is copied to temporary ones.
+        connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        return read_result(connection, today, scenario, by, keys)
+
+
+def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
+    connection: Connection, today: date, scenario: Scenario, by: str, keys: Sequence[str], most: int | None = None
+) -> ScenarioResult:
+    """Compute what a scenario changes, from the history of the servers that it can change.
 
     Raises:
         NotFoundError: nothing was measured, or something that the scenario names.
         ValidationError: groups are not made by this key.
-        DatabaseError: the database failed.
+        LargeScenarioError: more than `most` databases would be forecast.
+        DBAPIError: the database failed.
     """
-    found = compare(
-        engine, today, scenario, lambda subjects, label: labels_of_each(engine, subjects, today, label=label)
-    )
-    if found.as_of is None:
-        raise NotFoundError("Nothing was measured yet: there is nothing to forecast from.")
+    as_of, having = _newest_day(connection, today), _having(connection, today)
+    servers, unread = _concerned(connection, scenario, as_of, having)
+    _refuse_more(connection, as_of, servers, most, "databases")
+    found = compare_within(connection, HistoryScope(as_of, servers, every=True), scenario, having)
     named = _standing(found)
     changed = [
         RunwayChange(
@@ -142,23 +180,91 @@ def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Se
         for before, after in found.pairs
         if before != after and (before.server, before.subject, before.name) in named
     ]
-    common = (found.as_of, scenario.texts, changed, len(named) - len(changed), found.notes)
+    common = (as_of, scenario.texts, changed, unread + len(named) - len(changed))
     months = coming_months(today, MOST_MONTHS)
     try:
-        with database_errors(doing="reading a budget"), snapshot(engine) as connection:
-            base = read_budget(connection, by, months, today, keys)
-            assumed = read_budget(connection, by, months, today, keys, found.effects)
+        base = read_budget(connection, by, months, today, keys)
+        assumed = read_budget(connection, by, months, today, keys, found.effects)
     except NotFoundError as error:
-        return ScenarioResult(*common, without_budget=str(error))
+        return ScenarioResult(*common, found.notes, without_budget=str(error))
     before_by_name = {line.name: line for line in base.lines}
     return ScenarioResult(
         *common,
+        [*found.notes, *_level_groups(scenario, found, by, before_by_name)],
         grouped_by=by,
         last_day=base.last_day,
         currency=base.currency,
         budget=[_budget_change(line.name, before_by_name.get(line.name), line) for line in assumed.lines],
         total=_budget_change(None, base.total, assumed.total),
     )
+
+
+def read_fits(connection: Connection, today: date, scenario: Scenario, most: int | None = None) -> list[NewDatabaseFit]:
+    """Return where a new database fits, with a scenario that has one on each server. Raises as `read_result`."""
+    as_of, having = _newest_day(connection, today), _having(connection, today)
+    is_alone = Scenario(new_database=scenario.new_database) == scenario
+    _refuse_more(connection, as_of, None, most, "servers" if is_alone else "databases")
+    kinds = (VOLUME, SERVER) if is_alone else KINDS_IN_ORDER
+    return fits(compare_within(connection, HistoryScope(as_of, every=True), scenario, having, kinds=kinds))
+
+
+def _newest_day(connection: Connection, today: date) -> date:
+    as_of = newest_day(connection, today)
+    if as_of is None:
+        raise NotFoundError("Nothing was measured yet: there is nothing to forecast from.")
+    return as_of
+
+
+def _having(connection: Connection, today: date) -> LabelFilter:
+    return lambda subjects, label: read_labels(connection, subjects, today, label=label)
+
+
+def _concerned(
+    connection: Connection, scenario: Scenario, as_of: date, having: LabelFilter
+) -> tuple[set[str] | None, int]:
+    """Return the servers to read, None for all, and the number of runways on the others, which stay as they are.
+
+    The others are counted by their issued forecasts. Servers without one of the day, or with a later declaration, are
+    read.
+    """
+    if scenario.is_of_all:
+        return None, 0
+    asked, names = {"as_of": as_of}, scenario.servers
+    issued = connection.execute(sa.text(_ISSUED), asked).all()
+    if any(one.server is None for one in scenario.growth):
+        databases = [(row.server, row.name) for row in connection.execute(sa.text(_DATABASES_ISSUED), asked)]
+        names |= {server for one in scenario.growth for server, _ in chosen_databases(one, databases, having)}
+    read = {row.server for row in issued if row.server in names or row.standing is None or row.is_outdated}
+    return read, sum(row.standing for row in issued if row.server not in read)
+
+
+def _refuse_more(
+    connection: Connection, as_of: date, servers: Collection[str] | None, most: int | None, counted: str
+) -> None:
+    if most is None:
+        return
+    asked = {"as_of": as_of, "servers": None if servers is None else list(servers)}
+    number = connection.execute(sa.text(_MEASURED), asked).one()._mapping[counted]  # noqa: SLF001 -- SQLAlchemy's public name
+    if number > most:
+        raise LargeScenarioError(f"This would forecast {number:,} {counted}; a page forecasts at most {most:,}.")
+
+
+def _level_groups(
+    scenario: Scenario, found: ScenarioComparison, by: str, lines: Mapping[str | None, BudgetLine]
+) -> Iterator[str]:
+    """Say why a group whose forecast does not grow changes by a factor for growth."""
+    for growth in scenario.growth:
+        line = lines.get(growth.label[1]) if growth.label and growth.label[0] == by else None
+        if line is None or growth.factor == 1 or line.end_size_mb > line.size_mb:
+            continue
+        changed = sum(one.mb_per_day for one in found.effects if one.of is growth)
+        month_mb = round(changed / float(growth.factor - 1) * LONGEST_HORIZON / 12)
+        if month_mb > 0:
+            level = "is level" if line.end_size_mb == line.size_mb else "falls"
+            yield (
+                f"The forecast of {group_named(line.name, by)} {level}, but some of its databases grow by "
+                f"{human_mb(month_mb)} per month together. The factor applies to these."
+            )
 
 
 def _standing(found: ScenarioComparison) -> set[tuple[str, str, str]]:
@@ -193,6 +299,37 @@ def fits(found: ScenarioComparison) -> list[NewDatabaseFit]:
         )
         for before, after in ordered
     ]
+
+
+def answer_of(result: ScenarioResult) -> str:
+    """Say in two sentences which fill dates change, the most urgent by name, and by how much the budget."""
+    moved = [one for one in result.runways if one.before.full_text != one.after.full_text]
+    sentence = "no fill date changes"
+    if moved:
+        one, before, after = moved[0], moved[0].before, moved[0].after
+        what = one.server if one.subject == SERVER else f"{one.display_name} on {one.server}"
+        instead = f"; without them, it is {before.full_text}"
+        if before.state == after.state == FORECAST and before.middle_day and after.middle_day:
+            instead = f" instead of {human_day(before.middle_day)}"
+        several = f"{len(moved):,} fill dates change. First, " if len(moved) > 1 else ""
+        sentence = f"{several}{what} is {after.full_text}{instead}"
+    difference = None if result.total is None else result.total.difference
+    cost = ""
+    if difference is not None:
+        more = f"{money(abs(difference))} {result.currency} {'more' if difference > 0 else 'less'}"
+        cost = f" The next {MOST_MONTHS} months cost {more if difference else 'the same'}."
+    return f"With these assumptions, {sentence}.{cost}"
+
+
+def fit_answer(found: Sequence[NewDatabaseFit]) -> str:
+    """Say where a new database fits best."""
+    if not found:
+        return "No server has a known limit. `capacity limits set` declares one."
+    best = found[0]
+    if best.after.state == FULL:
+        return "It fits on no server."
+    what = ", which" if best.display_name == display_name(SERVER, "") else f": {best.display_name}"
+    return f"It fits best on {best.server}{what} is then {best.after.full_text}."
 
 
 def _greatest_risk(row: Runway) -> tuple[object, ...]:
@@ -245,3 +382,36 @@ def stored_scenario(connection: Connection, name: str) -> ScenarioRecord:
     if row is None:
         raise NotFoundError(f"There is no stored scenario {name!r}.")
     return ScenarioRecord(row.name, row.stored_at, _RESULTS.validate_python(row.content))
+
+
+# The rule is that of `standing_for_themselves`.
+_ISSUED = """
+WITH issued AS MATERIALIZED (
+    SELECT server_id, subject, binds, full_early, full_middle, full_late, is_outdated,
+           ROW(-coalesce(probability_30_days, -1), -coalesce(probability_7_days, -1),
+               -coalesce(probability_90_days, -1), -coalesce(probability_365_days, -1),
+               coalesce(full_early, 'infinity')) AS risk
+    FROM capacity_runway WHERE as_of = :as_of
+), wholes AS MATERIALIZED (
+    SELECT *, CASE WHEN subject = 'volume' THEN 'volume' WHEN binds = 'own limit' THEN 'server limit' END AS stands_for
+    FROM issued WHERE subject <> 'database'
+)
+SELECT s.server, counts.standing, counts.is_outdated
+FROM capacity_servers s LEFT JOIN (
+    SELECT r.server_id, bool_or(r.is_outdated) AS is_outdated,
+           count(*) FILTER (WHERE r.binds IS NOT NULL AND (r.subject = 'volume' OR NOT EXISTS (
+               SELECT FROM wholes o WHERE o.server_id = r.server_id AND o.stands_for = r.binds AND (
+                   o.risk <= r.risk
+                   OR r.subject = 'server' AND o.full_middle IS NOT NULL AND r.binds = 'volume'
+                      AND o.full_early <= coalesce(r.full_late, 'infinity'))))) AS standing
+    FROM issued r GROUP BY r.server_id
+) AS counts USING (server_id)
+WHERE s.is_active
+"""
+_DATABASES_ISSUED = "SELECT server, name FROM capacity_runway WHERE as_of = :as_of AND subject = 'database'"
+_MEASURED = """
+SELECT count(*) AS databases, count(DISTINCT s.instance_id) AS servers
+FROM database_size_stats s JOIN instances i ON i.id = s.instance_id
+WHERE s.collected_date = :as_of
+  AND (CAST(:servers AS text[]) IS NULL OR i.name = ANY (CAST(:servers AS text[])))
+"""
