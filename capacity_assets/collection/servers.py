@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from itertools import chain
@@ -290,13 +290,18 @@ def registered_servers(engine: Engine, names: Sequence[str] | None = None) -> li
         servers = _registry(connection)
     if names is None:
         return servers
-    unknown = sorted({*names} - {one.server.name for one in servers})
+    refuse_unregistered(names, [one.server.name for one in servers])
+    return [one for one in servers if one.server.name in names]
+
+
+def refuse_unregistered(names: Iterable[str], known: Collection[str]) -> None:
+    """Refuse names of servers that are not known; raises NotFoundError."""
+    unknown = sorted({*names} - {*known})
     if unknown:
-        close = suggestion(unknown[0], (one.server.name for one in servers))
+        close = suggestion(unknown[0], known)
         raise NotFoundError(
             f"No server is named {', '.join(map(repr, unknown))}.{close} `capacity instances list` shows them."
         )
-    return [one for one in servers if one.server.name in names]
 
 
 def _registry(connection: Connection) -> list[RegisteredServer]:

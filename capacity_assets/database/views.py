@@ -831,6 +831,18 @@ ORDER BY depth DESC, name DESC
 READER_ROLE = "capacity_reader"
 READ_ON_NODES = tuple(table.name for table in PARTITIONED if table is not tables.group_size_aggregations)
 """What readers need rights on, besides the views, where tables are distributed: Citus checks rights on shards."""
+OF_FORECASTS = (
+    "database_size_stats",
+    "instance_size_stats",
+    "volume_size_stats",
+    "database_limit_stats",
+    "database_size_aggregations",
+    "instance_size_aggregations",
+    "capacity_limits",
+    "capacity_steps",
+    "capacity_decisions",
+)
+"""What forecasts are made of, which the page What if makes. A role without rights on it reads every other page."""
 READABLE = (
     *(view.name for view in VIEWS),
     "capacity_bills",
@@ -839,7 +851,10 @@ READABLE = (
     "capacity_prices",
     "capacity_budgets",
     "capacity_scenarios",
+    *OF_FORECASTS,
 )
+OF_SERVERS = "SELECT (id, name, db_type, counted_by, is_active, deleted_at) ON instances"
+"""The right on the columns of servers that forecasts need."""
 
 
 def ensure_reader_role(connection: sa.Connection) -> None:
@@ -848,3 +863,4 @@ def ensure_reader_role(connection: sa.Connection) -> None:
         f"DO $$ BEGIN CREATE ROLE {READER_ROLE} NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
     )
     connection.exec_driver_sql(f"GRANT SELECT ON {', '.join(READABLE)} TO {READER_ROLE}")
+    connection.exec_driver_sql(f"GRANT {OF_SERVERS} TO {READER_ROLE}")

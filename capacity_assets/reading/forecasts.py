@@ -403,6 +403,13 @@ def outdated_servers(connection: sa.Connection) -> list[str]:
     return [row.server for row in rows(connection, chosen)]
 
 
+def median_database_mb(connection: sa.Connection) -> int | None:
+    """Return the median size of the databases with a forecast, MiB; None: there is none."""
+    median = sa.func.percentile_disc(0.5).within_group(_R.size_mb)
+    size_mb: int | None = connection.execute(sa.select(median).where(_R.subject == DATABASE)).scalar()
+    return size_mb
+
+
 def forecast_day(connection: sa.Connection) -> date | None:
     """Return the day of the newest issue; None: there is none."""
     # All rows are of the same day, and max() would read all of them.

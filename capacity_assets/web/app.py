@@ -56,7 +56,7 @@ from capacity_assets.reading.table_growth import ORDERS as TABLE_ORDERS
 from capacity_assets.web.api import API, DOCUMENT, openapi, refuse_unknown_parameters
 from capacity_assets.web.bills import read_bill_page, read_budget_page
 from capacity_assets.web.fleet import read_fleet
-from capacity_assets.web.forecasts import EVERY, OPEN, read_accuracy, read_decisions_page, read_filling, read_scenario
+from capacity_assets.web.forecasts import EVERY, OPEN, read_accuracy, read_decisions_page, read_filling
 from capacity_assets.web.groups import GROUP_ORDERS, read_group, read_groups
 from capacity_assets.web.metrics import OPENMETRICS, PLAIN, MetricsScope, read_metrics
 from capacity_assets.web.reader import (
@@ -81,6 +81,7 @@ from capacity_assets.web.subjects import (
     read_tables,
     read_volume,
 )
+from capacity_assets.web.what_if import NAMES, read_scenario
 
 BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
 BUDGET_COLUMNS = ("as_of", "last_day", "currency", "grouped_by")
@@ -153,11 +154,12 @@ PAGES = (
         in_menu=True,
     ),
     PageRoute(
-        *("/scenario", "Scenario", read_scenario, "runways"),
-        "A stored scenario: its assumptions, and what they change of fill dates and budget.",
-        ("name",),
+        *("/scenario", "What if", read_scenario, "runways"),
+        "What assumptions change of fill dates and budget, where a new database fits, and stored scenarios.",
+        ("name", "by", *(name for names in NAMES.values() for name in names)),
         above=("/", "/filling"),
         in_menu=True,
+        also="scenario",
     ),
     PageRoute(
         *("/tables", "Tables", read_tables, "tables"),

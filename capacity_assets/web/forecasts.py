@@ -1,9 +1,9 @@
-"""The pages about forecasts: what fills first, decisions on it, stored scenarios, and accuracy."""
+"""The pages about forecasts: what fills first, decisions on it, and accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from datetime import date, datetime
 from functools import partial
 
@@ -11,16 +11,10 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.forecast.decisions import read_decisions
-from capacity_assets.ownership.scenario_results import (
-    RunwayChange,
-    ScenarioResult,
-    stored_scenario,
-    stored_scenario_names,
-)
 from capacity_assets.reading.accuracy import FleetAccuracy, ForecastScores, accuracy_of, headline
 from capacity_assets.reading.forecasts import StoredRunway, fills_first, free_capacity
 from capacity_assets.reading.risks import Headline, next_to_fill
-from capacity_assets.reading.subjects import server_facts, server_ids_of
+from capacity_assets.reading.subjects import server_facts
 from capacity_assets.web.reader import PageQuery, Reader, part_of_page, shared_outdated, shared_revision
 
 OPEN, EVERY = "open", "all"
@@ -125,32 +119,6 @@ def read_decisions_page(reader: Reader, query: PageQuery) -> DecisionsPage:
     rows.sort(key=lambda one: (one.closed_at is not None or one.until < query.today, one.until, one.server, one.name))
     shown, has_more = part_of_page(rows, query)
     return DecisionsPage(every, number, server, shown, query.page, has_more)
-
-
-@dataclass(frozen=True)
-class ScenarioPage:
-    """A stored scenario, by default the newest; `name` None: none is stored."""
-
-    names: Sequence[str]
-    name: str | None = None
-    stored_at: datetime | None = None
-    result: ScenarioResult | None = None
-    runways: Sequence[RunwayChange] = ()
-    server_ids: Mapping[str, int] = field(default_factory=dict)
-    """Servers of `runways` that are still registered, by name."""
-
-
-def read_scenario(reader: Reader, query: PageQuery) -> ScenarioPage:
-    """Read a scenario. Raises NotFoundError, ValidationError, sqlalchemy.exc.DBAPIError."""
-    asked = query.text("name")
-    with reader.transaction() as connection:
-        names = stored_scenario_names(connection)
-        if asked is None and not names:
-            return ScenarioPage(names)
-        found = stored_scenario(connection, asked or names[0])
-        runways = found.result.runways
-        ids = server_ids_of(connection, [one.server for one in runways])
-    return ScenarioPage(names, found.name, found.stored_at, found.result, runways, ids)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,8 @@ PARTIAL_SECONDS = 300
 
 ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
 """How long a reader waits for a page."""
+ALONE_SECONDS = 1
+"""How long a long computation waits for another one before its reader is told that it is being read."""
 SHARED_SECONDS = 60
 """Limit of a statement whose result all readers see: it runs once at a time, however many wait for it."""
 
@@ -86,7 +88,7 @@ class Reader:
         self.thresholds = thresholds
         self._cache: dict[Hashable, _CachedValue] = {}
         self._reading: dict[Hashable, Future[Any]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._computing = threading.Lock(), threading.Lock()
         self._opened: WeakSet[Any] = WeakSet()
         self._is_ended = False
         self.watch(engine)
@@ -178,6 +180,16 @@ class Reader:
                 return read(connection)
 
         return self.cached(key, in_transaction, seconds)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Return a context for a long computation, of which there is one at a time; raises StillReadingError."""
+        if not self._computing.acquire(timeout=ALONE_SECONDS):
+            raise StillReadingError("Another long computation is running. Try again in a moment.")
+        try:
+            yield
+        finally:
+            self._computing.release()
 
     def _read(self, key: Hashable, read: Callable[[], Any], seconds: float) -> None:
         """Read, and give the result to all waiting callers."""
@@ -307,6 +319,7 @@ ALL, CUSTOM, LONGEST_DAYS = "all", "custom", 3660
 RANGES = {"30d": ("30 days", 30), "90d": ("90 days", 90), "1y": ("1 year", 366), ALL: ("All", LONGEST_DAYS)}
 """Ranges of charts up to the newest window: name and number of days. ALL begins with the oldest window."""
 DATE: Mapping[str, object] = {"type": "string", "format": "date"}
+NUMBER: Mapping[str, object] = {"type": "number", "minimum": 0}
 TEXT: Mapping[str, object] = {"type": "string", "maxLength": LONGEST}
 PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "period": ("Length of the windows.", {"enum": list(PERIODS)}),
@@ -331,6 +344,22 @@ PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "state": ("Whether to list decisions that are past or closed, too.", {"type": "string"}),
     "horizon": ("Days ahead of the forecasts that are judged.", {"enum": list(HORIZONS_DAYS)}),
     "months": ("Number of months.", _number(12)),
+    "growth_factor": ("Assume the forecast growth times this.", NUMBER),
+    "growth_label": ("Only of databases with this label.", TEXT),
+    "growth_server": ("Only of databases on this server, by name.", TEXT),
+    "limit_add_gb": ("Assume every limit, or the one named, higher by this.", NUMBER),
+    "limit_server": ("Its server, by name.", TEXT),
+    "limit_volume": ("Its volume.", TEXT),
+    "limit_day": ("From this day on.", DATE),
+    "new_database_gb": ("Assume a new database of this size.", NUMBER),
+    "new_database_growth_gb_per_month": ("Its growth.", NUMBER),
+    "new_database_server": ("Its server, by name; without one: where it fits.", TEXT),
+    "new_database_volume": ("Its volume.", TEXT),
+    "new_database_day": ("Its day.", DATE),
+    "purge_gb": ("Assume so much less in a database.", NUMBER),
+    "purge_server": ("Its server, by name.", TEXT),
+    "purge_database": ("Its name.", TEXT),
+    "purge_day": ("Its day.", DATE),
 }
 """The parameters of all pages with their meaning and JSON schema."""
 OLDEST_SECONDS = 300

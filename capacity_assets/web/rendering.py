@@ -90,6 +90,8 @@ class PageRoute:
     in_menu: bool = False
     is_found: bool = False
     """Whether the search finds the page by its title, as it finds the pages of the menu."""
+    also: str = ""
+    """Another word by which the search finds it."""
     beside: Sequence[str] = ()
     """Values of the page that are repeated in each row of the CSV file."""
     has_figures: bool = False
@@ -281,7 +283,11 @@ def page_templates(pages: tuple[PageRoute, ...], dagster_url: str | None, thresh
         periods={name: one.noun for name, one in PERIODS.items()},
         ranges={name: text for name, (text, _) in RANGES.items()},
         menu=[page for page in pages if page.in_menu],
-        pages_found=[{"title": page.title, "path": page.path} for page in pages if page.in_menu or page.is_found],
+        pages_found=[
+            {"title": page.title, "path": page.path, "also": page.also}
+            for page in pages
+            if page.in_menu or page.is_found
+        ],
         lists=LISTS,
         dagster=dagster_url.rstrip("/") if dagster_url else None,
     )

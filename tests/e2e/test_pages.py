@@ -36,6 +36,9 @@ PATHS = (
     "/budget",
     "/decisions?state=all",
     "/scenario",
+    "/scenario?growth_factor=1.2&growth_label=team%3Dfinance",
+    "/scenario?new_database_gb=50",
+    "/scenario?purge_gb=x&purge_server=mysql-orders-01",
     "/server?server=1",
     "/database?server=10&name=crm&window=2026-11-01",
     "/volume?server=1&name=%2Fvar%2Flib%2Fmysql",
@@ -272,6 +275,23 @@ def test_without_script_every_page_is_there_and_the_search_is_a_form(browser: Br
     page.get_by_role("link", name="pricing").first.click()
     expect(page.locator(".plot polyline.mean").last).to_be_visible()
     page.context.close()
+
+
+def test_what_if_is_found_by_its_names_filled_in_and_answered_by_its_address(page: Page) -> None:
+    for query in ("what if", "scenario"):
+        page.keyboard.press("Control+k")
+        page.get_by_role("combobox").fill(query)
+        expect(page.get_by_role("option").first).to_have_text("What if · page")
+    page.get_by_role("option").first.click()
+    page.get_by_role("group", name="Purge").get_by_label("GiB less").fill("50")
+    page.get_by_role("group", name="Purge").get_by_label("Server").fill("sqlserver-bi-01")
+    page.get_by_role("group", name="Purge").get_by_label("Database").fill("crm")
+    page.get_by_role("button", name="Show what changes").click()
+
+    expect(page.locator(".headline")).to_contain_text("With these assumptions, ")
+    assert page.url.endswith("/scenario?purge_gb=50&purge_server=sqlserver-bi-01&purge_database=crm")
+    page.get_by_text("Change the assumptions").click()
+    expect(page.get_by_role("group", name="Purge").get_by_label("Database")).to_have_value("crm")
 
 
 def test_no_page_scrolls_aside_on_any_screen_breaks_a_word_or_a_rule_of_accessibility(

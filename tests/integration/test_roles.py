@@ -25,6 +25,7 @@ from capacity_assets.database.distributing import distribute
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import initialise
+from capacity_assets.database.views import OF_FORECASTS
 from capacity_assets.digest import DigestDeliveries, SendingSettings, read_digest, send_digests
 from capacity_assets.forecast.issuing import RunwayService
 from capacity_assets.history.exporting import write_window
@@ -172,16 +173,18 @@ def test_the_runner_checks_what_it_may_read_and_says_who_can_check_the_rest(
 
 
 @pytest.mark.usefixtures("granted")
-def test_the_reader_sees_the_views_and_nothing_else(database: URL) -> None:
+def test_the_reader_sees_the_views_and_what_forecasts_are_made_of_and_nothing_else(database: URL) -> None:
     with as_role(database, "capacity_reader") as engine:
         with engine.connect() as connection:
             for view in re.findall(r"capacity_\w+", documented().split("GRANT SELECT ON capacity_growth")[-1]):
                 if view not in ROLES:
                     connection.execute(text(f"SELECT * FROM {view}"))
             assert connection.execute(text("SELECT count(*) FROM capacity_growth")).scalar_one() == 0
+            for table in OF_FORECASTS:
+                connection.execute(text(f"SELECT * FROM {table}"))
         denied = ["SELECT * FROM capacity_collection_targets", "DELETE FROM database_size_stats"]
         if not is_distributed(engine):
-            below = ("instances", "database_size_stats", "database_size_aggregations", "capacity_labels")
+            below = ("instances", "object_size_stats", "capacity_runways", "capacity_labels")
             denied += [f"SELECT * FROM {table}" for table in below]
         for statement in denied:
             with engine.connect() as connection, pytest.raises(ProgrammingError, match="permission denied"):

@@ -90,11 +90,11 @@
     input.setAttribute("aria-activedescendant", items[chosen].id);
   }
 
-  // Pages with a word in their title that begins with what is typed; they are listed before names.
+  // Pages whose title, or other word, has what is typed at the beginning of a word; they are listed before names.
   function pagesWith(query) {
     const begin = query.toLowerCase();
     return pages.filter(function (one) {
-      return begin && one.title.toLowerCase().split(" ").some(function (word) { return word.startsWith(begin); });
+      return begin && (" " + one.title + " " + one.also).toLowerCase().includes(" " + begin);
     }).map(function (one) { return { kind: "page", name: one.title, path: one.path }; });
   }
 

@@ -1,0 +1,310 @@
+"""The page What if: assumptions in its address, answered as the command answers them, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from sqlalchemy import URL, Engine, text
+
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.declarations import declaration
+from capacity_assets.database.views import OF_FORECASTS, OF_SERVERS, READER_ROLE
+from capacity_assets.forecast.issuing import issue_runways
+from capacity_assets.forecast.limits import Limit, declare_limits
+from capacity_assets.forecast.scenarios import Growth, LimitChange, NewDatabase, Purge, Scenario
+from capacity_assets.ownership import scenario_results
+from capacity_assets.ownership.scenario_results import result_of
+from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write
+from capacity_assets.web import what_if
+from tests.clocks import TODAY
+from tests.command import printed
+from tests.computing import compute_windows
+from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
+from tests.pages import KEYS, Pages, served_pages
+from tests.pages_fleet import FIRST, filled
+
+PREPARED = {"pages": filled}
+SOON = TODAY + timedelta(days=10)
+DISK = {"limit_server": "server-1", "limit_volume": "/data"}
+PURGE = {"purge_server": "server-1", "purge_database": "orders"}
+ASSUMED: tuple[dict[str, object], ...] = (
+    {"growth_factor": "1.2"},
+    {"growth_factor": "2.5", "growth_label": "team=payments"},
+    {"growth_factor": "0", "growth_server": "server-2"},
+    {"limit_add_gb": "200"},
+    {"limit_add_gb": "10.5", **DISK, "limit_day": SOON},
+    {"new_database_gb": "3", "new_database_server": "server-1", "new_database_growth_gb_per_month": "1.5"},
+    {"new_database_gb": "3", "new_database_server": "server-1", "new_database_volume": "/data"},
+    {"purge_gb": "4", **PURGE, "purge_day": SOON},
+    {"growth_factor": "1.1", "limit_add_gb": "5", "purge_gb": "1", **PURGE},
+)
+
+
+def address(values: dict[str, Any]) -> str:
+    return f"/scenario?{urlencode(values)}"
+
+
+@pytest.mark.usefixtures("today")
+def test_the_page_equals_the_command_to_the_last_digit(pages: Pages, tmp_path: Path) -> None:
+    file = tmp_path / "assumed.toml"
+    for values in ASSUMED:
+        page = pages.document(address(values))
+        file.write_text(page["toml"])
+        command = json.loads(printed("scenario", str(file), "--json"))
+        shown = pages.ask(address(values)).text
+
+        assert {**page["result"], "stored": None} == command, values
+        assert page["runways"] == command["runways"]
+        assert page["command"] == "capacity scenario FILE --store NAME"
+        assert html.unescape(shown).count(page["answer"]) == 1
+        assert page["answer"] in printed("scenario", str(file))
+
+
+@pytest.mark.usefixtures("today")
+def test_where_a_new_database_fits_equals_the_command(pages: Pages) -> None:
+    page = pages.document(address({"new_database_gb": "5"}))
+
+    assert page["runways"] == json.loads(printed("scenario", "--fit", "5", "--json"))
+    assert (page["is_fit"], page["command"], page["result"]) == (True, "capacity scenario --fit 5", None)
+    assert page["answer"].startswith("It fits best on server-1: disk /data is then full by ")
+    [row] = csv.DictReader(io.StringIO(pages.ask(address({"new_database_gb": "5", "format": "csv"})).text[1:]))
+    assert (row["server"], row["after_state"]) == ("server-1", "forecast")
+    assert pages.document(address({"new_database_gb": "100"}))["answer"] == "It fits on no server."
+    growing = pages.document(address({"new_database_gb": "5", "new_database_growth_gb_per_month": "5"}))
+    assert growing["command"] is None
+    assert growing["runways"][0]["after"]["middle_day"] < page["runways"][0]["after"]["middle_day"]
+
+
+def test_what_assumes_nothing_changes_nothing(pages: Pages) -> None:
+    for nothing in ({"growth_factor": "1"}, {"limit_add_gb": "0"}, {"purge_gb": "0", **PURGE}):
+        page = pages.document(address(nothing))
+        assert page["runways"] == []
+        expected = "With these assumptions, no fill date changes. The next 12 months cost the same."
+        assert page["answer"] == expected
+        assert {one["difference"] for one in page["result"]["budget"]} == {"0.00"}
+
+
+def test_the_answer_names_the_fill_date_and_the_cost(pages: Pages) -> None:
+    page = pages.document(address({"limit_add_gb": "1", **DISK}))
+    [disk] = page["runways"]
+
+    assert disk["before"]["middle_day"] < disk["after"]["middle_day"]
+    assert page["answer"].startswith("With these assumptions, disk /data on server-1 is full by ")
+    assert " instead of " in page["answer"]
+    faster = pages.document(address({"growth_factor": "2"}))
+    assert faster["answer"].endswith(" EUR more.")
+    higher = pages.document(address({"limit_add_gb": "0.1"}))
+    assert higher["answer"].startswith("With these assumptions, 2 fill dates change. First, orders on server-1 is full")
+    much = pages.document(address({"limit_add_gb": "900", **DISK}))
+    assert "is not full within a year; without them, it is full by " in much["answer"]
+
+
+def test_without_assumptions_there_are_examples_of_this_fleet_and_the_stored_scenarios(pages: Pages) -> None:
+    page = pages.document("/scenario")
+    examples = [one["text"] for one in page["examples"]]
+
+    assert examples[0] == "What if payments grew 20 % faster?"
+    assert examples[1] == "What if disk /data on server-1 were 25 % larger?"
+    assert examples[2] == "Where would a new database of 2 GiB fit?"
+    for one in page["examples"]:
+        assert pages.document(one["address"])["answer"]
+    assert page["name"] == "twice the growth"
+    assert pages.document("/scenario?name=twice+the+growth")["result"] == page["result"]
+
+
+REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
+    ({"growth_factor": "much"}, 400, "growth 1: 'much' is not a number."),
+    ({"growth_label": "team=payments"}, 400, "growth 1: factor missing."),
+    ({"growth_factor": "2", "growth_label": "payments"}, 400, "'payments' is not a label; write team=payments"),
+    ({"growth_factor": "2", "growth_server": "server-9"}, 404, "No server is named 'server-9'. Did you mean 'server-"),
+    ({"growth_factor": "2", "growth_label": "team=x"}, 404, "No measured database matches: growth of team=x times 2."),
+    ({"limit_server": "server-1"}, 400, "limit 1: A limit has either gb or add_gb."),
+    ({"limit_add_gb": "1", "limit_server": "server-1", "limit_volume": "/x"}, 404, "server-1 has no disk '/x'"),
+    ({"new_database_gb": "-1"}, 400, "'-1' is not a number of GiB from 0 to"),
+    ({"purge_gb": "1", **PURGE, "purge_day": FIRST}, 400, "what is measured up to 20 Jul 2025 has this already."),
+    ({"purge_gb": "1", **PURGE, "purge_day": "soon"}, 400, "purge 1: 'soon' is not a day of the calendar"),
+    ({"purge_gb": "1", "purge_server": "server-1"}, 400, "purge 1: database missing."),
+    ({"growth_factor": "2", "name": "twice the growth"}, 400, "Give assumptions or the name of a stored scenario"),
+    ({"growth_factor": "2", "by": "colour"}, 400, "known are engine, "),
+)
+
+
+def test_a_refusal_is_a_sentence_above_the_form_as_it_was_filled_in(pages: Pages) -> None:
+    for values, status, sentence in REFUSED:
+        shown = pages.ask(address(values))
+
+        assert shown.status == status, values
+        assert sentence in html.unescape(shown.text), values
+        for name, value in values.items():
+            if name not in {"name", "by"}:
+                assert f'name="{name}"' in shown.text
+                assert f'value="{value}"' in shown.text
+        answer = pages.ask(f"/api/v1{address(values)}")
+        assert (answer.status, sentence in answer.json["error"]) == (status, True)
+
+
+NARROW = (
+    Scenario(growth=[declaration(Growth, {"factor": 2, "label": "team=payments"})]),
+    Scenario(growth=[declaration(Growth, {"factor": 2, "server": "server-2"})]),
+    Scenario(growth=[declaration(Growth, {"factor": 2, "database": "crm"})]),
+    Scenario(limit=[declaration(LimitChange, {"add_gb": 1, "server": "server-1"})]),
+    Scenario(purge=[declaration(Purge, {"server": "server-2", "database": "crm", "gb": 1})]),
+    Scenario(new_database=[declaration(NewDatabase, {"server": "server-2", "gb": 1})]),
+)
+
+
+def shared_limits(engine: Engine) -> None:
+    """On both servers, databases that the server or the volume limits, some with too little history to say."""
+    young = sizes(2, "young", (TODAY - timedelta(days=4)).isoformat(), [100] * 5)
+    add_database_sizes(engine, young)
+    add_database_sizes(engine, sizes(2, "crm", TODAY.isoformat(), [2000]))
+    add_instance_sizes(engine, totals(2, TODAY.isoformat(), [(2100, 2)]))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE volume_size_stats SET total_mb = 60000, used_mb = total_mb - free_mb - 10"))
+        connection.execute(text(CEILINGS), {"today": TODAY})
+    declare_limits(engine, [Limit("server-2", None, 2400), Limit("server-1", None, 20_000)])
+
+
+CEILINGS = """
+INSERT INTO database_limit_stats (collected_date, instance_id, database_name, volumes, source, is_unlimited)
+SELECT :today, 1, name, CAST(ARRAY['/data'] AS text[]), 'measured', false
+FROM unnest(ARRAY['orders', 'still']) AS name
+"""
+
+
+@pytest.mark.parametrize("is_issued", [True, False])
+def test_only_servers_that_may_change_are_read_and_every_figure_is_that_of_reading_all(
+    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch, *, is_issued: bool
+) -> None:
+    filled(engine)
+    shared_limits(engine)
+    if is_issued:
+        compute_windows(service, "daily", FIRST, TODAY)
+        issue_runways(engine, TODAY, TODAY)
+    concerned, read = scenario_results._concerned, []
+
+    def listening(*given: Any) -> Any:
+        read.append(concerned(*given))
+        return read[-1]
+
+    monkeypatch.setattr(scenario_results, "_concerned", listening)
+    narrow = [result_of(engine, TODAY, one, "team", KEYS) for one in NARROW]
+    monkeypatch.setattr(scenario_results, "_concerned", lambda *_: (None, 0))
+    whole = [result_of(engine, TODAY, one, "team", KEYS) for one in NARROW]
+
+    assert narrow == whole
+    servers = [sorted(names) for names, _ in read]
+    if is_issued:
+        assert servers == [["server-1"], ["server-2"], ["server-2"], ["server-1"], ["server-2"], ["server-2"]]
+        assert all(unread > 0 for _, unread in read)
+    else:
+        assert all({"server-1", "server-2"} <= set(names) for names in servers), "declared after the forecasts"
+
+
+def test_a_group_whose_forecast_is_level_says_why_a_factor_changes_it(engine: Engine, database: URL) -> None:
+    filled(engine)
+    stays = ", ".join(f"forecast_{days}_mb = size_mb" for days in (7, 30, 90, 365))
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE capacity_runways SET {stays} WHERE name = 'team=payments'"))
+    sentence = (
+        "The forecast of payments is level, but some of its databases grow by 1.5 GiB per month together. "
+        "The factor applies to these."
+    )
+    with served_pages(database) as pages:
+        for factor in ("1.2", "0.5"):
+            page = pages.document(address({"growth_factor": factor, "growth_label": "team=payments"}))
+            assert sentence in page["result"]["notes"]
+        for values in ({"growth_factor": "1", "growth_label": "team=payments"}, {"growth_factor": "1.2"}):
+            assert sentence not in pages.document(address(values))["result"]["notes"]
+
+
+@pytest.mark.single_server("takes a role on that nodes do not let in")
+@pytest.mark.usefixtures("reader_role")
+def test_a_role_of_an_older_release_reads_every_other_page_and_is_told_what_to_grant(
+    engine: Engine, database: URL
+) -> None:
+    filled(engine)
+    with engine.begin() as connection:
+        connection.execute(text(f"REVOKE SELECT ON {', '.join(OF_FORECASTS)} FROM {READER_ROLE}"))
+        connection.execute(text(f"REVOKE {OF_SERVERS} FROM {READER_ROLE}"))
+    reader = reading_engine(database, role=READER_ROLE)
+    refuse_a_role_that_can_write(reader)
+    reader.dispose()
+    with served_pages(database, role=READER_ROLE) as pages:
+        assert [pages.ask(one).status for one in ("/", "/scenario", "/scenario?name=twice+the+growth")] == [200] * 3
+        lacking = pages.ask(address({"growth_factor": "1.2"}))
+        said = html.unescape(lacking.text)
+        assert (lacking.status, 'value="1.2"' in said) == (503, True)
+        grants = [f"GRANT SELECT ON {', '.join(OF_FORECASTS)} TO {READER_ROLE}", f"GRANT {OF_SERVERS} TO {READER_ROLE}"]
+        with engine.begin() as connection:
+            for grant in grants:
+                assert grant in said
+                connection.execute(text(grant))
+        assert pages.ask(address({"growth_factor": "1.2"})).status == 200
+        assert pages.ask(address({"new_database_gb": "1"})).status == 200
+
+
+def test_a_larger_fleet_than_a_page_computes_gets_the_command(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(what_if, "MOST_DATABASES", 2)
+    page = pages.document(address({"growth_factor": "1.3"}))
+
+    assert page["message"].startswith("This would forecast 4 databases; a page forecasts at most 2.")
+    assert (page["result"], page["toml"]) == (None, "[[growth]]\nfactor = 1.3\n")
+    grouped = pages.document(address({"growth_factor": "1.3", "by": "a; b"}))
+    assert grouped["command"] == "capacity scenario FILE --group-by 'a; b' --store NAME"
+    shown = pages.ask(address({"growth_factor": "1.3"}))
+    assert (shown.status, "capacity scenario FILE --store NAME" in shown.text) == (200, True)
+    assert pages.document(address({"growth_factor": "1.3", "growth_server": "server-2"}))["message"] is None
+
+
+def test_one_is_computed_at_a_time_and_the_other_pages_go_on(
+    engine: Engine, database: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(engine)
+    began, goes_on, running = threading.Event(), threading.Event(), []
+
+    def slow(*given: Any, **named: Any) -> Any:
+        running.append(1)
+        began.set()
+        assert goes_on.wait(30)
+        return scenario_results.read_result(*given, **named)
+
+    monkeypatch.setattr(what_if, "read_result", slow)
+    with served_pages(database) as pages:
+        first = threading.Thread(target=pages.ask, args=[address({"growth_factor": "1.2"})])
+        first.start()
+        assert began.wait(30)
+        other = pages.ask(address({"growth_factor": "1.3"}))
+        assert (other.status, other.headers["Refresh"], len(running)) == (202, "1", 1)
+        assert pages.ask("/").status == 200
+        goes_on.set()
+        first.join()
+        time.sleep(0.1)
+        assert pages.document(address({"growth_factor": "1.3"}))["answer"]
+
+
+def test_pages_ask_the_question_where_it_comes_up(pages: Pages) -> None:
+    links = {
+        "/server?server=1": "/scenario?growth_factor=1.2&growth_server=server-1",
+        "/volume?server=1&name=%2Fdata": "/scenario?limit_add_gb=10&limit_server=server-1&limit_volume=%2Fdata",
+        "/group?by=team&name=payments": "/scenario?growth_factor=1.2&growth_label=team%3Dpayments&by=team",
+        "/group?by=server&name=server-1": "/scenario?growth_factor=1.2&growth_server=server-1",
+        "/budget?by=team": "/scenario?growth_factor=1.2&by=team",
+        "/bill": "/scenario?growth_factor=1.2&by=team",
+        "/filling": "/scenario?growth_factor=1.2",
+    }
+    for page, link in links.items():
+        assert f'<a href="{html.escape(link)}">What if ' in pages.ask(page).text, page
+        assert pages.document(link)["answer"]
+    for query in ("what if", "scenario", "If"):
+        assert '<a href="/scenario">What if</a>' in pages.ask(f"/search?{urlencode({'q': query})}").text

@@ -1,0 +1,50 @@
+"""Assumptions in the address of a page and in a file are the same, whatever is written into the form."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import date
+from pathlib import Path
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from capacity_assets.base.errors import ValidationError
+from capacity_assets.forecast.scenarios import Scenario, scenario_of_file, scenario_of_tables
+from capacity_assets.web.reader import PageQuery
+from capacity_assets.web.what_if import NAMES, tables_of, toml_of
+
+TEXTS = st.one_of(
+    st.decimals(0, 2000, allow_nan=False).map(str),
+    st.sampled_from(["1.2", "007", "1e3", "0.12345678901234567890", " 5 ", "team=payments", "2027-02-01", ""]),
+    st.dates(date(2000, 1, 1), date(2100, 1, 1)).map(str),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20),
+)
+ADDRESSES = st.dictionaries(st.sampled_from([name for names in NAMES.values() for name in names]), TEXTS, max_size=8)
+
+
+def outcome(read: object) -> Scenario | str:
+    try:
+        return read()  # type: ignore[operator, no-any-return]
+    except ValidationError as error:
+        return str(error)
+
+
+@given(ADDRESSES)
+@example({"growth_factor": "0.1", "growth_label": 'a="quoted"\\\x7f\n'})
+@example({"purge_gb": "120", "purge_server": "db-7", "purge_database": "\U0001f600", "purge_day": "2027-01-15"})
+def test_the_file_that_a_page_shows_reads_as_its_address(values: dict[str, str]) -> None:
+    tables = tables_of(PageQuery("/scenario", values, ("team",), date(2025, 7, 20)))
+    if not tables:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "assumed.toml"
+        file.write_text(toml_of(tables))
+        from_file = outcome(lambda: scenario_of_file(file))
+
+    from_address = outcome(lambda: scenario_of_tables(tables))
+    if isinstance(from_address, Scenario):
+        assert from_file == from_address
+    else:
+        # It may repeat a number, which TOML writes in another way.
+        assert isinstance(from_file, str)
