@@ -21,9 +21,7 @@ from capacity_assets.base.units import (
     counted,
     human_change_mb,
     human_day,
-    human_days,
     human_mb,
-    human_percent,
     printable,
 )
 from capacity_assets.charts.drawing import size_axis
@@ -51,7 +49,7 @@ from capacity_assets.reading.changes import (
 from capacity_assets.reading.coverage import SilentServer, silent_servers
 from capacity_assets.reading.forecasts import FillDateChange, moved_fill_dates
 from capacity_assets.reading.groups import group_sizes, short_servers
-from capacity_assets.reading.sizes import SizeInWindow, fleet_history, mark_partial, partial_windows
+from capacity_assets.reading.sizes import SizeInWindow, change_sentence, fleet_history, mark_partial, partial_windows
 from capacity_assets.reading.space import LargeSlot, large_slots
 from capacity_assets.reading.subjects import address, page_url, subject_address
 
@@ -189,17 +187,15 @@ def mail_subject(digest: Digest) -> str:
 
 def headline(digest: Digest) -> str:
     """Return size and change as a sentence."""
-    week = f"week of {human_days(digest.week.start, digest.week.end)}"
-    if not digest.size_mb:
-        return f"Nothing was measured of {digest.whose} in the {week}."
-    sentence = f"{'The fleet' if digest.label is None else digest.whose}: {human_mb(digest.size_mb)}"
-    if digest.is_change_partial:
-        which = "that week" if digest.is_partial else "the week before"
-        return f"{sentence} in the {week}. Not everything was measured in {which}, so no change is shown."
-    if digest.change_mb is None:
-        return f"{sentence} in the {week}; change unknown."
-    share = human_percent(digest.change_mb, digest.size_mb - digest.change_mb)
-    return f"{sentence}, {human_change_mb(digest.change_mb)} ({share}) in the {week}."
+    size = SizeInWindow(
+        digest.week.start,
+        digest.week.end,
+        digest.size_mb,
+        digest.change_mb,
+        is_partial=digest.is_partial,
+        is_change_partial=digest.is_change_partial,
+    )
+    return change_sentence(digest.whose, WEEKLY, size)
 
 
 def sections(digest: Digest, pages_url: str | None = None) -> list[Section]:
@@ -293,12 +289,18 @@ def opening(digest: Digest) -> list[Sentence]:
 
 
 def message_of(digest: Digest, pages_url: str | None = None) -> Message:
-    """Return the digest as a message with a link to the page of the whole; without news, as one paragraph."""
+    """Return the digest as a message with a link to the changes of the week; without news, as one paragraph.
+
+    Those of a label are on the page of its group.
+    """
     sentences = opening(digest)
     if not digest.has_news:
         *others, last = sentences
         sentences = [Sentence(" ".join([*map(str, others), last.text]), last.command)]
-    page = "/" if digest.label is None else address("/group", by=digest.label[0], name=digest.label[1])
+    if digest.label is None:
+        page = address("/changes", period=WEEKLY.name, window=digest.week.start)
+    else:
+        page = address("/group", by=digest.label[0], name=digest.label[1])
     link = None if pages_url is None else MessageLine(f"More about {digest.whose}", page_url(pages_url, page))
     return Message(mail_subject(digest), sentences, sections(digest, pages_url) if digest.has_news else (), link)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from email.message import Message
 from typing import Any
 
 import uvicorn
+from python_calamine import CalamineWorkbook
 from sqlalchemy import URL
 
 from capacity_assets.reading.access import reading_engine
@@ -57,11 +59,21 @@ class Pages:
             with error:
                 return Answer(error.code, error.headers, error.read().decode())
 
+    def workbook(self, path: str) -> list[list[Any]]:
+        """The rows of the Excel workbook of a page, headings first."""
+        with urllib.request.urlopen(f"{self.address}{path}{_and(path)}format=xlsx", timeout=30) as answer:  # noqa: S310 -- our own address
+            book = CalamineWorkbook.from_filelike(io.BytesIO(answer.read()))
+        return book.get_sheet_by_index(0).to_python()
+
     def document(self, path: str) -> Any:
         """The JSON of a page that is there."""
-        answer = self.ask(path + ("&" if "?" in path else "?") + "format=json")
+        answer = self.ask(f"{path}{_and(path)}format=json")
         assert answer.status == 200, answer.text
         return answer.json
+
+
+def _and(path: str) -> str:
+    return "&" if "?" in path else "?"
 
 
 @contextmanager

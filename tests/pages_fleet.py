@@ -29,6 +29,7 @@ FIRST = TODAY - timedelta(days=DAYS - 1)
 GROWING = [10_000 + 50 * day for day in range(DAYS)]
 ADDRESSES = (
     "/",
+    "/changes?period=monthly",
     "/servers",
     "/databases",
     "/groups",

@@ -151,7 +151,7 @@ _FURTHER_FIGURES = "".join(
 )
 
 
-def _runway(labels_of_database: str, labels_of_server: str, join: str = "", runways: str = _NEWEST_RUNWAYS) -> str:
+def _runway(labels_of_database: str, labels_of_server: str, join: str, runways: str) -> str:
     """Return the query of runways: the newest, or the rows `r` of other ones."""
     horizons = "".join(
         f"""
@@ -227,21 +227,38 @@ _GROUP_HORIZONS = "".join(
     for days in HORIZONS_DAYS
 ).rstrip()
 
-RUNWAY_VIEW = View(
+
+def _runway_view(name: str, about: str, runways: str) -> View:
+    """Return a view of runways: the newest, or the rows `r` of other ones."""
+    return View(
+        name,
+        about,
+        _runway(
+            labels_of("r.instance_id", "r.name", "r.as_of"), labels_of("r.instance_id", None, "r.as_of"), "", runways
+        ),
+        query_on_nodes=_runway(
+            labels_in("labelled", "r.name", "r.as_of"),
+            labels_in("labelled", None, "r.as_of"),
+            f"LEFT JOIN {SPANS_BY_SERVER} AS labelled ON labelled.instance_id = r.instance_id",
+            runways,
+        ),
+    )
+
+
+RUNWAY_VIEW = _runway_view(
     "capacity_runway",
     "When each server, database and volume is full, by the newest runways that were issued.",
-    _runway(labels_of("r.instance_id", "r.name", "r.as_of"), labels_of("r.instance_id", None, "r.as_of")),
-    query_on_nodes=_runway(
-        labels_in("labelled", "r.name", "r.as_of"),
-        labels_in("labelled", None, "r.as_of"),
-        f"LEFT JOIN {SPANS_BY_SERVER} AS labelled ON labelled.instance_id = r.instance_id",
-    ),
+    _NEWEST_RUNWAYS,
 )
-RUNWAYS_OF_DAY = f"{_runway('NULL', 'NULL', runways='capacity_runways r')} AND r.as_of = :as_of"
-"""What the view has of the newest runways, of the day `as_of`; without labels."""
+ISSUED_RUNWAYS_VIEW = _runway_view(
+    "capacity_issued_runways",
+    "The same by every issue: choose a day by as_of.",
+    "capacity_runways r",
+)
 
 RUNWAY_VIEWS = (
     RUNWAY_VIEW,
+    ISSUED_RUNWAYS_VIEW,
     *views_in(f"""
 -- How far issued forecasts were off, by the month in which they came due.
 CREATE VIEW capacity_forecast_errors AS

@@ -24,6 +24,7 @@ from capacity_assets.base.units import LARGEST_MB
 from capacity_assets.database.label_rules import ENGINE, FLEET, TOTAL, WITHOUT
 from capacity_assets.database.tables import instances
 from capacity_assets.reading.access import records, rows
+from capacity_assets.reading.lists import DatabaseRow, most_changed
 from capacity_assets.reading.sizes import fleet_sizes
 from capacity_assets.reading.table_growth import ListedObject, objects_behind
 
@@ -194,13 +195,31 @@ def shrunk_databases(
     return records(ShrunkDatabase, connection, _DECLINES, **of_window, key=key, value=value)
 
 
-Mover = TypeVar("Mover", DatabaseChange, UnusualChange, ShrunkDatabase)
+@dataclass(frozen=True)
+class MovedDatabase(DatabaseRow):
+    """A database that grew or shrank in a window, MiB."""
+
+    behind: ListedObject | None = None
+    """The table or index that moved it most; None: not measured."""
+
+
+def moved_databases(
+    connection: Connection, period: Period, window: Window, *, shown: int
+) -> tuple[list[MovedDatabase], list[MovedDatabase]]:
+    """Return the databases of the fleet that grew most, and those that shrank most, with what is behind each."""
+    _, *moved = most_changed(connection, period, window, shown=shown)
+    grown, shrunk = ([MovedDatabase(**vars(row)) for row in listed] for listed in moved)
+    named = with_objects(connection, window, [*grown, *shrunk])
+    return named[: len(grown)], named[len(grown) :]
+
+
+Mover = TypeVar("Mover", DatabaseChange, UnusualChange, ShrunkDatabase, MovedDatabase)
 
 
 def with_objects(connection: Connection, window: Window, moved: Sequence[Mover]) -> list[Mover]:
     """Return databases with the table or index behind the change of each, where these were measured on two days."""
     places = [(one.server_id, one.name if isinstance(one, DatabaseChange) else one.database) for one in moved]
-    changes = dict(zip(places, (one.change_mb for one in moved), strict=True))
+    changes = dict(zip(places, (one.change_mb or 0 for one in moved), strict=True))
     behind = objects_behind(connection, changes, window)
     return [replace(one, behind=behind.get(place)) for one, place in zip(moved, places, strict=True)]
 
@@ -322,11 +341,11 @@ _ONLY_IN = """
 SELECT g.server_id, g.server, g.database, g.size_mb FROM capacity_growth g
 WHERE g.period = :period AND g.window_start = :start AND g.counted
   AND (CAST(:key AS text) IS NULL OR g.labels ->> CAST(:key AS text) = :value)
-  AND NOT EXISTS (SELECT FROM database_size_aggregations a
-                  WHERE a.period_type = :period AND a.period_start = :other AND a.instance_id = g.server_id
-                    AND a.database_name = g.database)
-  AND EXISTS (SELECT FROM database_size_aggregations a
-              WHERE a.period_type = :period AND a.period_start = :other AND a.instance_id = g.server_id)
+  AND NOT EXISTS (SELECT FROM capacity_growth o
+                  WHERE o.period = :period AND o.window_start = :other AND o.server_id = g.server_id
+                    AND o.database = g.database)
+  AND EXISTS (SELECT FROM capacity_growth o
+              WHERE o.period = :period AND o.window_start = :other AND o.server_id = g.server_id)
 ORDER BY g.size_mb DESC, g.server_id, g.database
 """
 

@@ -1,7 +1,7 @@
 """Stored forecasts: what fills and when, how urgent that is, how much is free, and what was forecast before.
 
-The newest ones are rows of the view `capacity_runway`; those of other days come from the query of the view. Decisions
-are those that are open today, whatever the day of the forecast.
+The newest ones are rows of the view `capacity_runway`, those of other days of `capacity_issued_runways`. Decisions are
+those that are open today, whatever the day of the forecast.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.tables import capacity_runways, instances
-from capacity_assets.database.views import RUNWAY_VIEW, RUNWAYS_OF_DAY
+from capacity_assets.database.views import ISSUED_RUNWAYS_VIEW, RUNWAY_VIEW
 from capacity_assets.forecast.decisions import StoredDecision, is_left_out, open_decisions
 from capacity_assets.forecast.limits import sizes_by_day
 from capacity_assets.forecast.results import (
@@ -176,8 +176,13 @@ def needs_action(runway: StoredRunway, thresholds: Thresholds) -> bool:
     return severity_of(runway, thresholds) in {Severity.FULL, Severity.ACT}
 
 
-_COLUMNS = [sa.column(one.name, sa.ARRAY(sa.Text) if one.name == "volumes" else None) for one in RUNWAY_VIEW.columns]
-_NEWEST = sa.table(RUNWAY_VIEW.name, *_COLUMNS).alias("r")
+def _view(name: str) -> sa.TableClause:
+    """Return one of the two views, which have the same columns."""
+    kinds = {"volumes": sa.ARRAY(sa.Text)}
+    return sa.table(name, *(sa.column(one.name, kinds.get(one.name)) for one in RUNWAY_VIEW.columns))
+
+
+_NEWEST, _ISSUED = _view(RUNWAY_VIEW.name).alias("r"), _view(ISSUED_RUNWAYS_VIEW.name)
 _PLANNED = ("planned_from", "planned_limit_mb", "planned_full_early", "planned_full_middle", "planned_full_late")
 _ENDS = {days: [f"{end}_{days}_days_mb" for end in ("lower", "forecast", "upper")] for days in HORIZONS_DAYS}
 _OWN = [one.name for one in fields(StoredRunway) if one.name in {column.name for column in RUNWAY_VIEW.columns}]
@@ -185,7 +190,7 @@ _OWN = [one.name for one in fields(StoredRunway) if one.name in {column.name for
 
 def _issued_on(day: date) -> sa.Subquery:
     """Return the forecasts of a day with the columns of the view."""
-    return sa.text(RUNWAYS_OF_DAY).bindparams(as_of=day).columns(*_COLUMNS).subquery("r")
+    return sa.select(_ISSUED).where(_ISSUED.c.as_of == day).subquery("r")
 
 
 def _select(source: sa.FromClause) -> sa.Select[Any]:
@@ -548,8 +553,10 @@ def figures_of(issue: ForecastIssue | None) -> dict[str, object]:
 
 def newest_day_of_issue(connection: sa.Connection, first: date, last: date) -> date | None:
     """Return the day of the newest issue in a range of days; None: there is none."""
-    issued = capacity_runways.c.as_of
-    newest: date | None = connection.execute(sa.select(sa.func.max(issued)).where(issued.between(first, last))).scalar()
+    issued = _ISSUED.c.as_of
+    newest: date | None = connection.execute(
+        sa.select(issued).where(issued.between(first, last)).order_by(issued.desc()).limit(1)
+    ).scalar()
     return newest
 
 
@@ -567,7 +574,7 @@ def greatest_risks(
 
 
 WITHIN_DAYS, MOVED_DAYS = 180, 14
-"""A fill date has moved if it differs from that of a week ago by MOVED_DAYS, and one of them is within WITHIN_DAYS.
+"""In the digest a fill date has moved if it differs by MOVED_DAYS, and one of the two is within WITHIN_DAYS.
 
 A new date counts as sooner, and one that is no longer within a year as later.
 """
@@ -575,7 +582,7 @@ A new date counts as sooner, and one that is no longer within a year as later.
 
 @dataclass(frozen=True)
 class FillDateChange:
-    """A fill date by the forecasts of a week, and that of the week before; None: not within a year."""
+    """A fill date by the newest forecasts of a window, and that at its beginning; None: not within a year."""
 
     server_id: int
     server: str
@@ -598,7 +605,7 @@ class FillDateChange:
 
 @dataclass(frozen=True)
 class FillDateChanges:
-    """What fills soon, and what fills sooner or later than forecast a week before; unknown without a forecast."""
+    """What fills soon, and what fills sooner or later than was forecast before; unknown without a forecast."""
 
     has_forecast: bool
     soon: Sequence[FillDateChange] = ()
@@ -607,6 +614,10 @@ class FillDateChanges:
     later: Sequence[FillDateChange] = ()
     decided: int = 0
     """Number of fill dates that decisions leave out."""
+    as_of: date | None = None
+    """Day of the forecasts."""
+    compared_as_of: date | None = None
+    """Day of those that they are compared with; None: there are no earlier ones."""
 
 
 def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is judged
@@ -616,18 +627,23 @@ def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is 
     label: tuple[str, str] | None,
     thresholds: Thresholds,
     today: date,
+    *,
+    moved_days: int = MOVED_DAYS,
+    within_days: int = WITHIN_DAYS,
 ) -> FillDateChanges:
-    """Return the fill dates of the fleet or of a label, by the newest issue of a week or of the day after it.
+    """Return the fill dates of the fleet or of a label, by the newest issue of a window or of the day after it.
 
-    Subjects that decisions leave out are only counted.
+    They are compared with the newest issue of the week up to its first day. Subjects that decisions leave out are only
+    counted.
     """
     newest = newest_day_of_issue(connection, first, last + timedelta(days=1))
     if newest is None:
         return FillDateChanges(has_forecast=False)
     older = newest_day_of_issue(connection, first - timedelta(days=7), first)
     before = _full_days(connection, older) if older is not None else {}
-    latest = newest + timedelta(days=WITHIN_DAYS)
-    runways = _to_be_named(connection, newest, today, thresholds, {key for key in before if before[key] <= latest})
+    latest = newest + timedelta(days=within_days)
+    was_near = {key for key in before if before[key] <= latest}
+    runways = _to_be_named(connection, newest, latest, today, thresholds, was_near)
     if label is not None:
         subjects = {one.key: (one.server, one.name if one.subject == DATABASE else None) for one in runways}
         labelled = labels_of_each(connection.engine, list(dict.fromkeys(subjects.values())), newest, label=label)
@@ -645,25 +661,32 @@ def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is 
     return FillDateChanges(
         True,
         sorted((one for one in dates if one.severity), key=lambda one: -one.probability),
-        [one for one in compared if one.day is not None and one.day <= latest and one.days_moved <= -MOVED_DAYS],
-        [one for one in compared if one.before is not None and one.days_moved >= MOVED_DAYS],
+        [one for one in compared if one.day is not None and one.day <= latest and one.days_moved <= -moved_days],
+        [one for one in compared if one.before is not None and one.days_moved >= moved_days],
         len(runways) - len(dates),
+        newest,
+        older if older is not None and older < newest else None,
     )
 
 
 def _full_days(connection: sa.Connection, as_of: date) -> dict[SubjectKey, date]:
     """Return the fill dates of all subjects by the issue of a day, including those limited by shared space."""
-    stored = capacity_runways.c
-    dated = sa.select(stored.instance_id.label("server_id"), stored.subject, stored.name, stored.middle_day)
-    dated = dated.where(stored.as_of == as_of, stored.middle_day.is_not(None))
-    return {_key(row): row.middle_day for row in rows(connection, dated)}
+    stored = _ISSUED.c
+    dated = sa.select(stored.server_id, stored.subject, stored.name, stored.full_middle)
+    dated = dated.where(stored.as_of == as_of, stored.full_middle.is_not(None))
+    return {_key(row): row.full_middle for row in rows(connection, dated)}
 
 
-def _to_be_named(
-    connection: sa.Connection, as_of: date, today: date, thresholds: Thresholds, before: Collection[SubjectKey]
+def _to_be_named(  # noqa: PLR0913, PLR0917 -- of when, and how it is judged
+    connection: sa.Connection,
+    as_of: date,
+    latest: date,
+    today: date,
+    thresholds: Thresholds,
+    before: Collection[SubjectKey],
 ) -> list[StoredRunway]:
-    """Return what fills within WITHIN_DAYS or is to be watched, and those of `before` with a known or later date."""
-    source, latest = _issued_on(as_of), as_of + timedelta(days=WITHIN_DAYS)
+    """Return what fills up to `latest` or is to be watched, and those of `before` with a known or later date."""
+    source = _issued_on(as_of)
     of = source.c
     probability = of[f"probability_{thresholds.days}_days"]
     is_near = sa.or_(probability >= thresholds.watch_percent / 100, of.full_middle <= latest)

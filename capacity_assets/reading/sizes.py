@@ -9,8 +9,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from capacity_assets.base.periods import PERIODS, Period, Window
-from capacity_assets.base.units import LARGEST_MB
+from capacity_assets.base.declarations import fleet_or_label
+from capacity_assets.base.periods import DAYS_PER_WEEK, PERIODS, Period, Window
+from capacity_assets.base.units import LARGEST_MB, human_change_mb, human_mb, human_percent
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.coverage import (
     NEWEST_WINDOWS,
@@ -73,6 +74,23 @@ def mark_partial(sizes: Sequence[SizeInWindow], partial: Collection[date]) -> li
         )
         for one, last in zip(sizes, before, strict=True)
     ]
+
+
+def change_sentence(whose: str, period: Period, one: SizeInWindow) -> str:
+    """Return size and change of a window as a sentence; `whose` is *the fleet* or a label."""
+    window = Window(one.window_start, one.window_end)
+    within = "on" if period.days == 1 else "in"
+    when = f"{within} {'the week of ' if period.days == DAYS_PER_WEEK else ''}{period.name_of(window)}"
+    if not one.size_mb:
+        return f"Nothing was measured of {whose} {when}."
+    size = f"{'The fleet' if whose == fleet_or_label(None) else whose}: {human_mb(one.size_mb)}"
+    if one.is_change_partial:
+        which = f"that {period.noun}" if one.is_partial else f"the {period.noun} before"
+        return f"{size} {when}. Not everything was measured {within} {which}, so no change is shown."
+    if one.change_mb is None:
+        return f"{size} {when}; change unknown."
+    share = human_percent(one.change_mb, one.size_mb - one.change_mb)
+    return f"{size}, {human_change_mb(one.change_mb)} ({share}) {when}."
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The web application: routes, access, responses as HTML, JSON or CSV, error pages, and limits of connections.
+"""The web application: routes, access, responses as HTML, JSON or files, error pages, and limits of connections.
 
 uvicorn limits the head of a request only with h11, waits for requests forever, and accepts connections until the
 process runs out of file descriptors. `LimitedConnection` limits all three for the pages and for Dagster's web server.
@@ -55,12 +55,14 @@ from capacity_assets.reading.subjects import address, subject_address
 from capacity_assets.reading.table_growth import ORDERS as TABLE_ORDERS
 from capacity_assets.web.api import API, DOCUMENT, openapi, refuse_unknown_parameters
 from capacity_assets.web.bills import read_bill_page, read_budget_page
+from capacity_assets.web.changes import read_changes
 from capacity_assets.web.fleet import read_fleet
 from capacity_assets.web.forecasts import EVERY, OPEN, read_accuracy, read_decisions_page, read_filling
 from capacity_assets.web.groups import GROUP_ORDERS, read_group, read_groups
 from capacity_assets.web.metrics import OPENMETRICS, PLAIN, MetricsScope, read_metrics
 from capacity_assets.web.reader import (
     ANSWER_SECONDS,
+    FILE_FORMATS,
     PAGE_FORMATS,
     RANGE_NAMES,
     PageQuery,
@@ -90,6 +92,13 @@ PAGES = (
         *("/", "Fleet", read_fleet, "sizes"),
         "Size and growth of the fleet, what fills first, what changed, and which servers were not measured.",
         ("period", *RANGE_NAMES),
+        in_menu=True,
+        has_figures=True,
+    ),
+    PageRoute(
+        *("/changes", "Changes", read_changes, "changed"),
+        "What a window changed: size by group, what grew, shrank, came and went, fill dates, decisions, missed days.",
+        ("period", "window", "by", "page"),
         in_menu=True,
         has_figures=True,
     ),
@@ -215,6 +224,8 @@ PAGES = (
 )
 PAGE_OF = {page.path: page for page in PAGES}
 BY_GROUP = {"/groups", "/bill"}
+CSV_TYPE = "text/csv; charset=utf-8"
+EXCEL_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 REFUSED_ERRORS = (ValidationError, NotFoundError, DatabaseError, *DATABASE_FAILURES)
 """Errors of which a reader is told in a sentence; any other error is a defect."""
 TITLES = {400: "Invalid request", 404: "Not found"}
@@ -405,7 +416,7 @@ class PageServer:
         def read() -> ReadContent:
             return ReadContent(page.read(self._reader, query), self._serving.clock.local_now())
 
-        if not page.is_cached or query.values.get("format") == "csv":
+        if not page.is_cached or query.is_file:
             # A file is not cached, because it is large and for a single reader.
             return read()
         values = tuple(sorted((name, value) for name, value in query.values.items() if name != "format"))
@@ -439,9 +450,10 @@ class PageServer:
             return self._refused(request, *refusal_of(error))
         if form == "json":
             return Response(page.json(answer.content), media_type="application/json")
-        if form == "csv":
-            headers = {"Content-Disposition": f'attachment; filename="{page.name}.csv"'}
-            return Response(page.csv(answer.content), media_type="text/csv; charset=utf-8", headers=headers)
+        if form in FILE_FORMATS:
+            written, media_type = (page.csv, CSV_TYPE) if form == "csv" else (page.workbook, EXCEL_TYPE)
+            headers = {"Content-Disposition": f'attachment; filename="{page.name}.{form}"'}
+            return Response(written(answer.content), media_type=media_type, headers=headers)
         user = request.headers.get(self._serving.user_header) if self._serving.user_header else None
         notice = shared_notice(self._reader, query.today) if page.has_figures else ""
         return HTMLResponse(self._rendered(page, query, answer, user, notice))
@@ -499,7 +511,7 @@ def _crumbs(page: PageRoute, content: Any) -> list[tuple[str, str]]:
 
 
 def _is_from_a_script(request: Request) -> bool:
-    return request.query_params.get("format") in {"json", "csv"} or _is_of_the_api(request)
+    return request.query_params.get("format") in {"json", *FILE_FORMATS} or _is_of_the_api(request)
 
 
 def _is_of_the_api(request: Request) -> bool:

@@ -307,7 +307,9 @@ GROUPS_PER_PAGE = 200
 MOST_PAGES = 200
 LONGEST = 300
 MONTH = re.compile(r"\d{4}-\d{2}")
-PAGE_FORMATS = ("html", "json", "csv")
+FILE_FORMATS = {"csv": "CSV", "xlsx": "Excel"}
+"""The formats in which a page gives its list as a file, as people call them."""
+PAGE_FORMATS = ("html", "json", *FILE_FORMATS)
 RANGE_NAMES = ("range", "first", "last", "compare")
 
 
@@ -453,9 +455,14 @@ class PageQuery:
         return key_and_value(text) if text else None
 
     @property
+    def is_file(self) -> bool:
+        """Whether the list of the page is asked for as a file."""
+        return self.values.get("format") in FILE_FORMATS
+
+    @property
     def rows_shown(self) -> int:
         """Number of rows on a page of a list, or in a file."""
-        return ROWS_PER_FILE if self.values.get("format") == "csv" else ROWS_PER_PAGE
+        return ROWS_PER_FILE if self.is_file else ROWS_PER_PAGE
 
     @property
     def page(self) -> int:

@@ -1,4 +1,4 @@
-"""A page as HTML, JSON and CSV, all with the same names; filters and functions of the templates, and their charts."""
+"""A page as HTML, JSON and files, all with the same names; filters and functions of the templates, and their charts."""
 
 from __future__ import annotations
 
@@ -38,14 +38,17 @@ from capacity_assets.charts.drawing import (
     ColumnChart,
     Series,
     Tile,
+    WaterfallStep,
     columns_chart,
     environment_of,
     share_bar,
     treemap,
+    waterfall_chart,
 )
 from capacity_assets.charts.history import FillRange, History, Mark, Point, history_chart, sparkline
 from capacity_assets.forecast.decisions import PLANNED, decide_command, is_left_out
 from capacity_assets.forecast.results import FORECAST, FULL, display_name
+from capacity_assets.history.exporting import write_workbook
 from capacity_assets.ownership.bills import MonthlyAmount, group_named, mean_price, money
 from capacity_assets.reading.forecasts import ForecastDay, Severity, StoredRunway, Usage, severity_of
 from capacity_assets.reading.groups import GroupSpace
@@ -54,12 +57,13 @@ from capacity_assets.reading.sizes import SizeInWindow
 from capacity_assets.reading.space import SpaceDay
 from capacity_assets.reading.subjects import DeclaredStep, address, subject_address, table_address
 from capacity_assets.reading.table_growth import TableSize
+from capacity_assets.web.changes import ChangesPage
 from capacity_assets.web.forecasts import DecisionRow
-from capacity_assets.web.reader import MOST_COLUMNS, RANGES, PageQuery, Reader, every_few
+from capacity_assets.web.reader import FILE_FORMATS, MOST_COLUMNS, RANGES, PageQuery, Reader, every_few
 
 BYTE_ORDER_MARK = "\ufeff"
 UNKNOWN, DASH = "unknown", "\u2013"
-NOTES_SHOWN, MIDDLE_DAY = 3, 15
+NOTES_SHOWN, MIDDLE_DAY, STEP_LENGTH = 3, 15, 14
 EMPTY: Mapping[date, Decimal] = MappingProxyType({})
 # Keeps the fill date away from the edge of a chart.
 FULL_DATE_MARGIN = 1.15
@@ -71,7 +75,7 @@ CHIPS = {Severity.FULL: "Full", Severity.ACT: "Act", Severity.WATCH: "Watch"}
 
 @dataclass(frozen=True)
 class PageRoute:
-    """A page: its path, the function that reads its content, and which of its lists is written as CSV."""
+    """A page: its path, the function that reads its content, and which of its lists is written to files."""
 
     path: str
     title: str
@@ -93,7 +97,7 @@ class PageRoute:
     also: str = ""
     """Another word by which the search finds it."""
     beside: Sequence[str] = ()
-    """Values of the page that are repeated in each row of the CSV file."""
+    """Values of the page that are repeated in each row of a file."""
     has_figures: bool = False
     """Whether it shows windows of databases and servers, and so the notice about samples not included yet."""
     is_cached: bool = True
@@ -114,39 +118,49 @@ class PageRoute:
         return self.form.dump_json(content, indent=1)
 
     def csv(self, content: Any) -> str:
-        """Return the list as CSV, with the names of the JSON and one value per cell.
+        """Return the list as CSV.
 
         It begins with a byte order mark, without which spreadsheets assume another encoding than UTF-8.
         """
+        columns, rows = self._table(content)
+        file = io.StringIO()
+        if rows:
+            # None is written as an empty cell.
+            csv.writer(file).writerows([columns, *(map(_as_text, row) for row in rows)])
+        return f"{BYTE_ORDER_MARK}{file.getvalue()}"
+
+    def workbook(self, content: Any) -> bytes:
+        """Return the list as an Excel workbook, in which numbers are numbers and days are days."""
+        file = io.BytesIO()
+        write_workbook(file, *self._table(content))
+        return file.getvalue()
+
+    def _table(self, content: Any) -> tuple[list[str], list[list[object]]]:
+        """Return the names of the list's columns, those of the JSON, and its rows with one value per cell."""
         # Not from JSON, in which amounts are text.
         shown = self.form.dump_python(content)
         beside = {name: shown[name] for name in self.beside}
         rows = [_cells({**beside, **row}) for row in shown[self.table]]
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        file = io.StringIO()
-        if rows:
-            # None is written as an empty cell.
-            csv.writer(file).writerows([columns, *([row.get(name) for name in columns] for row in rows)])
-        return f"{BYTE_ORDER_MARK}{file.getvalue()}"
+        return columns, [[row.get(name) for name in columns] for row in rows]
 
 
 def _cells(row: Mapping[str, object]) -> dict[str, object]:
     """Return the cells of a row by column; a mapping has a column for each value, such as labels_team."""
     cells: dict[str, object] = {}
     for name, value in row.items():
-        match value:
-            case Mapping():
-                cells |= {f"{name}_{key}": one for key, one in _cells(value).items()}
-            case str():
-                cells[name] = as_plain_text(value)
-            case Decimal():
-                # Without an exponent.
-                cells[name] = f"{value:f}"
-            case list() | tuple():
-                pass
-            case _:
-                cells[name] = value
+        if isinstance(value, Mapping):
+            cells |= {f"{name}_{key}": one for key, one in _cells(value).items()}
+        elif not isinstance(value, list | tuple):
+            cells[name] = value
     return cells
+
+
+def _as_text(value: object) -> object:
+    """Return a cell of a CSV file: names that are no formulas, amounts without an exponent."""
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    return as_plain_text(value) if isinstance(value, str) else value
 
 
 def size(size_mb: int | None) -> Markup:
@@ -212,6 +226,11 @@ def before(period: str, start: date) -> date:
     return PERIODS[period].previous(PERIODS[period].window_of(start)).start
 
 
+def after(period: str, start: date) -> date:
+    """Return the first day of the window after."""
+    return PERIODS[period].following(PERIODS[period].window_of(start)).start
+
+
 def dagster_partition(base: str, level: str, period: str, start: date) -> str:
     """Return the address in Dagster's UI of the runs that computed a window."""
     return address(f"{base}/assets/{period}_{level}_aggregations", view="partitions", partition=start.isoformat())
@@ -256,11 +275,17 @@ FILTERS: Mapping[str, Callable[..., object]] = {
     "recent": lambda sizes: [None if one.is_partial else one.size_mb for one in sizes],
     "ticket": lambda url: url.rstrip("/").rpartition("/")[2] or url,
 }
-LISTS = {"found": "names", "lines": "budget lines", "months": "months of issue", "runways": "fill dates"}
-"""What people call the list that is the CSV of a page, where that is not the name of its field."""
+LISTS = {
+    "changed": "databases",
+    "found": "names",
+    "lines": "budget lines",
+    "months": "months of issue",
+    "runways": "fill dates",
+}
+"""What people call the list that a page gives as a file, where that is not the name of its field."""
 FUNCTIONS = (
-    share_bar, sparkline, decide_command, window_name, before, shared_labels, billed_groups, is_left_out, address,
-    subject_address, table_address, dagster_partition,
+    share_bar, sparkline, decide_command, window_name, before, after, shared_labels, billed_groups, is_left_out,
+    address, subject_address, table_address, dagster_partition,
 )  # fmt: skip
 
 
@@ -273,7 +298,7 @@ def page_templates(pages: tuple[PageRoute, ...], dagster_url: str | None, thresh
     environment.globals.update(
         {
             one.__name__: one
-            for one in (*FUNCTIONS, space_map, amounts_chart, table_chart, uses_chart, is_past, marks_of)
+            for one in (*FUNCTIONS, space_map, changes_chart, amounts_chart, table_chart, uses_chart, is_past, marks_of)
         },
         chart=size_chart,
         growth=human_percent,
@@ -289,6 +314,7 @@ def page_templates(pages: tuple[PageRoute, ...], dagster_url: str | None, thresh
             if page.in_menu or page.is_found
         ],
         lists=LISTS,
+        file_formats=FILE_FORMATS,
         dagster=dagster_url.rstrip("/") if dagster_url else None,
     )
     return environment
@@ -437,6 +463,25 @@ def _tile_of(group: GroupSpace, by: str) -> Tile:
     if parts and group.other_databases:
         parts.append(Tile(counted(group.other_databases, "other"), group.other_mb, None, place))
     return Tile(group_named(group.name, by), group.size_mb, group.change_mb, place, parts)
+
+
+def changes_chart(title: str, page: ChangesPage) -> Markup:
+    """Draw the change of the fleet as steps by group, which add up to it; empty where it is not known."""
+    if page.size is None or page.size.size_mb is None or page.rest_change_mb is None:
+        return Markup()
+    changes = {group_named(one.name, page.grouped_by): one.change_mb or 0 for one in page.groups if one.change_mb}
+    changes["others"] = page.other_change_mb
+    changes["rest"] = 0 if page.is_rest_rounding else page.rest_change_mb
+    steps = [
+        WaterfallStep(_shortened(name), change, "up" if change > 0 else "down")
+        for name, change in changes.items()
+        if change
+    ]
+    return waterfall_chart(title, page.size.size_mb - (page.size.change_mb or 0), steps)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= STEP_LENGTH else f"{name[: STEP_LENGTH - 1]}\u2026"
 
 
 def table_chart(title: str, sizes: Sequence[TableSize]) -> Markup:

@@ -185,7 +185,7 @@ def test_each_item_links_to_the_page_of_its_subject(engine: Engine) -> None:
         "https://capacity.example/pages/server?server=2",
         "https://capacity.example/pages/database?server=1&name=%3Cb%3Ex%3C%2Fb%3E%0D%0ABcc%3A+all%40example.com",
         "https://capacity.example/pages/database?server=1&name=gone",
-        "https://capacity.example/pages/",
+        "https://capacity.example/pages/changes?period=weekly&window=2025-07-07",
     ]
     html = as_html(digest, pages)
     assert [html.count(one.replace("&", "&amp;")) > 0 for one in addresses] == [True] * 6
@@ -265,7 +265,9 @@ def test_a_quiet_week_is_one_line_and_one_of_another_team_too(week: Digest, engi
     assert week.has_news
     before = read_digest(engine, WEEKLY.previous(WEEK))
     nobodys = read_digest(engine, WEEK, ("team", "payments"))
-    assert as_text(before, "https://pages.example").endswith("or more.\n\nhttps://pages.example/\n")
+    assert as_text(before, "https://pages.example").endswith(
+        "or more.\n\nhttps://pages.example/changes?period=weekly&window=2025-06-30\n"
+    )
 
     assert len(as_text(before).splitlines()) == 1
     assert as_text(before).endswith(

@@ -28,16 +28,33 @@ from tests.pages_fleet import ADDRESSES, DAYS, FAILED, FIRST, GROWING, HOSTILE, 
 PREPARED = {"pages": filled}
 
 
-def test_every_page_is_html_json_and_csv(pages: Pages) -> None:
+def test_every_page_is_html_json_csv_and_excel(pages: Pages) -> None:
     for page, address in zip(PAGES, sorted(ADDRESSES, key=_place), strict=True):
         html = pages.ask(address)
         assert (html.status, header(html, "content-type")) == (200, "text/html; charset=utf-8"), address
         document = pages.document(address)
         page.form.validate_python(document)
-        named = {"found": "names", "lines": "budget lines", "months": "months of issue", "runways": "fill dates"}
-        assert f">CSV of {named.get(page.table, page.table)}</a>" in html.text, address
+        # The page of scenarios has no table of its own list yet.
+        links = re.findall(r'format=(\w+)[^>]*title="[^"]+, up to 10,000 rows" download>([^<]+)</a>', html.text)
+        assert links == [("csv", "Download CSV"), ("xlsx", "Excel")] or page.path == "/scenario", address
         rows = list(csv.DictReader(io.StringIO(pages.ask(f"{address}{_and(address)}format=csv").text)))
-        assert len(rows) == len(document[page.table]) > 0, address
+        assert len(rows) == len(document[page.table]) > 0 or page.path == "/changes", address
+        headings, *cells = pages.workbook(address)
+        assert len(cells) == len(rows) > 0, address
+        assert headings == [name.removeprefix("\ufeff") for name in rows[0]], address
+
+
+def test_a_workbook_has_numbers_days_and_amounts_as_such(pages: Pages) -> None:
+    sizes_by_day = pages.workbook("/database?server=1&name=orders")
+    of_servers, lines = pages.workbook("/servers"), pages.workbook("/budget")
+
+    newest = dict(zip(sizes_by_day[0], sizes_by_day[-1], strict=True))
+    assert (newest["window_start"], newest["size_mb"], newest["is_partial"]) == (TODAY, GROWING[-1], False)
+    assert dict(zip(of_servers[0], of_servers[1], strict=True))["size_mb"] == "", "unknown is an empty cell"
+    line = dict(zip(lines[0], lines[1], strict=True))
+    assert line["currency"] == "EUR"
+    months = [value for name, value in line.items() if name.startswith("monthly_amounts_")]
+    assert (len(months), round(sum(months), 2)) == (12, line["amount"])
 
 
 def shown(day: date) -> str:

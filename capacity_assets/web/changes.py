@@ -1,0 +1,226 @@
+"""The page of changes: what a window changed in the fleet, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from functools import partial
+
+from sqlalchemy import Connection
+
+from capacity_assets.base.declarations import fleet_or_label
+from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.settings import Thresholds
+from capacity_assets.ownership.labels import WITHOUT_LABEL
+from capacity_assets.reading.changes import (
+    DatabaseOfOneWindow,
+    MovedDatabase,
+    databases_only_in,
+    moved_databases,
+)
+from capacity_assets.reading.coverage import Coverage, MissedDays, coverage_of
+from capacity_assets.reading.forecasts import FillDateChange, FillDateChanges, moved_fill_dates
+from capacity_assets.reading.groups import Group, groups_of
+from capacity_assets.reading.lists import databases
+from capacity_assets.reading.sizes import (
+    SizeInWindow,
+    change_sentence,
+    fleet_history,
+    mark_partial,
+    partial_windows,
+    with_gaps,
+)
+from capacity_assets.reading.table_growth import are_measured
+from capacity_assets.reading.windows import newest_day
+from capacity_assets.web.bills import grouping_of
+from capacity_assets.web.forecasts import DecisionRow, decision_rows
+from capacity_assets.web.reader import PARTIAL_SECONDS, PageQuery, Reader, chosen_window, shared_revision
+
+MOVED_SHOWN, LISTED, GROUPS_SHOWN = 10, 20, 12
+MOVED_DAYS, WITHIN_DAYS = 8, 365
+"""A fill date has moved if it differs by more than a week."""
+CHANGES_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class ChangesPage:
+    """What a window changed in the fleet, since the window before."""
+
+    period: str
+    window_start: date | None
+    window_end: date | None
+    headline: str = ""
+    size: SizeInWindow | None = None
+    """The fleet; None: it was not measured in the window."""
+    grouped_by: str = ""
+    groupings: Sequence[str] = ()
+    groups: Sequence[Group] = ()
+    """Those that changed most, the largest change first."""
+    other_groups: int = 0
+    """Number of groups that are not listed."""
+    other_change_mb: int = 0
+    """The sum of the known changes of these."""
+    rest_change_mb: int | None = None
+    """The change of the fleet less those of all groups: rounding, and what was measured on some days only.
+
+    None: no change of the fleet is shown.
+    """
+    is_rest_rounding: bool = True
+    """Whether that is no more than rounding can be."""
+    changed: Sequence[MovedDatabase] = ()
+    """Databases that grew most, then those that shrank most. A file has all with a known change."""
+    new: Sequence[DatabaseOfOneWindow] = ()
+    new_databases: int = 0
+    gone: Sequence[DatabaseOfOneWindow] = ()
+    gone_databases: int = 0
+    sooner: Sequence[FillDateChange] = ()
+    """Fill dates that came closer by more than a week since the first day of the window, or are new."""
+    sooner_dates: int = 0
+    later: Sequence[FillDateChange] = ()
+    """Fill dates that moved further away by more than a week, or are no longer within a year."""
+    later_dates: int = 0
+    forecast_as_of: date | None = None
+    compared_as_of: date | None = None
+    """Days of the two forecasts; None: none was issued."""
+    decided_dates: int = 0
+    """Number of fill dates that decisions leave out."""
+    decisions: Sequence[DecisionRow] = ()
+    """Decisions that were taken in the window."""
+    missed: Sequence[MissedDays] = ()
+    """Servers in service that were not measured on every day of the window."""
+    missed_servers: int = 0
+    has_tables: bool = False
+    """Whether tables and indexes were measured in the last month."""
+
+    @property
+    def grown(self) -> Sequence[MovedDatabase]:
+        """The databases that grew most."""
+        return [row for row in self.changed if (row.change_mb or 0) > 0]
+
+    @property
+    def shrunk(self) -> Sequence[MovedDatabase]:
+        """The databases that shrank most."""
+        return [row for row in self.changed if (row.change_mb or 0) < 0]
+
+
+@dataclass(frozen=True)
+class _News:
+    """What the page has of a window, whatever it is grouped by."""
+
+    moved: Sequence[MovedDatabase]
+    new: Sequence[DatabaseOfOneWindow]
+    gone: Sequence[DatabaseOfOneWindow]
+    dates: FillDateChanges
+    decisions: Sequence[DecisionRow]
+    coverage: Coverage = field(default_factory=lambda: Coverage(None, [], 0))
+    has_tables: bool = False
+
+
+def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
+    """Read the changes. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
+    by, period = grouping_of(query), query.period("weekly")
+    groupings = (*query.label_keys, *WITHOUT_LABEL)
+    with reader.transaction() as connection:
+        window = chosen_window(connection, query, period)
+    if window is None:
+        return ChangesPage(period.name, None, None, grouped_by=by, groupings=groupings)
+    key = ("changes", period.name, window, query.today, shared_revision(reader))
+    read = partial(_news, period=period, window=window, today=query.today, thresholds=reader.thresholds)
+    news = reader.read_cached(key, read, CHANGES_SECONDS, is_for_all=True)
+    size = _size(reader, period, window)
+    with reader.transaction() as connection:
+        groups = groups_of(connection, period, window, by)
+        if [one.name for one in groups] == [None] and not query.text("by"):
+            # Nothing has such a label.
+            by = WITHOUT_LABEL[0]
+            groups = groups_of(connection, period, window, by)
+        changed = news.moved if query.page == 1 else ()
+        if query.is_file:
+            listed, _ = databases(connection, period, window, order="growth", page=query.page, shown=query.rows_shown)
+            changed = [MovedDatabase(**vars(row)) for row in listed]
+    groups.sort(key=lambda one: (one.change_mb is None, -abs(one.change_mb or 0)))
+    is_compared = size.change_mb is not None and not size.is_change_partial
+    rest = (size.change_mb or 0) - _sum_of(groups)
+    return ChangesPage(
+        period=period.name,
+        window_start=window.start,
+        window_end=window.end,
+        headline=change_sentence(fleet_or_label(None), period, size),
+        size=None if size.size_mb is None else size,
+        grouped_by=by,
+        groupings=groupings,
+        groups=groups[:GROUPS_SHOWN],
+        other_groups=len(groups[GROUPS_SHOWN:]),
+        other_change_mb=_sum_of(groups[GROUPS_SHOWN:]),
+        rest_change_mb=rest if is_compared else None,
+        # Each group and each server is rounded to a MiB.
+        is_rest_rounding=abs(rest) <= len(groups) + sum(one.servers for one in groups),
+        changed=changed,
+        new=news.new[:LISTED],
+        new_databases=len(news.new),
+        gone=news.gone[:LISTED],
+        gone_databases=len(news.gone),
+        sooner=news.dates.sooner[:LISTED],
+        sooner_dates=len(news.dates.sooner),
+        later=news.dates.later[:LISTED],
+        later_dates=len(news.dates.later),
+        forecast_as_of=news.dates.as_of,
+        compared_as_of=news.dates.compared_as_of,
+        decided_dates=news.dates.decided,
+        decisions=news.decisions,
+        missed=news.coverage.missed,
+        missed_servers=news.coverage.missed_servers,
+        has_tables=news.has_tables,
+    )
+
+
+def _sum_of(groups: Sequence[Group]) -> int:
+    return sum(one.change_mb or 0 for one in groups)
+
+
+def _news(connection: Connection, period: Period, window: Window, today: date, thresholds: Thresholds) -> _News:
+    before, last = period.previous(window), newest_day(connection, today)
+    grown, shrunk = moved_databases(connection, period, window, shown=MOVED_SHOWN)
+    dates = moved_fill_dates(
+        connection,
+        window.start,
+        window.end,
+        None,
+        thresholds,
+        today,
+        moved_days=MOVED_DAYS,
+        within_days=WITHIN_DAYS,
+    )
+    news = _News(
+        [*grown, *shrunk],
+        databases_only_in(connection, period, window, before, None),
+        databases_only_in(connection, period, before, window, None),
+        dates,
+        [
+            one
+            for one in decision_rows(connection, today, every=True)
+            if window.start <= one.declared_at.date() <= window.end
+        ],
+        has_tables=are_measured(connection, today),
+    )
+    if last is None or last < window.start:
+        return news
+    # A window that is not over counts up to the newest day.
+    end = min(window.end, last)
+    coverage = coverage_of(connection, end, (end - window.start).days + 1, shown=LISTED)
+    return replace(news, coverage=coverage)
+
+
+def _size(reader: Reader, period: Period, window: Window) -> SizeInWindow:
+    """Return the fleet in a window; partly measured is what its neighbours say."""
+    windows = [*period.back(window, 3), period.following(window)]
+    with reader.transaction() as connection:
+        sizes = with_gaps(windows, fleet_history(connection, period, windows))
+    if not sizes:
+        return SizeInWindow(window.start, window.end, None)
+    read = partial(partial_windows, period=period, sizes=sizes)
+    key = ("partial", period.name, sizes[0].window_start, sizes[-1].window_start)
+    marked = mark_partial(sizes, reader.read_cached(key, read, PARTIAL_SECONDS, is_for_all=True))
+    unmeasured = SizeInWindow(window.start, window.end, None)
+    return next((one for one in marked if one.window_start == window.start), unmeasured)
