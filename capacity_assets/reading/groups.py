@@ -179,7 +179,7 @@ def partial_groups(
 ) -> dict[date, set[str | None]]:
     """Return the groups that lack a server: those of a window and those of the one before, each by its first day.
 
-    The rule is that of `short_servers`, but a server is expected if the window before has it.
+    The rule is that of `short_servers`, but a server is expected if this window or the one before has it.
     `sizes_mb` are the sizes of the groups.
     """
     missing = """
@@ -189,16 +189,19 @@ def partial_groups(
         ), best AS MATERIALIZED (
             SELECT window_start, max(measured_days) AS days FROM stored GROUP BY window_start
         )
-        SELECT t.start, b.server_id, b.engine,
-               b.size_mb * (best.days - coalesce(n.measured_days, 0)) / best.days AS lost_mb
+        SELECT t.start, e.server_id, e.engine,
+               e.size_mb * (best.days - coalesce(n.measured_days, 0)) / best.days AS lost_mb
         FROM unnest(CAST(:befores AS date[]), CAST(:asked AS date[]), CAST(:afters AS date[]))
             AS t (before, start, after)
         JOIN best ON best.window_start = t.start
-        JOIN stored b ON b.window_start = t.before
-        LEFT JOIN stored n ON n.window_start = t.start AND n.server_id = b.server_id
-        LEFT JOIN stored a ON a.window_start = t.after AND a.server_id = b.server_id
-        LEFT JOIN capacity_servers s ON s.server_id = b.server_id
-        WHERE (s.is_active OR a.server_id IS NOT NULL) AND coalesce(n.measured_days, 0) < best.days"""
+        -- Expected: what the window before has, and what begins in this one.
+        JOIN stored e ON e.window_start IN (t.before, t.start)
+        LEFT JOIN stored b ON b.window_start = t.before AND b.server_id = e.server_id
+        LEFT JOIN stored n ON n.window_start = t.start AND n.server_id = e.server_id
+        LEFT JOIN stored a ON a.window_start = t.after AND a.server_id = e.server_id
+        LEFT JOIN capacity_servers s ON s.server_id = e.server_id
+        WHERE (e.window_start = t.before OR b.server_id IS NULL)
+          AND (s.is_active OR a.server_id IS NOT NULL) AND coalesce(n.measured_days, 0) < best.days"""
     labels = """
         SELECT instance_id, value FROM capacity_label_spans
         WHERE instance_id = ANY (CAST(:servers AS integer[])) AND key = :key AND value IS NOT NULL
@@ -273,7 +276,7 @@ def short_servers(
         ), spans AS MATERIALIZED (
             SELECT m.server_id, m.server,
                    greatest(CASE WHEN m.server_id = ANY (CAST(:before AS integer[])) THEN CAST(:first AS date)
-                                 ELSE min(z.window_start) + 1 END, m.valid_from) AS first_start,
+                                 ELSE min(z.window_start) END, m.valid_from) AS first_start,
                    CASE WHEN m.is_active THEN CAST('infinity' AS date) ELSE max(z.window_start) END AS last_start,
                    m.valid_until
             FROM members m LEFT JOIN shown z ON z.server_id = m.server_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -215,6 +215,40 @@ def test_the_change_of_a_group_whose_server_missed_a_day_is_that_of_its_database
         assert "like for like" in pages.ask(f"/groups?by=team&period=monthly&window={TODAY.replace(day=1)}").text
         group = pages.document(f"/group?by=team&name=two&period=monthly&window={TODAY.replace(day=1)}")
         assert (group["sizes"][-1]["change_mb"], group["sizes"][-1]["is_change_partial"]) == (0, True)
+
+
+def test_a_group_is_partly_measured_where_the_history_of_a_server_begins_in_the_middle(engine: Engine) -> None:
+    """Four of seven days of server-3 are in the mean of its first week, and all of them in that of the next one."""
+    fill(engine, holes=())
+    begins = date(2025, 7, 3)
+    add_instances(engine, [3])
+    days = (TODAY - begins).days + 1
+    add_database_sizes(engine, sizes(3, "late", begins.isoformat(), [700] * days))
+    add_instance_sizes(engine, totals(3, begins.isoformat(), [(700, 1)] * days))
+    declare_labels(engine, [Label("server-3", None, "team", "one")], FIRST)
+    compute_windows(AggregationService(engine, fixed_clock()), "weekly", FIRST, TODAY)
+    first, after = "2025-06-30", "2025-07-07"
+
+    with served_pages(engine.url) as pages:
+        group = pages.document("/group?by=team&name=one&period=weekly&window=2025-07-14")
+        listed = {
+            start: next(
+                one
+                for one in pages.document(f"/groups?by=team&period=weekly&window={start}")["groups"]
+                if one["name"] == "one"
+            )
+            for start in (first, after)
+        }
+
+    [missed] = [one for one in group["missed"] if one["server"] == "server-3"]
+    assert (missed["window_start"], missed["measured_days"], missed["days"]) == (first, 4, 7)
+    of_page = {one["window_start"]: one for one in group["sizes"]}
+    assert not of_page["2025-06-16"]["is_partial"], "a week of which nothing of the fleet is missing"
+    for start, is_partial in ((first, True), (after, False)):
+        page, row = of_page[start], listed[start]
+        assert (page["is_partial"], page["is_change_partial"]) == (is_partial, True), start
+        assert (row["is_partial"], row["is_change_partial"]) == (is_partial, True), start
+        assert page["change_mb"] == row["change_mb"] == 7, "big grows by 1 a day; late is new, and then stays as it is"
 
 
 @pytest.mark.usefixtures("settings", "today")
