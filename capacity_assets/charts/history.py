@@ -42,7 +42,7 @@ class Point:
     label: str = ""
     address: str = ""
     is_partial: bool = False
-    """Whether a part was not measured; lines leave it out."""
+    """Whether a part was not measured; a thin line passes over it, from the window before to the one after."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,21 @@ def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
             yield list(stretch)
 
 
+def _bridges(points: Sequence[Point]) -> Iterator[tuple[Point, Point]]:
+    """Yield the ends of stretches between which windows were partly measured, and none was not measured at all."""
+    last: Point | None = None
+    is_passed = False
+    for point in points:
+        if point.size_mb is None:
+            last = None
+        elif point.is_partial:
+            is_passed = True
+        else:
+            if last is not None and is_passed:
+                yield last, point
+            last, is_passed = point, False
+
+
 def _alone(points: Sequence[Point]) -> list[Point]:
     """Return the points that no line connects."""
     partial = [point for point in points if point.is_partial and point.size_mb is not None]
@@ -224,7 +239,12 @@ def _lines(history: History, plot: _Plot) -> Iterator[tuple[str, list[str]]]:
             yield "earlier", plot.line(earlier)
     for stretch in _stretches(history.points):
         yield "mean", plot.line((one.day, one.size_mb) for one in stretch)
+    for ends in _bridges(history.points):
+        yield "bridge", plot.line((one.day, one.size_mb) for one in ends)
     if history.ahead:
+        # From the newest window to the measured size with which a forecast begins.
+        whole, first = [one for one in history.points if not one.is_partial][-1:], history.ahead[0]
+        yield "bridge", plot.line([*((one.day, one.size_mb) for one in whole), (first.day, first.size_mb)])
         yield "middle", plot.line((one.day, one.size_mb) for one in history.ahead)
 
 

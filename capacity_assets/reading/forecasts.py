@@ -88,8 +88,36 @@ class RunwaySubject:
     name: str
 
 
+class SizesAhead:
+    """What the sizes that are forecast say together."""
+
+    change_mb_per_day: float
+    ahead: Sequence[ForecastDay]
+
+    @property
+    def is_range_narrowing(self) -> bool:
+        """Whether the range of a horizon is narrower than that of a shorter one, as where purges come regularly."""
+        widths = [one.upper_mb - one.lower_mb for one in self.ahead]
+        return widths != sorted(widths)
+
+    @property
+    def is_level(self) -> bool:
+        """Whether sizes changed, but the last one was a better forecast than a trend."""
+        return self.change_mb_per_day == 0 and any(one.upper_mb > one.lower_mb for one in self.ahead)
+
+
+@dataclass(frozen=True)
+class GroupSizeForecast(SizesAhead):
+    """The forecast of a group: its size on the last day without a missing server, MiB, and what is ahead."""
+
+    last_day: date
+    size_mb: int
+    change_mb_per_day: float
+    ahead: Sequence[ForecastDay] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
-class StoredRunway(RunwayFigures, RunwaySubject):
+class StoredRunway(SizesAhead, RunwayFigures, RunwaySubject):
     """A stored forecast. Its fields are named as the columns of the view; days are None beyond a year or if unknown."""
 
     limit_source: str | None
@@ -119,17 +147,6 @@ class StoredRunway(RunwayFigures, RunwaySubject):
     def display_name(self) -> str:
         """The name as people read it."""
         return display_name(self.subject, self.name)
-
-    @property
-    def is_range_narrowing(self) -> bool:
-        """Whether the range of a horizon is narrower than that of a shorter one, as where purges come regularly."""
-        widths = [one.upper_mb - one.lower_mb for one in self.ahead]
-        return widths != sorted(widths)
-
-    @property
-    def is_level(self) -> bool:
-        """Whether sizes changed, but the last one was a better forecast than a trend."""
-        return self.change_mb_per_day == 0 and any(one.upper_mb > one.lower_mb for one in self.ahead)
 
     @property
     def is_shared(self) -> bool:
@@ -206,20 +223,38 @@ def _runways(
     runways = []
     for row in found:
         values = row._mapping  # noqa: SLF001 -- SQLAlchemy's public name
-        bands = {days: [values[name] for name in ends] for days, ends in _ENDS.items()}
         runways.append(
             StoredRunway(
                 **{name: values[name] for name in _OWN},
-                ahead=[
-                    ForecastDay(row.last_day + timedelta(days=days), *band)
-                    for days, band in bands.items()
-                    if None not in band
-                ],
+                ahead=_ahead(values),
                 planned=PlannedRunway(*(values[name] for name in _PLANNED)) if row.planned_from else None,
                 decision=decisions.on(row) if decisions else None,
             )
         )
     return runways
+
+
+def _ahead(values: sa.RowMapping) -> list[ForecastDay]:
+    """Return the sizes at the horizons, of a row by its names; those that are unknown are left out."""
+    bands = {days: [values[name] for name in ends] for days, ends in _ENDS.items()}
+    return [
+        ForecastDay(values["last_day"] + timedelta(days=days), *band)
+        for days, band in bands.items()
+        if None not in band
+    ]
+
+
+def forecast_of_group(
+    connection: sa.Connection, grouped_by: str, name: str | None, today: date
+) -> GroupSizeForecast | None:
+    """Return the newest forecast of a group, `name` None: of what has no such label; None: none of the last month."""
+    statement = """
+        SELECT * FROM capacity_group_forecasts
+        WHERE grouped_by = :by AND group_name IS NOT DISTINCT FROM CAST(:name AS text) AND as_of > :stale"""
+    found = rows(connection, statement, by=grouped_by, name=name, stale=today - timedelta(days=STALE_DAYS))
+    for row in found:
+        return GroupSizeForecast(row.last_day, row.size_mb, row.change_mb_per_day, _ahead(row._mapping))  # noqa: SLF001 -- SQLAlchemy's public name
+    return None
 
 
 _R = _NEWEST.c

@@ -24,7 +24,14 @@ from capacity_assets.ownership.labels import (
     groups_changed_at,
     stale_groups_notice,
 )
-from capacity_assets.reading.forecasts import StoredRunway, fills_first, forecast_day, runways_of
+from capacity_assets.reading.forecasts import (
+    GroupSizeForecast,
+    StoredRunway,
+    fills_first,
+    forecast_day,
+    forecast_of_group,
+    runways_of,
+)
 from capacity_assets.reading.groups import (
     Group,
     GroupSpace,
@@ -126,6 +133,8 @@ class GroupPage:
     cost: GroupCost | None = None
     free_space: FreeSpace | None = None
     """Free space in its tables in the month of the cost; None: none is known."""
+    forecast: GroupSizeForecast | None = None
+    """Its forecast, which the budget rests on; None: none was issued, or it is grouped by server."""
     budget: BudgetLine | None = None
     """Its line in the budget of the next twelve months; None: no forecast of it was issued."""
     budget_last_day: date | None = None
@@ -220,7 +229,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         listed = with_usage_of_databases(connection, period, window, found, reader.thresholds, query.today)
         cost = cost_of(connection, by, name)
         members = _with_cost(connection, cost, by, name, listed)
-        issued = forecast_day(connection)
+        issued, forecast = forecast_day(connection), forecast_of_group(connection, by, name, query.today)
         notice = _notice(connection, period, windows, by)
     missed = _missed(reader, period, windows, by, name)
     return GroupPage(
@@ -242,6 +251,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         notice=notice,
         cost=cost,
         free_space=None if cost is None else shared_free_space(reader, cost, by, name),
+        forecast=forecast,
         **_budget(reader, query, by, name),
     )
 

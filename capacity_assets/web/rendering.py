@@ -50,7 +50,14 @@ from capacity_assets.forecast.decisions import PLANNED, decide_command, is_left_
 from capacity_assets.forecast.results import FORECAST, FULL, display_name
 from capacity_assets.history.exporting import write_workbook
 from capacity_assets.ownership.bills import MonthlyAmount, group_named, mean_price, money
-from capacity_assets.reading.forecasts import ForecastDay, Severity, StoredRunway, Usage, severity_of
+from capacity_assets.reading.forecasts import (
+    ForecastDay,
+    GroupSizeForecast,
+    Severity,
+    StoredRunway,
+    Usage,
+    severity_of,
+)
 from capacity_assets.reading.groups import GroupSpace
 from capacity_assets.reading.risks import Headline, range_of
 from capacity_assets.reading.sizes import SizeInWindow
@@ -68,7 +75,7 @@ EMPTY: Mapping[date, Decimal] = MappingProxyType({})
 # Keeps the fill date away from the edge of a chart.
 FULL_DATE_MARGIN = 1.15
 # Forecasts may be a day or two newer than windows.
-PAST_DAYS = 3
+PAST_DAYS, LEAST_DAYS_AHEAD = 3, 31
 CHIPS = {Severity.FULL: "Full", Severity.ACT: "Act", Severity.WATCH: "Watch"}
 """Names of the severities."""
 
@@ -272,7 +279,8 @@ FILTERS: Mapping[str, Callable[..., object]] = {
     "fill_range": lambda runway: "" if runway.state == FULL else range_of(runway) or "a single day",
     "words": lambda name: name.replace("_", " "),
     "shell": shlex.quote,
-    "recent": lambda sizes: [None if one.is_partial else one.size_mb for one in sizes],
+    # As in charts, the line passes over what was partly measured.
+    "recent": lambda sizes: [one.size_mb for one in sizes if not one.is_partial],
     "ticket": lambda url: url.rstrip("/").rpartition("/")[2] or url,
 }
 LISTS = {
@@ -359,7 +367,7 @@ def size_chart(  # noqa: PLR0913 -- the parts of a chart
     sizes: Sequence[SizeInWindow],
     period: str,
     *,
-    runway: StoredRunway | None = None,
+    runway: StoredRunway | GroupSizeForecast | None = None,
     marks: Sequence[Mark] = (),
     earlier: Sequence[SizeInWindow] = (),
     today: date = date.max,
@@ -387,20 +395,28 @@ def size_chart(  # noqa: PLR0913 -- the parts of a chart
     return history_chart(history if runway is None else _with_forecast(history, sizes, runway))
 
 
-def _with_forecast(history: History, sizes: Sequence[SizeInWindow], runway: StoredRunway) -> History:
-    # A shared limit only holds while the others do not grow; the headline has the fill date that binds.
-    is_own = not runway.is_shared
-    history = replace(history, limit_mb=runway.limit_mb if is_own else None)
+def _with_forecast(
+    history: History, sizes: Sequence[SizeInWindow], runway: StoredRunway | GroupSizeForecast
+) -> History:
+    full = None
+    if isinstance(runway, StoredRunway) and not runway.is_shared:
+        # A shared limit only holds while the others do not grow; the headline has the fill date that binds.
+        history = replace(history, limit_mb=runway.limit_mb)
+        full = FillRange(runway.full_early, runway.full_middle, runway.full_late)
     if not runway.ahead or is_past(sizes, runway):
         return history
-    full = FillRange(runway.full_early, runway.full_middle, runway.full_late) if is_own else history.full
     ahead = _ahead_until(runway, runway.last_day + timedelta(days=_days_ahead(history.points, runway)))
-    return replace(history, ahead=ahead, full=full)
+    return replace(history, ahead=ahead, full=full or history.full)
 
 
-def is_past(sizes: Sequence[SizeInWindow], runway: StoredRunway) -> bool:
-    """Whether a chart ends some days before the newest measurement, and therefore shows no forecast."""
-    return (runway.last_day - sizes[-1].window_end).days > PAST_DAYS
+def is_past(sizes: Sequence[SizeInWindow], runway: StoredRunway | GroupSizeForecast) -> bool:
+    """Whether a chart ends some days before the newest measurement, and therefore shows no forecast.
+
+    Charts of groups end with the last complete window, so that of a group may be as long ago as a window is long.
+    """
+    last = sizes[-1]
+    days = 0 if isinstance(runway, StoredRunway) else (last.window_end - last.window_start).days
+    return (runway.last_day - last.window_end).days > PAST_DAYS + days
 
 
 def _point_label(period: str, one: SizeInWindow) -> str:
@@ -422,7 +438,7 @@ def _middle(one: SizeInWindow) -> date:
     return one.window_start + (one.window_end - one.window_start) // 2
 
 
-def _ahead_until(runway: StoredRunway, last: date) -> list[ForecastDay]:
+def _ahead_until(runway: StoredRunway | GroupSizeForecast, last: date) -> list[ForecastDay]:
     """Return the forecast up to a day, which is interpolated between the forecasts around it."""
     days = [ForecastDay(runway.last_day, runway.size_mb, runway.size_mb, runway.size_mb)]
     for day in runway.ahead:
@@ -436,14 +452,19 @@ def _ahead_until(runway: StoredRunway, last: date) -> list[ForecastDay]:
     return days
 
 
-def _days_ahead(points: Sequence[Point], runway: StoredRunway) -> int:
-    """Return how many days of forecast to draw: past the fill date, but not much more than the history."""
+def _days_ahead(points: Sequence[Point], runway: StoredRunway | GroupSizeForecast) -> int:
+    """Return how many days of forecast to draw: past the fill date, but not much more than the history.
+
+    A group has no fill date; as much is drawn as there is of history.
+    """
     if not points:
         return 0
     history_days = (points[-1].day - points[0].day).days + 1
+    if not isinstance(runway, StoredRunway):
+        return max(LEAST_DAYS_AHEAD, history_days)
     last = runway.full_late or runway.full_middle
     needed_days = (last - runway.last_day).days * FULL_DATE_MARGIN if last else 0
-    least = max(31, history_days // 2)
+    least = max(LEAST_DAYS_AHEAD, history_days // 2)
     return max(least, min(math.ceil(needed_days), 2 * history_days))
 
 

@@ -14,6 +14,7 @@ from tests.clocks import TODAY
 from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
+from tests.pages import served_pages
 from tests.runways import FIRST
 
 pytestmark = pytest.mark.usefixtures("growing_servers")
@@ -53,6 +54,28 @@ def test_groups_are_forecast_from_their_sums_and_a_change_of_hands_is_a_step(
     assert sum(issued.states.values()) == 5, "groups are not counted among what can be full"
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM capacity_runway WHERE subject = 'group'")).scalar() == 0
+
+
+def test_the_page_of_a_group_draws_its_forecast_without_a_limit(engine: Engine, service: AggregationService) -> None:
+    declare_labels(engine, [Label("server-1", None, "team", "shop", FIRST)], TODAY)
+    compute_windows(service, "daily", FIRST, TODAY)
+    compute_windows(service, "monthly", FIRST, TODAY)
+    issue_runways(engine, TODAY, TODAY)
+
+    with served_pages(engine.url) as pages:
+        shop = pages.document("/group?by=team&name=shop")
+        html = pages.ask("/group?by=team&name=shop").text
+        past = pages.ask("/group?by=team&name=shop&period=daily&last=2025-06-01").text
+        of_server = pages.document("/group?by=server&name=server-1")
+
+    forecast = shop["forecast"]
+    assert (forecast["last_day"], forecast["size_mb"], forecast["change_mb_per_day"]) == (str(TODAY), 3514, 10)
+    assert [one["size_mb"] for one in forecast["ahead"]] == [3514 + 10 * days for days in (7, 30, 90, 365)]
+    assert html.count('class="forecast"') == html.count('class="middle"') == 1
+    assert "Shaded: 80 % range" in html
+    assert 'class="limit"' not in html
+    assert 'class="forecast"' not in past, "a chart that ends in the past has none"
+    assert of_server["forecast"] is None
 
 
 def test_days_on_which_a_server_is_missing_are_not_a_drop_and_no_forecast_begins_on_one(

@@ -68,14 +68,37 @@ def number(rectangle: ET.Element, name: str) -> float:
     return 16 * float(written.removesuffix("rem")) if written.endswith("rem") else float(written.rstrip("%"))
 
 
-def test_a_line_is_interrupted_where_nothing_or_only_a_part_was_measured() -> None:
+def test_a_thin_line_passes_over_what_was_partly_measured_and_none_over_what_was_not() -> None:
     partial = Point(DAY + timedelta(days=6), 5, label="half", is_partial=True)
 
     chart = history_chart(History("sizes", [*points(1, 2, None, 4, 5, 6), partial, Point(DAY + timedelta(days=7), 8)]))
 
     lines = re.findall(r'<polyline class="mean" points="([^"]*)"', chart)
     assert [len(line.split()) for line in lines] == [2, 3, 1]
+    [bridge] = re.findall(r'<polyline class="bridge" points="([^"]*)"', chart)
+    assert bridge.split() == [lines[1].split()[-1], lines[2]], "from the window before to the one after"
     assert chart.count('class="partial"') == 1
+
+
+def test_no_line_passes_over_a_partial_window_beside_one_that_was_not_measured() -> None:
+    partial = Point(DAY + timedelta(days=2), 5, is_partial=True)
+
+    chart = history_chart(History("sizes", [*points(1, None), partial, Point(DAY + timedelta(days=3), 8)]))
+
+    assert 'class="bridge"' not in chart
+
+
+def test_a_forecast_is_connected_with_the_newest_window_that_was_measured_completely() -> None:
+    ahead = [ForecastDay(DAY + timedelta(days=9), 9, 9, 9), ForecastDay(DAY + timedelta(days=20), 10, 12, 14)]
+    partial = Point(DAY + timedelta(days=3), 5, is_partial=True)
+
+    chart = history_chart(History("sizes", [*points(1, 2, 3), partial], ahead=ahead))
+
+    [mean, bridge, middle] = (
+        re.search(rf'<polyline class="{kind}" points="([^"]*)"', chart)[1].split()  # type: ignore[index]
+        for kind in ("mean", "bridge", "middle")
+    )
+    assert bridge == [mean[-1], middle[0]]
 
 
 @pytest.mark.parametrize(
