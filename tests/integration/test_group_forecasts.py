@@ -65,7 +65,7 @@ def test_the_page_of_a_group_draws_its_forecast_without_a_limit(engine: Engine, 
     with served_pages(engine.url) as pages:
         shop = pages.document("/group?by=team&name=shop")
         html = pages.ask("/group?by=team&name=shop").text
-        past = pages.ask("/group?by=team&name=shop&period=daily&last=2025-06-01").text
+        past = pages.ask("/group?by=team&name=shop&period=daily&first=2025-05-01&last=2025-06-01").text
         of_server = pages.document("/group?by=server&name=server-1")
 
     forecast = shop["forecast"]
