@@ -153,7 +153,7 @@ SMALL_STEPS = 0.25
 class Series:
     """One series of stacked columns: a value per column, None if the column is unknown.
 
-    `colour` is a CSS class; without one, colour and pattern follow from the position of the series.
+    `colour` is a CSS class; without one, colour and pattern are those of `ColumnChart.places`.
     """
 
     name: str
@@ -165,7 +165,8 @@ class Series:
 class ColumnChart:
     """Stacked columns with their names: sizes in MiB, counts of a `noun`, or cents of a `currency`.
 
-    `expected` is drawn as a dashed line. `unknown` is the label of unknown columns.
+    `expected` is drawn as a dashed line. `unknown` is the label of unknown columns. `every_name` are the names that a
+    series may have, in one order on all pages, so that each has the same colour everywhere.
     """
 
     title: str
@@ -177,6 +178,25 @@ class ColumnChart:
     height: int = 230
     currency: str = ""
     unknown: str = "no rows"
+    every_name: Sequence[str] = ()
+
+    def places(self) -> list[int]:
+        """Return the colour of each series, from 1: by its place among `every_name`, or the next that is free.
+
+        Without that, by its position.
+        """
+        if not self.every_name:
+            return [number + 1 for number in range(len(self.series))]
+        last = len(self.every_name)
+        wanted = {name: number for number, name in enumerate(self.every_name)}
+        places: dict[str, int] = {}
+        # In the order of the names, so that who shares a colour gets the same one wherever both are drawn.
+        for one in sorted(self.series, key=lambda one: (wanted.get(one.name, last), one.name)):
+            first = wanted.get(one.name, MOST_SERIES - 1)
+            taken = set(places.values())
+            free = (place for number in range(MOST_SERIES) if (place := (first + number) % MOST_SERIES) not in taken)
+            places[one.name] = next(free, first % MOST_SERIES)
+        return [places[one.name] + 1 for one in self.series]
 
     def label(self, value: int) -> str:
         """Return a value with its unit."""

@@ -52,6 +52,23 @@ def group_sizes(
     return records(SizeInWindow, connection, of_everything, **of_windows)
 
 
+def group_names(connection: Connection, by: str) -> list[str]:
+    """Return the names of the groups by engine, server or a label, sorted; what has no such label comes last.
+
+    They give each group its place in charts, whichever of them a chart has.
+    """
+    statement = """
+        SELECT DISTINCT value AS name FROM capacity_label_spans
+        WHERE key = :by AND value IS NOT NULL AND valid_until = 'infinity'"""
+    of_servers = {
+        "engine": "SELECT DISTINCT engine AS name FROM capacity_servers",
+        "server": "SELECT server AS name FROM capacity_servers",
+    }
+    if by in of_servers:
+        return sorted(row.name for row in rows(connection, of_servers[by]))
+    return [*sorted(row.name for row in rows(connection, statement, by=by)), group_named(None, by)]
+
+
 @dataclass(frozen=True)
 class Group:
     """A group in a window; `name` None: databases without the label. `change_mb` None: not known."""

@@ -80,7 +80,7 @@ from capacity_assets.reading.forecasts import (
     newest_issue,
     with_histories,
 )
-from capacity_assets.reading.groups import Group, groups_of, measured_notes
+from capacity_assets.reading.groups import Group, group_names, groups_of, measured_notes
 from capacity_assets.reading.sizes import FleetSize, SeriesSize, database_shares, engine_sizes, fleet_sizes
 from capacity_assets.reading.subjects import server_id_of
 from capacity_assets.reading.windows import WindowFacts, window_facts
@@ -123,6 +123,8 @@ class Report:
     grouped_by: str | None = None
     groups: Sequence[Group] = ()
     """Groups of the window; empty for a single server, or if no database has the label."""
+    engines: Sequence[str] = ()
+    """All engines, for the colours of the chart; empty for a single server."""
 
     @property
     def start_mb(self) -> int:
@@ -265,6 +267,7 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
         days=[day for day in days if first <= day.day <= last],
         in_service=servers_in_service(connection, server_id),
         missing=servers_missing_in(connection, period, window, server_id, with_never_measured=True),
+        engines=group_names(connection, "engine") if server_id is None else (),
     )
 
 
@@ -588,7 +591,7 @@ def fleet_history_chart(report: Report) -> Markup:
     """Draw the size of the fleet by engine, or of the server by database, by window; gaps stay gaps."""
     title = f"Size by {'database' if report.server else 'engine'} and window"
     names = [report.period.label_of(window) for window in report.windows]
-    return columns_chart(ColumnChart(title, names, stacked_series(report)))
+    return columns_chart(ColumnChart(title, names, stacked_series(report), every_name=report.engines))
 
 
 def growth_chart(report: Report) -> Markup:

@@ -27,10 +27,11 @@ from capacity_assets.ownership.bills import (
 )
 from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, BudgetTotal, coming_months, read_budget
 from capacity_assets.ownership.labels import WITHOUT_LABEL, default_grouping, refuse_unknown_grouping
+from capacity_assets.reading.groups import group_names
 from capacity_assets.reading.space import UnchangedDatabases, unchanged_databases
 from capacity_assets.reading.subjects import bill_issues, is_outdated, newest_final
 from capacity_assets.reading.table_growth import FreeSpace, free_space
-from capacity_assets.web.reader import PageQuery, Reader, part_of_page, shared_revision
+from capacity_assets.web.reader import NAMES_SECONDS, PageQuery, Reader, part_of_page, shared_revision
 
 MONTHLY = PERIODS["monthly"]
 HISTORY_MONTHS = 12
@@ -73,6 +74,13 @@ class BillPage:
     """Only in the newest version of the bill of the last month that is over; else None."""
     free_space: FreeSpace | None = None
     """Only in the same bill; also None if no free space is known."""
+    every_group: Annotated[Sequence[str], Field(exclude=True)] = ()
+    """Names of all groups, for the colours of charts; not in JSON."""
+
+
+def shared_group_names(reader: Reader, by: str) -> list[str]:
+    """Return the names of all groups, of which each has the same colour on every page."""
+    return reader.read_cached(("group names", by), partial(group_names, by=by), NAMES_SECONDS)
 
 
 def grouping_of(query: PageQuery) -> str:
@@ -126,6 +134,7 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
         open_months=[one.month for one in every if not one.is_final],
         unchanged=_unchanged(reader, window, bill.issue) if is_newest else None,
         free_space=_free_space(reader, (window, bill.issue)) if is_newest else None,
+        every_group=shared_group_names(reader, by),
     )
 
 
@@ -203,6 +212,8 @@ class BudgetPage:
     notes: Sequence[str] = ()
     drawn: Sequence[MonthlyAmount] = ()
     """Amounts by month, by at most eight groups: the most expensive, and all others as one."""
+    every_group: Annotated[Sequence[str], Field(exclude=True)] = ()
+    """Names of all groups, for the colours of charts; not in JSON."""
 
 
 def read_budget_page(reader: Reader, query: PageQuery) -> BudgetPage:
@@ -225,6 +236,7 @@ def read_budget_page(reader: Reader, query: PageQuery) -> BudgetPage:
         total=found.total,
         notes=found.notes,
         drawn=_drawn(found),
+        every_group=shared_group_names(reader, by),
     )
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import date
 from decimal import ROUND_HALF_UP, Decimal
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from sqlalchemy import Connection
 
 from capacity_assets.base.errors import NotFoundError
@@ -48,7 +49,15 @@ from capacity_assets.reading.risks import Headline, next_to_fill
 from capacity_assets.reading.sizes import SizeInWindow, mark_partial, with_gaps
 from capacity_assets.reading.subjects import server_id_of
 from capacity_assets.reading.table_growth import FreeSpace
-from capacity_assets.web.bills import MONTHLY, GroupCost, cost_of, grouping_of, shared_budget, shared_free_space
+from capacity_assets.web.bills import (
+    MONTHLY,
+    GroupCost,
+    cost_of,
+    grouping_of,
+    shared_budget,
+    shared_free_space,
+    shared_group_names,
+)
 from capacity_assets.web.reader import (
     PARTIAL_SECONDS,
     ChartRange,
@@ -139,6 +148,8 @@ class GroupPage:
     """Its line in the budget of the next twelve months; None: no forecast of it was issued."""
     budget_last_day: date | None = None
     budget_currency: str | None = None
+    every_group: Annotated[Sequence[str], Field(exclude=True)] = ()
+    """Names of all groups, for the colours of charts; not in JSON."""
 
     @property
     def display_name(self) -> str:
@@ -252,6 +263,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         cost=cost,
         free_space=None if cost is None else shared_free_space(reader, cost, by, name),
         forecast=forecast,
+        every_group=shared_group_names(reader, by),
         **_budget(reader, query, by, name),
     )
 

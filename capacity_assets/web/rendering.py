@@ -49,7 +49,7 @@ from capacity_assets.charts.history import FillRange, History, Mark, Point, hist
 from capacity_assets.forecast.decisions import PLANNED, decide_command, is_left_out
 from capacity_assets.forecast.results import FORECAST, FULL, display_name
 from capacity_assets.history.exporting import write_workbook
-from capacity_assets.ownership.bills import MonthlyAmount, group_named, mean_price, money
+from capacity_assets.ownership.bills import MonthlyAmount, group_named, mean_price, money, money_change
 from capacity_assets.reading.forecasts import (
     ForecastDay,
     GroupSizeForecast,
@@ -70,7 +70,7 @@ from capacity_assets.web.reader import FILE_FORMATS, MOST_COLUMNS, RANGES, PageQ
 
 BYTE_ORDER_MARK = "\ufeff"
 UNKNOWN, DASH = "unknown", "\u2013"
-NOTES_SHOWN, MIDDLE_DAY, STEP_LENGTH = 3, 15, 14
+NOTES_SHOWN, MIDDLE_DAY, STEP_LENGTH, LABEL_COLUMNS = 3, 15, 14, 2
 EMPTY: Mapping[date, Decimal] = MappingProxyType({})
 # Keeps the fill date away from the edge of a chart.
 FULL_DATE_MARGIN = 1.15
@@ -238,17 +238,49 @@ def after(period: str, start: date) -> date:
     return PERIODS[period].following(PERIODS[period].window_of(start)).start
 
 
+def menu_class(number: int) -> str:
+    """Return the class of an entry of the menu: the further back, the sooner a narrow screen has it under *More*."""
+    return next((name for last, name in MENU_CLASSES if number <= last), "last")
+
+
 def dagster_partition(base: str, level: str, period: str, start: date) -> str:
     """Return the address in Dagster's UI of the runs that computed a window."""
     return address(f"{base}/assets/{period}_{level}_aggregations", view="partitions", partition=start.isoformat())
 
 
 def shared_labels(rows: Sequence[Usage]) -> dict[str, str]:
-    """Return the labels that all rows of a list have; empty for a single row."""
-    if len(rows) < 2:  # noqa: PLR2004 -- a single row shares nothing
+    """Return the labels that all measured rows of a list have; empty for a single row."""
+    labels = _labels_of(rows)
+    if len(labels) < 2:  # noqa: PLR2004 -- a single row shares nothing
         return {}
-    labels: list[dict[str, str]] = [getattr(row, "labels", {}) for row in rows]
     return {key: value for key, value in labels[0].items() if all(one.get(key) == value for one in labels)}
+
+
+def label_keys(rows: Sequence[Usage]) -> list[str]:
+    """Return the keys of the other labels of a list."""
+    shared = shared_labels(rows)
+    return list(dict.fromkeys(key for labels in _labels_of(rows) for key in labels if key not in shared))
+
+
+def label_heads(keys: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Return the heads of columns of labels: one for each of the first keys, and one for all others."""
+    names = [key.replace("_", " ").capitalize() for key in (keys or ())[:LABEL_COLUMNS]]
+    others = ["Other labels"] if len(keys or ()) > LABEL_COLUMNS else []
+    return [(name, "roomy") for name in names + others]
+
+
+def _labels_of(rows: Sequence[Usage]) -> list[dict[str, str]]:
+    # Of a server that was not measured, labels are not read.
+    return [getattr(row, "labels", {}) for row in rows if getattr(row, "size_mb", None) is not None]
+
+
+def cost(amount: Decimal | None, currency: str = "") -> Markup | str:
+    """Render an amount with its currency, which is a smaller unit beside figures."""
+    return "no price" if amount is None else _with_unit(money(amount), currency)
+
+
+def _with_unit(amount: str, currency: str | None) -> Markup | str:
+    return Markup('{0} <span class="unit">{1}</span>').format(amount, currency) if currency else amount
 
 
 def billed_groups(history: Sequence[MonthlyAmount]) -> list[MonthlyAmount]:
@@ -267,8 +299,9 @@ FILTERS: Mapping[str, Callable[..., object]] = {
     "percent": lambda value: UNKNOWN if value is None else f"{value:+,.2f} %" if value else "0 %",
     "chance": lambda value: UNKNOWN if value is None else f"{100 * value:.0f} %",
     "share": lambda value, places=1: DASH if value is None else f"{value:.{places}f} %",
-    "cost": lambda amount, currency="": "no price" if amount is None else f"{money(amount)} {currency}".rstrip(),
-    "unit_price": lambda price, currency="": DASH if price is None else f"{mean_price(price)} {currency}".rstrip(),
+    "cost": cost,
+    "cost_change": lambda amount, currency="": _with_unit(money_change(amount), currency),
+    "unit_price": lambda price, currency="": DASH if price is None else _with_unit(mean_price(price), currency),
     "day": day,
     "days": human_days,
     # As in addresses.
@@ -283,6 +316,8 @@ FILTERS: Mapping[str, Callable[..., object]] = {
     "recent": lambda sizes: [one.size_mb for one in sizes if not one.is_partial],
     "ticket": lambda url: url.rstrip("/").rpartition("/")[2] or url,
 }
+MENU_CLASSES = ((3, "first"), (4, "second"), (7, "third"))
+"""The last entry of the menu with each class."""
 LISTS = {
     "changed": "databases",
     "found": "names",
@@ -292,8 +327,8 @@ LISTS = {
 }
 """What people call the list that a page gives as a file, where that is not the name of its field."""
 FUNCTIONS = (
-    share_bar, sparkline, decide_command, window_name, before, after, shared_labels, billed_groups, is_left_out,
-    address, subject_address, table_address, dagster_partition,
+    share_bar, sparkline, decide_command, window_name, before, after, shared_labels, label_keys, label_heads,
+    billed_groups, is_left_out, menu_class, address, subject_address, table_address, dagster_partition,
 )  # fmt: skip
 
 
@@ -536,7 +571,14 @@ def _stacked(title: str, days: Sequence[date], parts: Mapping[str, Sequence[int 
 
 
 def amounts_chart(  # noqa: PLR0913 -- the parts of a chart
-    title: str, months: Sequence[date], billed: Sequence[MonthlyAmount], *, currency: str, by: str, height: int = 230
+    title: str,
+    months: Sequence[date],
+    billed: Sequence[MonthlyAmount],
+    *,
+    currency: str,
+    by: str,
+    every_group: Sequence[str],
+    height: int = 230,
 ) -> Markup:
     """Draw the amounts of groups by month, stacked; a month without an amount is a gap."""
     known = {one.month for one in billed}
@@ -551,4 +593,6 @@ def amounts_chart(  # noqa: PLR0913 -- the parts of a chart
     ]
     monthly = PERIODS["monthly"]
     names = [monthly.label_of(monthly.window_of(month)) for month in months]
-    return columns_chart(ColumnChart(title, names, series, height=height, currency=currency, unknown="no bill"))
+    return columns_chart(
+        ColumnChart(title, names, series, height=height, currency=currency, unknown="no bill", every_name=every_group)
+    )

@@ -597,6 +597,20 @@ def test_names_that_begin_like_a_formula_are_text_in_every_csv(pages: Pages, eng
     assert not any(change.startswith("'") for change in changes), "numbers are numbers"
 
 
+def test_a_list_says_once_what_labels_its_rows_share_and_has_a_column_for_the_others(
+    pages: Pages, engine: Engine
+) -> None:
+    labels = [Label(f"server-{number}", None, "environment", "production") for number in (1, 2)]
+    declare_labels(engine, labels, TODAY)
+
+    html = pages.ask("/databases").text
+
+    assert re.search(r'All: \n?<a class="label" href="/group\?by=environment&amp;name=production">', html)
+    assert '<th scope="col" class="roomy">Team</th></tr>' in html
+    [still] = [one for one in html.split("<tr>") if ">still</a>" in one]
+    assert '<td class="roomy whole"><a href="/group?by=team&amp;name=archive">archive</a></td></tr>' in still
+
+
 def test_a_group_fills_with_the_volume_that_binds_its_databases(pages: Pages, engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE capacity_runways SET binds = 'volume', middle_day = NULL WHERE name = 'still'"))
@@ -608,9 +622,9 @@ def test_a_group_fills_with_the_volume_that_binds_its_databases(pages: Pages, en
 
     disk = {"server": "server-1", "name": "/data", "day": str(TODAY + timedelta(days=5))}
     assert first["archive"] == {**disk, "server_id": 1, "subject": "volume"}
-    link = re.search(r'<a href="/volume\?server=1&amp;name=%2Fdata">(.*?)</a>', pages.ask("/groups?by=team").text)
-    assert link is not None
-    assert re.sub("<[^>]*>", "", link[1]) == f"{human_day(TODAY + timedelta(days=5))} disk /data on server-1"
+    [row] = [one for one in pages.ask("/groups?by=team").text.split("<tr>") if ">archive</a>" in one and "<td>" in one]
+    day = shown(TODAY + timedelta(days=5))
+    assert f'<td>{day}</td><td class="wide"><a href="/volume?server=1&amp;name=%2Fdata">disk /data</a>' in row
     assert [one["name"] for one in archive["fills_first"]] == ["/data"]
     assert first[None] is None
 

@@ -283,9 +283,10 @@ def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
     whole = [size + 500 for size in GROWING[-12:]]
     assert recent == [GROWING[-12:], [500] * 12, whole, [70] * 7 + [None] + [70] * 4]
     assert [one["full_by"] for one in on_server] == [beside[0][4], full]
-    assert '99 % <span class="under">of /data</span>' in html
+    volume = '<td class="wide whole"><a href="/volume?server=1&amp;name=%2Fdata">disk /data</a></td>'
+    assert f'{volume}\n<td class="wide limit">' in html, "whose limit it is has a column, and the share of it another"
     assert '</time> <span class="chip act">Act</span></td>' in html
-    assert '</time> <span class="chip watch">Watch</span> <span class="under">disk /data</span></td>' in html
+    assert '</time> <span class="chip watch">Watch</span> <span class="under narrow">disk /data</span></td>' in html
     for module in ("lists", "forecasts"):
         monkeypatch.setattr(f"capacity_assets.reading.{module}.tables_are_distributed", lambda _connection: True)
     with served_pages(engine.url) as on_nodes:

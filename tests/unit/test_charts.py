@@ -68,6 +68,28 @@ def number(rectangle: ET.Element, name: str) -> float:
     return 16 * float(written.removesuffix("rem")) if written.endswith("rem") else float(written.rstrip("%"))
 
 
+def test_a_series_has_the_same_colour_in_every_chart_that_knows_the_same_names() -> None:
+    every = ("commerce", "data", "finance", "sales", "(no team)")
+
+    def places(*names: str) -> dict[str, int]:
+        series = [Series(name, [1]) for name in names]
+        return dict(zip(names, ColumnChart("amounts", ["May"], series, every_name=every).places(), strict=True))
+
+    assert places("finance", "commerce", "(no team)") == {"finance": 3, "commerce": 1, "(no team)": 5}
+    assert places("sales") == {"sales": 4}
+    assert places("others", "finance") == {"others": 8, "finance": 3}
+    chart = columns_chart(ColumnChart("amounts", ["May"], [Series("sales", [1])], every_name=every))
+    assert set(re.findall(r"url\(#series-(\d)\)", chart)) == set(re.findall(r'id="series-(\d)"', chart)) == {"4"}
+
+
+def test_series_that_would_share_a_colour_get_the_next_free_one() -> None:
+    every = [f"team-{number}" for number in range(12)]
+    series = [Series(name, [1]) for name in ("team-9", "team-1", "team-2")]
+
+    assert ColumnChart("amounts", ["May"], series, every_name=every).places() == [4, 2, 3]
+    assert ColumnChart("amounts", ["May"], series).places() == [1, 2, 3], "without names, by position"
+
+
 def test_a_thin_line_passes_over_what_was_partly_measured_and_none_over_what_was_not() -> None:
     partial = Point(DAY + timedelta(days=6), 5, label="half", is_partial=True)
 
