@@ -41,6 +41,7 @@ PICTURES = (
 )
 PAGES = {
     "fleet": "/",
+    "changes": "/changes",
     "servers": "/servers",
     "databases": "/databases",
     "groups": "/groups?by=team",

@@ -26,6 +26,7 @@ from tests.servers import free_port
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 PATHS = (
     "/",
+    "/changes",
     "/servers",
     "/databases?period=monthly&order=growth",
     "/tables?order=free",
@@ -152,7 +153,7 @@ def test_which_teams_databases_grew_most_and_when_the_first_of_them_fills_is_rea
     assert rows.count() >= 6
     sales = rows.filter(has_text="sales")
     expect(sales).to_contain_text("crm on sqlserver-bi-01")
-    expect(sales.locator("td").last).to_contain_text(re.compile(r"\d+ \w{3} 20\d\d"))
+    expect(sales.locator("time")).to_contain_text(re.compile(r"\d+ \w{3} 20\d\d"))
     sales.get_by_role("link", name="sales").click()
     expect(page.get_by_role("heading", name="Databases that grew most")).to_be_visible()
     page.get_by_role("link", name="Bill", exact=True).click()

@@ -85,7 +85,7 @@ def test_a_client_finds_the_team_that_grew_most_and_is_refused_in_a_sentence(dat
     assert [one.is_error for one in refused] == [True] * 3
     assert refused[0].content[0].text == "No server with ID 99."
     assert refused[1].content[0].text.startswith("groups has no parameter 'team'; it has by, period")
-    assert refused[2].content[0].text.startswith("There is no tool 'drop'; there are fleet, servers")
+    assert refused[2].content[0].text.startswith("There is no tool 'drop'; there are fleet, changes, servers")
 
 
 def test_without_the_sdk_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
