@@ -83,5 +83,7 @@ SELECT CASE WHEN named.name = '__ASSET_JOB' AND NOT EXISTS (SELECT 1 FROM named 
     ) AS newest) AS last_failure
 FROM named LEFT JOIN counted USING (name) ORDER BY 1
 """
-# The column `timestamp` is in the zone of the session that wrote it.
-_HEARTBEAT = "SELECT max(CAST(CAST(body AS json) ->> 'timestamp' AS double precision)) AS newest FROM daemon_heartbeats"
+# The column `timestamp` is in the zone of the session that wrote it. A body of another form is passed over.
+_HEARTBEAT = r"""
+SELECT max(CAST(substring(body FROM '"timestamp": ?(\d+\.?\d*)') AS double precision)) AS newest FROM daemon_heartbeats
+"""

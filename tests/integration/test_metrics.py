@@ -15,6 +15,7 @@ import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.types import DaemonHeartbeat
+from dagster._utils.error import SerializableErrorInfo
 from sqlalchemy import URL, Engine, text
 
 from capacity_assets.base.settings import Settings
@@ -170,12 +171,16 @@ def test_runs_are_counted_by_job_with_the_last_success_and_failure_from_the_tabl
     for succeeded in (run(day), run(assets)):
         success = dg.DagsterEvent("PIPELINE_SUCCESS", succeeded.job_name)
         shipped_instance.report_dagster_event(success, succeeded.run_id)
-    shipped_instance.add_daemon_heartbeat(DaemonHeartbeat(1_753_000_000.0, "SENSOR", "daemon", []))
+    complaint = SerializableErrorInfo('{"timestamp": 1999000000}', [], None)
+    for daemon, seconds in (("SENSOR", 1_753_000_000.5), ("SCHEDULER", 1_752_000_000.0), ("BACKFILL", 1_754_000_000.0)):
+        shipped_instance.add_daemon_heartbeat(DaemonHeartbeat(seconds, daemon, "daemon", [complaint]))
+    with shipped_instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
+        connection.execute(text("UPDATE daemon_heartbeats SET body = '' WHERE daemon_type = 'BACKFILL'"))
     with reading(shipped_instance) as dagster, served_pages(database, dagster=dagster) as pages:
         found = {name.removeprefix("capacity_"): value for name, value in measured(pages).items()}
 
     assert found["dagster_readable"] == 1
-    assert found["daemon_heartbeat_timestamp_seconds"] == 1_753_000_000
+    assert found["daemon_heartbeat_timestamp_seconds"] == 1_753_000_000.5, "of those that can be read"
     counted = {
         (job, kind): found[f'{name}{{dagster_job="{job}",{label}="{kind}"}}']
         for job in (day, week, "assets")
