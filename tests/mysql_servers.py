@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ class MariaDBServer:
     port: int
     certificates: Certificates
     tls: bool = True
+    options: Sequence[str] = ()
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     def command(self) -> list[str]:
@@ -43,6 +44,7 @@ class MariaDBServer:
             *[_mariadb_program("mariadbd"), "--no-defaults", f"--datadir={self.folder / 'data'}"],
             *[f"--socket={self.folder / 'socket'}", f"--port={self.port}", "--bind-address=127.0.0.1"],
             *["--innodb-buffer-pool-size=16M", f"--pid-file={self.folder / 'pid'}", *self._tls()],
+            *self.options,
             *([f"--plugin-dir={MARIADB_PLUGINS}"] if MARIADB_PLUGINS.exists() else []),
         ]
 
@@ -136,22 +138,24 @@ def _mariadb_program(name: str) -> str:
 
 
 @contextmanager
-def mariadb_server(*, tls: bool = True) -> Iterator[MariaDBServer]:
+def mariadb_server(*arguments: str, tls: bool = True) -> Iterator[MariaDBServer]:
     install = _mariadb_program("mariadb-install-db")
     _mariadb_program("mariadbd")
     options = ["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]
-    with _initialised(MariaDBServer, [install, *options], tls=tls) as server:
+    with _initialised(MariaDBServer, [install, *options], tls=tls, options=arguments) as server:
         yield server
 
 
 @contextmanager
-def _initialised(kind: type[Kind], command: list[str | Path], *, tls: bool) -> Iterator[Kind]:
+def _initialised(
+    kind: type[Kind], command: list[str | Path], *, tls: bool, options: Sequence[str] = ()
+) -> Iterator[Kind]:
     """A server of MariaDB's family whose data folder the command makes; stopped and removed at the end."""
     folder = own_folder(f"measured-{kind.__name__.lower()}-")
     try:
         certificates = certificates_in(folder)
         subprocess.run(["cp", "-a", _data_folder(kind.__name__.lower(), command), folder / "data"], check=True)  # noqa: S607
-        server = kind(folder, free_port(), certificates, tls=tls)
+        server = kind(folder, free_port(), certificates, tls, options)
         server.start()
         try:
             yield server

@@ -327,6 +327,31 @@ def test_tables_and_indexes_are_listed_from_their_files_and_add_up_to_the_schema
     assert collection.rows(OBJECTS_THAT_ADD_UP) == [(3,)]
 
 
+def test_rows_written_since_the_start_are_counted_where_performance_schema_is_on(collection: Collection) -> None:
+    counters = ("setup_instruments", "setup_consumers", "setup_objects", "table_io_waits_summary_by_table")
+    with mariadb_server("--performance-schema") as counting:
+        counting.execute(
+            *granting("mariadb"),
+            *(f"GRANT SELECT ON performance_schema.{name} TO 'capacity_probe'@'%'" for name in counters),
+            "CREATE DATABASE orders",
+            *(f"CREATE TABLE orders.{name} (a int)" for name in ("busy", "read_only", "untouched")),
+            *(f"INSERT INTO orders.{name} VALUES (1), (2)" for name in ("busy", "read_only", "untouched")),
+        )
+        counting.kill()
+        counting.start()
+        counting.execute(
+            "INSERT INTO orders.busy VALUES (3)", "UPDATE orders.busy SET a = 0", "SELECT * FROM orders.read_only"
+        )
+        register_servers(collection.engine, [at(counting, collection)])
+
+        summary = collection.collect_objects()
+
+    assert (failures(summary), summary.unknown_objects) == ({}, ())
+    written = "SELECT object_name, written_rows, counted_since BETWEEN now() - interval '10 minutes' AND now() "
+    written += "FROM object_size_stats WHERE database_name = 'orders' AND kind = 'table' ORDER BY 1"
+    assert collection.rows(written) == [("busy", 4, True), ("read_only", 0, True), ("untouched", 0, True)]
+
+
 @pytest.mark.parametrize("table", mysql.GRANTED_TABLES)
 def test_a_login_without_the_right_on_statistics_has_tables_that_include_their_indexes(
     table: str, measured_mariadb: MariaDBServer, collection: Collection
