@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder -q
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: servers help demo own up test test-fast test-integration test-citus test-kubernetes test-image test-dagster test-focus test-nightly verify coverage check docs screenshots bench format clean
+.PHONY: servers help demo own up test test-fast test-integration test-citus test-kubernetes test-image test-dagster test-focus test-clickhouse test-nightly verify coverage check docs screenshots bench format clean
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
@@ -49,6 +49,11 @@ test-focus: $(DEVELOPER) ## Check charges of bills by the official validator of 
 	@$(PYTHON) -m venv build/focus
 	@build/focus/bin/pip install --disable-pip-version-check --quiet focus-validator==1.0.0 'multimethod<1.12' 'setuptools<81'
 	@$(BIN)/pytest -q tests/integration/test_focus.py
+
+test-clickhouse: $(DEVELOPER) ## Run the statements for newer ClickHouse servers by chDB, in build/chdb, some 560 MB
+	@$(PYTHON) -m venv build/chdb
+	@build/chdb/bin/pip install --disable-pip-version-check --quiet --no-deps chdb-core==26.9.0
+	@$(BIN)/pytest -q tests/integration/test_collection_clickhouse_newer.py
 
 verify: $(DEVELOPER) ## Measure databases of known size on the vendors' containers (Docker), and compare; SERVERS=oracle-23
 	@PYTHON="$(CURDIR)/$(BIN)/python" deploy/verify/run $(SERVERS)
