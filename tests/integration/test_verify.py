@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -94,6 +97,24 @@ def test_a_database_that_is_not_of_the_known_size_makes_it_fail(
     assert re.search(r"│ table +│ 32.0 MiB +│ unknown +│ 20 % +│ WRONG │", printed)
     assert re.search(r"│ index +│ 3.0 MiB +│ unknown +│ 40 % +│ WRONG │", printed)
     assert re.search(r"\n[45] of 5 figures wrong.", printed)
+
+
+def test_without_docker_it_says_what_it_needs_and_what_works_without(tmp_path: Path) -> None:
+    shell, dirname = shutil.which("sh"), shutil.which("dirname")
+    assert shell is not None
+    assert dirname is not None
+    (tmp_path / "dirname").symlink_to(dirname)
+    done = subprocess.run(
+        [shell, FOLDER / "run", "mysql-9"],
+        env={"PATH": str(tmp_path), "PYTHON": "venv/python"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "This needs Docker with Compose, and found none" in done.stderr
+    assert f"venv/python {FOLDER}/verify.py ENGINE://ADMINISTRATOR@HOST:PORT/DATABASE" in done.stderr
 
 
 @pytest.mark.parametrize(
