@@ -112,11 +112,12 @@ def open_runs_engine(settings: Settings) -> Iterator[Engine | None]:
     """
     from capacity_assets.reading.access import reading_engine
 
-    if settings.dagster_url is None and (settings.capacity_url is not None or settings.web_database_url is not None):
+    address = settings.web_dagster_url
+    if address is None and (settings.capacity_url is not None or settings.web_database_url is not None):
         # Where the figures are on another server, the embedded one is not started for the metrics of runs.
         yield None
         return
-    with _served(settings, settings.dagster_url, DAGSTER_DATABASE) as url:
+    with _served(settings, address, DAGSTER_DATABASE) as url:
         # Two seconds: a response must not wait longer for a connection.
         limited = url.set(drivername=CAPACITY_DRIVER).update_query_dict({"connect_timeout": "2"})
         with disposed(reading_engine(limited)) as engine:

@@ -439,6 +439,9 @@ class Variables(BaseSettings):
     declared_by: str | None = Field(default=None, max_length=LONGEST_DECLARER)
     """Who declares limits, steps, labels, prices, servers, volumes and decisions, for commands without `--by`. Unset:
     the login of the operating system."""
+    web_dagster_postgres_url: PostgresUrl | None = None
+    """Address of Dagster's database for the metrics of runs, with a role that can only read the tables `runs` and
+    `daemon_heartbeats`. Unset: DAGSTER_POSTGRES_URL."""
     web_database_url: PostgresUrl | None = None
     """Address of the same database for the pages, with a role that can only read. Unset: CAPACITY_DATABASE_URL, with
     the role `capacity_reader` if its own role may take that on."""
@@ -541,6 +544,11 @@ class Settings(Variables):
     def dagster_url(self) -> URL | None:
         """URL of Dagster's storage for the driver it needs, or None for the embedded server."""
         return url_for_driver(self.dagster_postgres_url, DAGSTER_DRIVER)
+
+    @property
+    def web_dagster_url(self) -> URL | None:
+        """URL of Dagster's storage as the pages read it, or None for the embedded server."""
+        return url_for_driver(self.web_dagster_postgres_url or self.dagster_postgres_url, CAPACITY_DRIVER)
 
     @property
     def thresholds(self) -> Thresholds:

@@ -16,7 +16,7 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.types import DaemonHeartbeat
 from dagster._utils.error import SerializableErrorInfo
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import URL, Engine, make_url, text
 
 from capacity_assets.base.settings import Settings
 from capacity_assets.forecast.decisions import Decision, decide
@@ -227,6 +227,30 @@ def test_dagster_that_is_away_is_said_and_takes_nothing_else_away(
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", shipped_instance.run_storage.postgres_url)  # type: ignore[attr-defined]
     with reading(shipped_instance) as changed:
         assert measured_of(database, changed)["capacity_dagster_readable"] == 0
+
+
+@pytest.mark.usefixtures("pages")
+def test_the_pages_read_runs_with_a_role_of_their_own_that_may_read_two_tables(
+    database: URL, shipped_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_url(shipped_instance.run_storage.postgres_url)  # type: ignore[attr-defined]
+    with shipped_instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
+        connection.execute(text("CREATE ROLE run_reader LOGIN PASSWORD 'r'"))
+        connection.execute(text("GRANT SELECT ON runs, daemon_heartbeats TO run_reader"))
+    own = whole.set(username="run_reader", password="r")  # noqa: S106 -- of a database of the tests
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql+psycopg2://nobody@127.0.0.1:1/dagster")
+    monkeypatch.setenv("CAPACITY_WEB_DAGSTER_POSTGRES_URL", own.render_as_string(hide_password=False))
+    try:
+        with reading(shipped_instance) as dagster:
+            found = measured_of(database, dagster)
+            with dagster.connect() as connection:
+                assert connection.execute(text("SELECT current_user")).scalar_one() == "run_reader"
+    finally:
+        with shipped_instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
+            connection.execute(text("DROP OWNED BY run_reader"))
+            connection.execute(text("DROP ROLE run_reader"))
+
+    assert found["capacity_dagster_readable"] == 1
 
 
 def measured_of(database: URL, dagster: Engine | None) -> dict[str, float]:
