@@ -86,7 +86,7 @@ from capacity_assets.orchestration.private import (
     PARTITION_NAME_TAG,
     SCHEDULE_NAME_TAG,
     SENSOR_NAME_TAG,
-    UnresolvedAssetJobDefinition,
+    OwnedJob,
     evaluate_partitions,
     failing_partitions,
     purge_check_records,
@@ -336,7 +336,7 @@ def _last_requested_before(instance: dg.DagsterInstance, name: str, due: date) -
     return max((window for window in windows if window < due), default=None)
 
 
-def late_data_sensor(graph: Graph, jobs: Sequence[UnresolvedAssetJobDefinition]) -> dg.SensorDefinition:
+def late_data_sensor(graph: Graph, jobs: Sequence[OwnedJob]) -> dg.SensorDefinition:
     """Build the sensor over the jobs of all periods."""
 
     @graph.sensor(

@@ -25,7 +25,7 @@ class CapacityFleet(dg.Component, dg.Model, dg.Resolvable):
     key_prefix: str | Sequence[str] | None = None
     """Prefix of the keys of all assets."""
     owners: Sequence[str] | None = None
-    """Owners of the assets, such as team:data or the address of a mailbox."""
+    """Owners of the assets and jobs, such as team:data or the address of a mailbox."""
     executor: Literal["in_process", "multiprocess"] | None = None
     """Executor of the jobs."""
 

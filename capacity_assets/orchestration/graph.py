@@ -33,7 +33,7 @@ from capacity_assets.orchestration.private import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     EventLogStorage,
-    UnresolvedAssetJobDefinition,
+    OwnedJob,
 )
 from capacity_assets.runtime import collection_service, open_engine, retention_service, task_runner
 
@@ -287,13 +287,13 @@ class Graph:
             retry_policy=self.retries,
         )
 
-    def job(
-        self, name: str, selection: Sequence[str] | dg.AssetSelection, description: str, **more: Any
-    ) -> UnresolvedAssetJobDefinition:
-        """Build a job over assets or checks. It has no owners, of which Dagster 1.13 warns whenever a job is loaded."""
+    def job(self, name: str, selection: Sequence[str] | dg.AssetSelection, description: str, **more: Any) -> OwnedJob:
+        """Build a job over assets or checks."""
         if not isinstance(selection, dg.AssetSelection):
             selection = dg.AssetSelection.assets(*map(self.key, selection))
-        return dg.define_asset_job(name, selection, description=description, executor_def=self.executor, **more)
+        return OwnedJob(
+            name, selection, description=description, executor_def=self.executor, owners=self.owners, **more
+        )
 
     def schedule(  # noqa: PLR0913 -- what a schedule has
         self,

@@ -21,6 +21,7 @@ from dagster import (
     AssetCheckResult,
     AssetExecutionContext,
     AssetRecordsFilter,
+    JobDefinition,
     Output,
 )
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
@@ -62,6 +63,7 @@ from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._serdes import serialize_value
 from dagster._utils.interrupts import setup_interrupt_handlers
+from dagster._utils.warnings import disable_dagster_warnings
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
@@ -89,6 +91,15 @@ KEPT_CONNECTIONS = 2
 # Firewalls forget connections that are not used for long.
 LONGEST_SECONDS = 600
 PLANNED = "PLANNED"
+
+
+class OwnedJob(UnresolvedAssetJobDefinition):
+    """A job over assets with owners, which are in beta: Dagster 1.13 warns of them wherever the job is loaded."""
+
+    def resolve(self, *arguments: Any, **options: Any) -> JobDefinition:
+        """Return the job of an asset graph, without the warning."""
+        with disable_dagster_warnings():
+            return super().resolve(*arguments, **options)
 
 
 class PooledPostgresStorage(DagsterPostgresStorage):

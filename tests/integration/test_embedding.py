@@ -53,6 +53,11 @@ def test_a_host_keeps_its_executor_and_resources_and_ours_have_its_prefix_and_ow
     }
     upstream = {dep.asset_key.to_user_string() for dep in specs["dba/daily_group_aggregations"].deps}
     assert upstream == {"dba/daily_database_aggregations", "dba/daily_instance_aggregations"}
+    owners = {job.name: job.owners for job in repository.get_all_jobs()}
+    assert {name: found for name, found in owners.items() if found != ["team:platform"]} == {
+        OWN_JOB: None,
+        IMPLICIT_ASSET_JOB_NAME: None,
+    }
     assert executors == {OWN_JOB: "multiprocess", "daily_aggregation_job": "in_process", "runway_job": "in_process"}
     assert definitions.resolve_implicit_global_asset_job_def().executor_def.name == "multiprocess"
     assert {*repository.get_top_level_resources()} == {"aggregation", "collection", "retention", SERVICES}
