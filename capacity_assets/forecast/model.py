@@ -1,8 +1,9 @@
 """The arithmetic of forecasts: how sizes continue, and when they reach a limit; arrays in, arrays out.
 
-A forecast is a robust drift, or the last size where that was the better forecast, with bands from past errors. All of
-it is in closed form, series by series: equal sizes give equal figures to the last digit, regardless of the rest of the
-batch, its order and the number of processors. Declared steps, which will not repeat, are removed from a series first.
+A forecast is a robust drift, the slope of a fitted line, or the last size, whichever was the better forecast in the
+past, with bands from past errors. All of it is in closed form, series by series: equal sizes give equal figures to the
+last digit, regardless of the rest of the batch, its order and the number of processors. Declared steps, which will not
+repeat, are removed from a series first.
 The method and its measured errors are in docs/forecast.md.
 """
 
@@ -48,7 +49,11 @@ WINSORISED_SHARE = 0.05
 
 MOST_ORIGINS = 104
 JUDGED_BY_DAYS = 90
-"""The horizon at which the drift and the last value are compared."""
+"""The horizon at which the methods are compared."""
+
+LEAST_SLOPE_CHANGES, LEAST_SLOPE_ERRORS, MOST_SLOPE_ERROR = 120, 39, 0.8
+"""The slope needs so many changes before a day from which it forecasts, so many past errors (nine months of them), and
+at most this share of the error of the others: it sees growth under regular purges, and elsewhere it is mostly noise."""
 
 BAND = 0.8
 """Share of outcomes that should lie between the lower and the upper end."""
@@ -73,6 +78,8 @@ class SizeForecasts:
     """The last known size."""
     drift: Sizes
     """Forecast change per day; 0 if the last value was the better forecast, or history is short."""
+    uses_slope: NDArray[np.bool_]
+    """Whether the drift is the slope of the sizes, because that was clearly the better forecast."""
     known_changes: NDArray[np.int64]
     """Number of known daily changes; below LEAST_CHANGES there is no band."""
     errors: Sizes
@@ -123,10 +130,10 @@ def forecast(sizes: Sizes, measured: Sizes | None = None) -> SizeForecasts:
     floors = levels if measured is None else _filled(np.asarray(measured, dtype=np.float64)[:, -HISTORY_DAYS:])
     changes = np.diff(levels, axis=1)
     known = np.sum(~np.isnan(changes), axis=1)
-    summed = _summed(changes, known)
-    drift = _mean_between(summed, known, levels.shape[1] - 1)
-    errors, counts, follows = _backtest(levels, floors, summed, known)
-    drift = np.where(follows & (known >= LEAST_CHANGES), drift, 0.0)
+    summed, slopes = _summed(changes, known), _slopes(levels, known)
+    errors, counts, method = _backtest(levels, floors, summed, known, slopes)
+    drift = np.where(known >= LEAST_CHANGES, _mean_between(summed, known, levels.shape[1] - 1), 0.0)
+    drift = np.choose(method, [np.zeros(len(levels)), drift, slopes[:, -1]])
     last = levels[:, -1]
     lower, upper = _bands(last, drift, errors, counts)
     week = np.minimum(known, WEEK_DAYS)
@@ -135,7 +142,9 @@ def forecast(sizes: Sizes, measured: Sizes | None = None) -> SizeForecasts:
     spread = np.fmax.reduce(lately, axis=1) - np.fmin.reduce(lately, axis=1)
     fallen = np.fmax.reduce(levels[:, -1 - PEAK_DAYS :], axis=1) - last
     rises, activity = _rises(levels), _activity(changes[:, -SPREAD_DAYS:])
-    return SizeForecasts(last, drift, known, errors, counts, lower, upper, rises, pace, spread, fallen, activity)
+    return SizeForecasts(
+        last, drift, method == SLOPE, known, errors, counts, lower, upper, rises, pace, spread, fallen, activity
+    )
 
 
 def _filled(sizes: Sizes) -> Sizes:
@@ -184,35 +193,75 @@ def _mean_between(summed: Sizes, known: NDArray[np.int64], day: int) -> Sizes:
     return mean
 
 
-def _backtest(
-    levels: Sizes, floors: Sizes, summed: Sizes, known: NDArray[np.int64]
-) -> tuple[Sizes, NDArray[np.int64], NDArray[np.bool_]]:
-    """Forecast from past days, with the drift and with the last value; return the errors of the better method.
+def _slopes(levels: Sizes, known: NDArray[np.int64]) -> Sizes:
+    """Return the least-squares slope of the sizes of each day and the DRIFT_DAYS before it, series by day.
 
-    The better one has the smaller sum of errors at JUDGED_BY_DAYS, or at the longest shorter horizon with LEAST_ERRORS.
+    NaN where fewer than LEAST_SLOPE_CHANGES changes are known.
+    """
+    days = np.arange(levels.shape[1], dtype=np.float64)
+    first = np.maximum((len(days) - 1 - known)[:, None], np.arange(len(days)) - DRIFT_DAYS)
+    count = days - first + 1
+    # Relative to the last size, so that the sums stay small.
+    relative = np.nan_to_num(levels - levels[:, -1:])
+    total, moment = (_sum_from(first, values) for values in (relative, relative * days))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes: Sizes = (moment - (first + days) / 2 * total) / (count * (count**2 - 1) / 12)
+    return np.where(count > LEAST_SLOPE_CHANGES, slopes, np.nan)
+
+
+def _sum_from(first: NDArray[np.int64], values: Sizes) -> Sizes:
+    """Return the sum of the values from column `first` up to each column."""
+    until = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
+    found: Sizes = until[:, 1:] - np.take_along_axis(until, first, axis=1)
+    return found
+
+
+METHODS = LAST_SIZE, MEAN_CHANGE, SLOPE = range(3)
+"""The methods: the last size stays, the mean change continues, or the slope continues."""
+
+
+def _backtest(
+    levels: Sizes, floors: Sizes, summed: Sizes, known: NDArray[np.int64], slopes: Sizes
+) -> tuple[Sizes, NDArray[np.int64], NDArray[np.int64]]:
+    """Forecast from past days by each method; return errors and counts of the best, and which method that is.
+
+    The better one of the first two has the smaller sum of errors at JUDGED_BY_DAYS, or at the longest shorter horizon
+    with LEAST_ERRORS. The slope is taken if its errors at JUDGED_BY_DAYS are clearly smaller than those of both.
     """
     series, days = levels.shape
-    shape = (series, len(HORIZONS_DAYS), MOST_ORIGINS)
-    drifting, staying = np.full(shape, np.nan), np.full(shape, np.nan)
+    shape = (len(METHODS), series, len(HORIZONS_DAYS), MOST_ORIGINS)
+    errors = np.full(shape, np.nan)
     first = days - known + LEAST_CHANGES - 1
     for place, horizon in enumerate(HORIZONS_DAYS):
         for number in range(MOST_ORIGINS):
             origin = days - 1 - horizon - number * ORIGIN_STEP_DAYS
             if origin < LEAST_CHANGES:
                 break
-            moved = levels[:, origin + horizon] - levels[:, origin]
-            usable = origin >= first
-            forecast = np.maximum(_mean_between(summed, known, origin) * horizon, -floors[:, origin])
-            staying[:, place, number] = np.where(usable, moved, np.nan)
-            drifting[:, place, number] = np.where(usable, moved - forecast, np.nan)
-    counts = np.sum(~np.isnan(staying), axis=2)
-    follows = np.ones(series, dtype=np.bool_)
-    for place in range(HORIZONS_DAYS.index(JUDGED_BY_DAYS) + 1):
-        worse = np.nansum(np.abs(drifting[:, place]), axis=1) > np.nansum(np.abs(staying[:, place]), axis=1)
-        follows = np.where(counts[:, place] >= LEAST_ERRORS, ~worse, follows)
-    errors = np.sort(np.where(follows[:, None, None], drifting, staying), axis=2)
-    counts = np.where(counts >= LEAST_ERRORS, counts, 0)
-    return _completed(errors, counts), counts, follows
+            moved = np.where(origin >= first, levels[:, origin + horizon] - levels[:, origin], np.nan)
+            changes = (np.zeros(series), _mean_between(summed, known, origin), slopes[:, origin])
+            for one, change in zip(METHODS, changes, strict=True):
+                errors[one, :, place, number] = moved - np.maximum(change * horizon, -floors[:, origin])
+    counts = np.sum(~np.isnan(errors), axis=3)
+    method = _best_method(errors, counts)
+    of_method = (method, np.arange(series))
+    chosen, count = np.sort(errors[of_method], axis=2), counts[of_method]
+    count = np.where(count >= LEAST_ERRORS, count, 0)
+    return _completed(chosen, count), count, method
+
+
+def _best_method(errors: Sizes, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the method of each series, from errors and counts by method, series and horizon."""
+    best = np.full(errors.shape[1], MEAN_CHANGE)
+    judged = HORIZONS_DAYS.index(JUDGED_BY_DAYS)
+    for place in range(judged + 1):
+        stays, drifts = (np.nansum(np.abs(errors[method, :, place]), axis=1) for method in (LAST_SIZE, MEAN_CHANGE))
+        better = np.where(drifts > stays, LAST_SIZE, MEAN_CHANGE)
+        best = np.where(counts[LAST_SIZE, :, place] >= LEAST_ERRORS, better, best)
+    # On the days from which the slope forecasts.
+    common = np.where(np.isnan(errors[SLOPE, :, judged]), np.nan, np.abs(errors[:, :, judged]))
+    stays, drifts, slopes = np.nansum(common, axis=2)
+    is_clear = slopes < MOST_SLOPE_ERROR * np.minimum(stays, drifts)
+    return np.where(is_clear & (counts[SLOPE, :, judged] >= LEAST_SLOPE_ERRORS), SLOPE, best)
 
 
 def _activity(changes: Sizes) -> Sizes:

@@ -6,8 +6,9 @@ It follows docs/forecast.md and shares only constants with `model`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from capacity_assets.base.settings import HISTORY_DAYS, HORIZONS_DAYS
@@ -17,15 +18,22 @@ from capacity_assets.forecast.model import (
     GROWTH_OF_ERRORS,
     JUDGED_BY_DAYS,
     LARGEST_FREE,
+    LAST_SIZE,
     LEAST_FREE,
+    LEAST_SLOPE_CHANGES,
+    LEAST_SLOPE_ERRORS,
+    MEAN_CHANGE,
+    METHODS,
     MOST_ACTIVE,
     MOST_FREE,
     MOST_ORIGINS,
     MOST_PROBABLE,
+    MOST_SLOPE_ERROR,
     MOST_USED,
     PEAK_DAYS,
     RISE_DAYS,
     ROUNDING_DAYS,
+    SLOPE,
     SMALLEST_FREE,
     SPREAD_DAYS,
     WEEK_DAYS,
@@ -48,9 +56,10 @@ class ReferenceForecast:
     highest_change: float
     """Daily changes are limited to this range."""
     cut_changes: int
-    follows_drift: bool
+    method: int
+    """LAST_SIZE, MEAN_CHANGE or SLOPE."""
     errors: dict[int, list[float]]
-    """Past errors of the better forecast, by horizon in days."""
+    """Past errors of the method, by horizon in days."""
     rises: dict[int, list[float]]
     """Largest rises within a number of days after past days."""
     pace: float
@@ -156,12 +165,9 @@ def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | 
     changes = [after - before for before, after in pairwise(levels)]
     lowest, highest = (_quantile(sorted(changes), share) for share in (WINSORISED_SHARE, 1 - WINSORISED_SHARE))
     kept = [min(max(change, lowest), highest) for change in changes]
-    staying, drifting = (_errors(levels, floors, kept, drift=drift) for drift in (False, True))
-    judged = [
-        horizon for horizon in HORIZONS_DAYS if horizon <= JUDGED_BY_DAYS and len(staying[horizon]) >= LEAST_ERRORS
-    ]
-    follows = not judged or sum(map(abs, drifting[judged[-1]])) <= sum(map(abs, staying[judged[-1]]))
-    drift = _mean(kept[-DRIFT_DAYS:]) if follows and len(changes) >= LEAST_CHANGES else 0.0
+    errors = [_errors(levels, floors, partial(_change, method, levels, kept)) for method in METHODS]
+    method = _best_method(errors)
+    drift = _change(method, levels, kept, len(levels) - 1) if len(changes) >= LEAST_CHANGES else 0.0
     cut = sum(before != after for before, after in zip(changes, kept, strict=True))
     week = min(WEEK_DAYS, len(changes))
     lately = levels[-1 - SPREAD_DAYS :]
@@ -171,8 +177,8 @@ def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | 
         lowest,
         highest,
         cut,
-        follows,
-        drifting if follows else staying,
+        method,
+        errors[method],
         rises={days: _rises(levels, days) for days in RISE_DAYS},
         pace=(levels[-1] - levels[-1 - week]) / max(week, 1),
         spread=max(lately) - min(lately),
@@ -210,19 +216,49 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
-def _errors(
-    levels: Sequence[float], floors: Sequence[float], kept: Sequence[float], *, drift: bool
-) -> dict[int, list[float]]:
+def _change(method: int, levels: Sequence[float], kept: Sequence[float], origin: int) -> float:
+    """Return the change per day that a method forecasts from a day; NaN: the slope has too little history."""
+    if method == LAST_SIZE:
+        return 0.0
+    if method == MEAN_CHANGE:
+        return _mean(kept[max(0, origin - DRIFT_DAYS) : origin])
+    days = range(max(0, origin - DRIFT_DAYS), origin + 1)
+    if len(days) <= LEAST_SLOPE_CHANGES:
+        return math.nan
+    middle = (days[0] + days[-1]) / 2
+    return math.fsum((day - middle) * (levels[day] - levels[origin]) for day in days) / math.fsum(
+        (day - middle) ** 2 for day in days
+    )
+
+
+def _best_method(errors: Sequence[dict[int, list[float]]]) -> int:
+    """Return the method with the smaller errors; the slope only if these are clearly smaller."""
+    judged = [
+        horizon
+        for horizon in HORIZONS_DAYS
+        if horizon <= JUDGED_BY_DAYS and len(errors[LAST_SIZE][horizon]) >= LEAST_ERRORS
+    ]
+    if not judged:
+        return MEAN_CHANGE
+    stays, drifts = (sum(map(abs, errors[method][judged[-1]])) for method in (LAST_SIZE, MEAN_CHANGE))
+    # The newest days come first, and the slope forecasts from these only.
+    common = len(errors[SLOPE][JUDGED_BY_DAYS])
+    *others, slopes = (sum(map(abs, errors[method][JUDGED_BY_DAYS][:common])) for method in METHODS)
+    if common >= LEAST_SLOPE_ERRORS and slopes < MOST_SLOPE_ERROR * min(others):
+        return SLOPE
+    return LAST_SIZE if drifts > stays else MEAN_CHANGE
+
+
+def _errors(levels: Sequence[float], floors: Sequence[float], change: Callable[[int], float]) -> dict[int, list[float]]:
     """Return the errors of forecasts from past days: the change that followed minus the forecast one."""
     errors: dict[int, list[float]] = {}
     for horizon in HORIZONS_DAYS:
         errors[horizon] = []
         for number in range(MOST_ORIGINS):
             origin = len(levels) - 1 - horizon - number * ORIGIN_STEP_DAYS
-            if origin < LEAST_CHANGES:
+            if origin < LEAST_CHANGES or math.isnan(change(origin)):
                 break
-            expected = _mean(kept[max(0, origin - DRIFT_DAYS) : origin]) * horizon if drift else 0.0
-            expected = max(expected, -floors[origin])
+            expected = max(change(origin) * horizon, -floors[origin])
             errors[horizon].append(levels[origin + horizon] - levels[origin] - expected)
     return errors
 

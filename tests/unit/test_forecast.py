@@ -15,9 +15,12 @@ from capacity_assets.forecast.model import (
     GROWTH_OF_ERRORS,
     JUDGED_BY_DAYS,
     LARGEST_FREE,
+    LEAST_SLOPE_CHANGES,
+    LEAST_SLOPE_ERRORS,
     MOST_ACTIVE,
     MOST_ORIGINS,
     MOST_PROBABLE,
+    MOST_SLOPE_ERROR,
     MOST_USED,
     NOT_WITHIN_HORIZON,
     RISE_DAYS,
@@ -64,6 +67,12 @@ def sawtooth(phase: int) -> Sizes:
     changes = np.full(149, -20.0)
     changes[phase::12] += 120
     return 10_000 + np.concatenate([[0.0], np.cumsum(changes)])
+
+
+def purged_growth(days: int, purge_days: int, purged: int, offset: int = 0) -> Sizes:
+    """Growth of 30 per day, of which a part is purged at regular intervals."""
+    day = np.arange(days, dtype=np.float64)
+    return 10_000 + 30 * day - purged * ((day + offset) // purge_days)
 
 
 def test_a_series_that_grows_evenly_goes_on_so_and_its_limit_has_a_date() -> None:
@@ -167,6 +176,28 @@ def test_with_a_purge_every_45_days_the_band_is_narrower_after_90_days_than_afte
     assert widths[90] == pytest.approx(0, abs=1e-6), "90 days later it lies at the same place between two purges"
 
 
+def test_growth_under_regular_purges_is_forecast_by_the_slope_of_its_sizes() -> None:
+    """It grows by 1,800 and loses 1,200 of that every 60 days: by 10 a day, and not by 30 or 0."""
+    made = one(purged_growth(700, 60, 1_200))
+
+    assert made.uses_slope.tolist() == [True]
+    assert made.drift[0] == pytest.approx(10, abs=0.5)
+    year = HORIZONS_DAYS.index(365)
+    assert made.middle[0, year] == pytest.approx(made.last[0] + 3_650, abs=200)
+    assert made.last[0] < made.lower[0, year] <= made.middle[0, year] <= made.upper[0, year]
+
+
+def test_the_slope_needs_477_days_of_history() -> None:
+    least = LEAST_SLOPE_CHANGES + JUDGED_BY_DAYS + ORIGIN_STEP_DAYS * (LEAST_SLOPE_ERRORS - 1) + 1
+
+    assert one(purged_growth(least, 60, 1_200)).uses_slope.tolist() == [True]
+    assert one(purged_growth(least - 1, 60, 1_200)).uses_slope.tolist() == [False]
+
+
+def test_even_growth_keeps_its_mean_change() -> None:
+    assert one(line(5, 1_096)).uses_slope.tolist() == [False]
+
+
 def test_where_the_drift_was_the_worse_forecast_the_last_value_stays() -> None:
     """Growth that is purged every sixty days: without the purges, which are cut, it looks like a trend."""
     purged = 10_000 + 30.0 * (np.arange(800) % 60)
@@ -253,8 +284,15 @@ def test_a_forecast_depends_on_its_own_series_alone(every: list[Sizes]) -> None:
         np.testing.assert_array_equal(forecast(values[None, :]).upper[0], together.upper[place])
 
 
+GROWTH_WITH_PURGES = st.builds(
+    purged_growth, st.integers(300, 900), st.integers(5, 90), st.integers(0, 2_000), st.integers(0, 90)
+)
+
+
 @given(
-    st.one_of(series(), st.builds(sawtooth, st.integers(0, 11))), st.integers(0, 5_000), st.sampled_from([0, 90_000])
+    st.one_of(series(), st.builds(sawtooth, st.integers(0, 11)), GROWTH_WITH_PURGES),
+    st.integers(0, 5_000),
+    st.sampled_from([0, 90_000]),
 )
 def test_the_forecast_equals_the_calculation_value_by_value(values: Sizes, missing: int, less: int) -> None:
     values = np.maximum(values - less, 0)  # to zero, below which no forecast goes
@@ -405,6 +443,9 @@ def test_the_document_has_the_rules_and_an_example_that_can_be_recomputed() -> N
         f"{WINSORISED_SHARE:.0%} and {1 - WINSORISED_SHARE:.0%} quantiles".replace("%", " %"),
         f"mean of the last {DRIFT_DAYS} changes",
         f"at most {MOST_ORIGINS}, each with at least {LEAST_CHANGES} changes before it",
+        f"at least {LEAST_SLOPE_CHANGES} changes before the day",
+        f"{MOST_SLOPE_ERROR} times the smaller of the other two sums",
+        f"at least {LEAST_SLOPE_ERRORS} errors",
         f"The deciding horizon is {JUDGED_BY_DAYS} days",
         f"*m* = {ORIGIN_STEP_DAYS} *n* / *h*",
         f"*t* = {(1 - BAND) / 2:.1f} ",
