@@ -37,7 +37,11 @@ class Answer:
 
     status: int
     headers: Message
-    text: str
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode()
 
     @property
     def json(self) -> Any:
@@ -54,10 +58,10 @@ class Pages:
         request = urllib.request.Request(f"{self.address}{path}", headers=headers)  # noqa: S310 -- our own address
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 -- as above
-                return Answer(answer.status, answer.headers, answer.read().decode())
+                return Answer(answer.status, answer.headers, answer.read())
         except urllib.error.HTTPError as error:
             with error:
-                return Answer(error.code, error.headers, error.read().decode())
+                return Answer(error.code, error.headers, error.read())
 
     def workbook(self, path: str) -> list[list[Any]]:
         """The rows of the Excel workbook of a page, headings first."""

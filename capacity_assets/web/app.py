@@ -13,10 +13,10 @@ import resource
 import secrets
 import threading
 from base64 import b64decode
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -65,6 +65,7 @@ from capacity_assets.web.reader import (
     FILE_FORMATS,
     PAGE_FORMATS,
     RANGE_NAMES,
+    STALE_TIMES,
     PageQuery,
     Reader,
     StillReadingError,
@@ -251,8 +252,6 @@ SECONDS_KEPT = 10
 SECONDS_BETWEEN_READING_AHEAD = 20
 # A page that is still being read waits for it again after this pause.
 SECONDS_BETWEEN_ASKING = 1
-# Rendered pages have some 50 kB each.
-MOST_HTML_KEPT = 100
 # More threads than connections, because many requests wait for the same query.
 THREADS = 32
 STATEMENT_CANCELLED = "57014"
@@ -331,6 +330,8 @@ class ReadContent:
 
     content: Any
     read_at: datetime
+    identity: object = field(default_factory=object)
+    """Differs between two contents, even if both were read at the same moment."""
 
 
 class PageServer:
@@ -341,8 +342,6 @@ class PageServer:
         self._reader, self._serving = reader, serving
         self._templates = page_templates(PAGES, serving.dagster_url, reader.thresholds)
         self._metrics_scope = MetricsScope.of(serving.clock.zone, serving.metrics_databases)
-        self._html: dict[Hashable, tuple[ReadContent, str]] = {}
-        self._html_lock = threading.Lock()
         # A separate pool, so that static files do not wait for the database.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pages")
 
@@ -387,9 +386,7 @@ class PageServer:
             return PlainTextResponse(f"{sentence}\n", status)
         takes_openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
         form = OPENMETRICS if takes_openmetrics else PLAIN
-        if "gzip" in request.headers.get("accept-encoding", ""):
-            return Response(packed, media_type=form, headers={"Content-Encoding": "gzip", "Vary": "Accept-Encoding"})
-        return Response(gzip.decompress(packed), media_type=form)
+        return _unpacked_if_needed(request, packed, form)
 
     def read_ahead(self, ended: threading.Event) -> None:
         """Read what every reader sees, again and again until the event is set; the next request shows a failure."""
@@ -444,35 +441,35 @@ class PageServer:
             refuse_unknown_parameters(page, (name for name in request.query_params if name != "format"))
             self._reader.refuse_a_newer_schema()
             answer = self._read(page, query)
+            if form == "html":
+                user = request.headers.get(self._serving.user_header) if self._serving.user_header else None
+                notice = shared_notice(self._reader, query.today) if page.has_figures else ""
+                packed = self._rendered(page, query, answer, user, notice)
+                return _unpacked_if_needed(request, packed, HTMLResponse.media_type)
         except StillReadingError:
             return self._still_reading(request)
         except REFUSED_ERRORS as error:
             return self._refused(request, *refusal_of(error))
         if form == "json":
             return Response(page.json(answer.content), media_type="application/json")
-        if form in FILE_FORMATS:
-            written, media_type = (page.csv, CSV_TYPE) if form == "csv" else (page.workbook, EXCEL_TYPE)
-            headers = {"Content-Disposition": f'attachment; filename="{page.name}.{form}"'}
-            return Response(written(answer.content), media_type=media_type, headers=headers)
-        user = request.headers.get(self._serving.user_header) if self._serving.user_header else None
-        notice = shared_notice(self._reader, query.today) if page.has_figures else ""
-        return HTMLResponse(self._rendered(page, query, answer, user, notice))
+        written, media_type = (page.csv, CSV_TYPE) if form == "csv" else (page.workbook, EXCEL_TYPE)
+        headers = {"Content-Disposition": f'attachment; filename="{page.name}.{form}"'}
+        return Response(written(answer.content), media_type=media_type, headers=headers)
 
-    def _rendered(self, page: PageRoute, query: PageQuery, answer: ReadContent, user: str | None, notice: str) -> str:
-        """Return the page as HTML, rendered once for all readers of the same content."""
-        key = (page.path, tuple(sorted(query.values.items())), user, notice)
-        kept = self._html.get(key)
-        if kept is not None and kept[0] is answer:
-            return kept[1]
-        values = {"page": answer.content, "crumbs": _crumbs(page, answer.content), "read_at": answer.read_at}
-        template = self._templates.get_template(f"{page.name}.html.j2")
-        html = template.render(**values, notice=notice, query=query, title=page.title, user=user, listed=page.table)
-        if page.is_cached:
-            with self._html_lock:
-                self._html[key] = (answer, html)
-                while len(self._html) > MOST_HTML_KEPT:
-                    del self._html[next(iter(self._html))]
-        return html
+    def _rendered(self, page: PageRoute, query: PageQuery, answer: ReadContent, user: str | None, notice: str) -> bytes:
+        """Return the page as compressed HTML, rendered once for all readers of the same content."""
+
+        def render() -> bytes:
+            values = {"page": answer.content, "crumbs": _crumbs(page, answer.content), "read_at": answer.read_at}
+            template = self._templates.get_template(f"{page.name}.html.j2")
+            html = template.render(**values, notice=notice, query=query, title=page.title, user=user, listed=page.table)
+            return gzip.compress(html.encode(), mtime=0)
+
+        if not page.is_cached:
+            return render()
+        key = ("html", page.path, tuple(sorted(query.values.items())), user, notice, answer.identity)
+        # As long as its content may be shown, which is why it is never rendered again.
+        return self._reader.cached(key, render, SECONDS_KEPT * STALE_TIMES, stale_times=1)
 
     def _still_reading(self, request: Request) -> Response:
         """Answer with a page that says what is being read and loads itself again; a script gets status 503."""
@@ -508,6 +505,15 @@ def _crumbs(page: PageRoute, content: Any) -> list[tuple[str, str]]:
         else (PAGE_OF[path].title, address(path, by=content.grouped_by if path in BY_GROUP else None))
         for path in page.above
     ]
+
+
+def _unpacked_if_needed(request: Request, packed: bytes, media_type: str) -> Response:
+    """Answer with compressed content, uncompressed if the client does not take it."""
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+        return Response(packed, media_type=media_type, headers=headers)
+    # GZipMiddleware adds the same Vary.
+    return Response(gzip.decompress(packed), media_type=media_type)
 
 
 def _is_from_a_script(request: Request) -> bool:

@@ -133,12 +133,12 @@ class Reader:
         if newer:
             raise DatabaseError(newer)
 
-    def cached(self, key: Hashable, read: Callable[[], T], seconds: float) -> T:
+    def cached(self, key: Hashable, read: Callable[[], T], seconds: float, *, stale_times: int = STALE_TIMES) -> T:
         """Return the result of `read`, or a cached one.
 
         A value older than `seconds` is returned once more and read again in the background, so that only the first
-        caller waits. Concurrent callers get the same value, or the same error; StillReadingError after ANSWER_SECONDS,
-        so that their threads do not all wait for one long read.
+        caller waits; one older than `stale_times` that is not returned. Concurrent callers get the same value, or the
+        same error; StillReadingError after ANSWER_SECONDS, so that their threads do not all wait for one long read.
         """
         now = time.monotonic()
         with self._lock:
@@ -146,7 +146,7 @@ class Reader:
             if kept is not None and now < kept.shown_until:
                 if now - kept.read_at >= seconds and key not in self._reading:
                     self._reading[key] = Future()
-                    self._background.submit(self._read, key, read, seconds)
+                    self._background.submit(self._read, key, read, seconds, stale_times)
                 value: T = kept.value
                 return value
             reading = self._reading.get(key)
@@ -154,7 +154,7 @@ class Reader:
             if reading is None:
                 reading = self._reading[key] = Future()
         if is_first:
-            self._read(key, read, seconds)
+            self._read(key, read, seconds, stale_times)
         try:
             awaited: T = reading.result(ANSWER_SECONDS)
         except TimeoutError:
@@ -191,7 +191,7 @@ class Reader:
         finally:
             self._computing.release()
 
-    def _read(self, key: Hashable, read: Callable[[], Any], seconds: float) -> None:
+    def _read(self, key: Hashable, read: Callable[[], Any], seconds: float, stale_times: int) -> None:
         """Read, and give the result to all waiting callers."""
         try:
             value = read()
@@ -202,11 +202,11 @@ class Reader:
             reading.set_exception(error)
             return
         with self._lock:
-            self._keep(key, value, seconds, size_bytes)
+            self._keep(key, value, stale_times * seconds, size_bytes)
             reading = self._reading.pop(key)
         reading.set_result(value)
 
-    def _keep(self, key: Hashable, value: Any, seconds: float, size_bytes: int) -> None:
+    def _keep(self, key: Hashable, value: Any, shown_seconds: float, size_bytes: int) -> None:
         """Cache a value; drop expired values, and if the cache is full, those that expire first."""
         now = time.monotonic()
         self._cache.pop(key, None)
@@ -216,7 +216,7 @@ class Reader:
         while self._cache and total_bytes > MOST_KEPT_BYTES:
             first = min(self._cache, key=lambda kept_key: self._cache[kept_key].shown_until)
             total_bytes -= self._cache.pop(first).size_bytes
-        self._cache[key] = _CachedValue(value, now, now + STALE_TIMES * seconds, size_bytes)
+        self._cache[key] = _CachedValue(value, now, now + shown_seconds, size_bytes)
 
 
 def _cancel(opened: Sequence[Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import gzip
+import re
 import socket
 import time
 import weakref
@@ -29,6 +31,7 @@ from capacity_assets.reading.access import (
 from capacity_assets.web import app
 from capacity_assets.web.app import CHALLENGE, HEADERS
 from capacity_assets.web.reader import FORECASTS_SECONDS, Reader
+from capacity_assets.web.rendering import PageRoute
 from tests.command import capacity
 from tests.databases import execute
 from tests.former_revisions import ADDED_LATER
@@ -116,7 +119,48 @@ def basic(login: str) -> str:
 def test_a_proxy_names_the_user(database: URL) -> None:
     with served_pages(database, user_header="X-Forwarded-User") as pages:
         assert pages.ask("/").status == 403
-        assert "Signed in as dba@example" in pages.ask("/", **{"X-Forwarded-User": "dba@example"}).text
+        for user in ("dba@example", "ann@example", "dba@example"):
+            answer = pages.ask("/", **{"X-Forwarded-User": user})
+            assert re.findall("Signed in as ([^<]*)", answer.text) == [user], "no reader sees the name of another"
+
+
+def test_a_page_is_the_same_whether_compressed_or_not_and_says_what_it_depends_on(pages: Pages) -> None:
+    packed = pages.ask("/servers", **{"Accept-Encoding": "gzip, br"})
+    plain = pages.ask("/servers")
+
+    assert gzip.decompress(packed.content) == plain.content
+    assert (header(packed, "content-encoding"), header(plain, "content-encoding")) == ("gzip", "")
+    assert {header(one, "vary") for one in (packed, plain)} == {"Accept-Encoding"}
+    assert [header(one, "content-length") for one in (packed, plain)] == [
+        str(len(one.content)) for one in (packed, plain)
+    ]
+
+
+def test_a_page_is_filled_in_once_for_all_who_ask_at_the_same_moment_and_again_when_it_was_read_again(
+    pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled_in: list[str] = []
+
+    def slowly(page: PageRoute, content: Any) -> list[tuple[str, str]]:
+        filled_in.append(page.path)
+        time.sleep(0.5)
+        return crumbs(page, content)
+
+    # It is called once when a page is filled in.
+    crumbs = app._crumbs
+    monkeypatch.setattr(app, "_crumbs", slowly)
+    monkeypatch.setattr(app, "SECONDS_KEPT", 1)
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(pages.ask, ["/servers?order=name"] * 20))
+    assert filled_in == ["/servers"]
+    assert len({answer.text for answer in answers}) == 1
+
+    time.sleep(1)
+    deadline = time.monotonic() + 30
+    while len(filled_in) < 2 and time.monotonic() < deadline:
+        assert pages.ask("/servers?order=name").status == 200
+        time.sleep(0.1)
+    assert filled_in == ["/servers"] * 2
 
 
 def test_a_database_that_is_slow_or_gone_gives_a_page_that_says_so(
