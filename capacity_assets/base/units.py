@@ -5,6 +5,7 @@ Units are binary and named so: a column in `_mb` counts MiB (1,048,576 bytes), a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from datetime import date
@@ -17,6 +18,8 @@ class _Unit(NamedTuple):
     name: str
     size_mb: int
     places: int
+    least_mb: int
+    """What rounds up to 1,024 of the smaller unit is 1 of this one."""
 
 
 BYTES_PER_MB = 1024 * 1024
@@ -27,7 +30,11 @@ LARGEST_MB = LARGEST_BYTES // BYTES_PER_MB
 MB_PER_GB = 1024
 _STEP = 1024
 # A decimal of a larger unit hides more.
-_UNITS = (_Unit("PiB", _STEP**3, 3), _Unit("TiB", _STEP**2, 2), _Unit("GiB", _STEP, 1))
+_UNITS = (
+    _Unit("PiB", _STEP**3, 3, math.ceil((_STEP - 0.005) * _STEP**2)),
+    _Unit("TiB", _STEP**2, 2, math.ceil((_STEP - 0.05) * _STEP)),
+    _Unit("GiB", _STEP, 1, _STEP),
+)
 _MOST_PLACES = 9
 # The printed difference of two sizes may differ from the real one by a tenth.
 _TOLERANCE = 0.1
@@ -80,12 +87,8 @@ def human_pair_mb(one_mb: int, other_mb: int) -> tuple[str, str]:
 
 
 def _unit_of(size_mb: int) -> _Unit | None:
-    """Return the largest unit that fits; None for MiB. What rounds up to 1,024 of the smaller unit is 1 of this one."""
-    smaller_places = [*(unit.places for unit in _UNITS[1:]), 0]
-    for unit, places in zip(_UNITS, smaller_places, strict=True):
-        if round(abs(size_mb) / unit.size_mb * _STEP, places) >= _STEP:
-            return unit
-    return None
+    """Return the largest unit that fits; None for MiB."""
+    return next((unit for unit in _UNITS if abs(size_mb) >= unit.least_mb), None)
 
 
 # Not those of the locale: pages are the same on every machine.

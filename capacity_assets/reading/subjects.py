@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from urllib.parse import urlencode
+from urllib.parse import quote_plus
 
 from sqlalchemy import Connection
 
@@ -315,8 +315,8 @@ def is_outdated(connection: Connection, issue: BillIssue, month: Window) -> bool
 
 def address(path: str, /, **values: object) -> str:
     """Return the address of a page, without values that are None."""
-    given = {name: str(value) for name, value in values.items() if value is not None}
-    return f"{path}?{urlencode(given)}" if given else path
+    given = "&".join([f"{name}={quote_plus(str(value))}" for name, value in values.items() if value is not None])
+    return f"{path}?{given}" if given else path
 
 
 def subject_address(subject: str, server_id: int, name: str = "") -> str:

@@ -174,7 +174,8 @@ def size(size_mb: int | None) -> Markup:
     """Render a size with its unit; the tooltip has the exact value."""
     if size_mb is None:
         return Markup('<span class="unknown">unknown</span>')
-    return Markup('<data value="{0}" title="{0:,} MiB">{1}</data>').format(size_mb, human_mb(size_mb))
+    # Not by Markup.format, which takes several times as long: a list has hundreds of sizes, which need no escape.
+    return Markup(f'<data value="{size_mb}" title="{size_mb:,} MiB">{human_mb(size_mb)}</data>')  # noqa: S704
 
 
 def change(change_mb: int | None) -> Markup:
@@ -183,14 +184,14 @@ def change(change_mb: int | None) -> Markup:
         return Markup('<span class="unknown">unknown</span>')
     kind = "grown" if change_mb > 0 else "shrunk" if change_mb < 0 else "same"
     text = human_change_mb(change_mb)
-    return Markup('<data class="{2}" value="{0}" title="{0:+,} MiB">{1}</data>').format(change_mb, text, kind)
+    return Markup(f'<data class="{kind}" value="{change_mb}" title="{change_mb:+,} MiB">{text}</data>')  # noqa: S704 -- as above
 
 
 def day(value: date | None, otherwise: str = "not within a year") -> Markup | str:
     """Render a day as text, with its ISO form for scripts; the default is for fill dates."""
     if value is None:
         return otherwise
-    return Markup('<time datetime="{0}">{1}</time>').format(value.isoformat(), human_day(value))
+    return Markup(f'<time datetime="{value.isoformat()}">{human_day(value)}</time>')  # noqa: S704 -- as above
 
 
 def code(text: str) -> Markup:
