@@ -25,15 +25,14 @@ from capacity_assets.reading.access import records, rows
 
 def newest_window(connection: Connection, period: Period) -> Window | None:
     """Return the newest window of a period in which any server has a row; None: none was computed."""
-    # For max() over a view PostgreSQL would read all rows, and for this it reads one entry of an index.
-    statement = """
-        SELECT start FROM (
-            (SELECT window_start AS start FROM capacity_server_growth WHERE period = :period AND NOT is_derived
-             ORDER BY window_start DESC LIMIT 1)
-            UNION ALL
-            (SELECT window_start FROM capacity_growth WHERE period = :period ORDER BY window_start DESC LIMIT 1)
-        ) AS newest ORDER BY start DESC LIMIT 1"""
-    newest = rows(connection, statement, period=period.name)
+    # For max() over a view PostgreSQL would read all rows, and for this it reads one entry of an index. Servers are
+    # looked up in later windows only: for a question about all of them, planning takes longer than both.
+    databases = "SELECT window_start AS start FROM capacity_growth WHERE period = :period ORDER BY start DESC LIMIT 1"
+    servers = """
+        SELECT window_start AS start FROM capacity_server_growth
+        WHERE period = :period AND window_start > :after ORDER BY start DESC LIMIT 1"""
+    newest = rows(connection, databases, period=period.name)
+    newest = rows(connection, servers, period=period.name, after=newest[0].start if newest else date.min) or newest
     return period.window_of(newest[0].start) if newest else None
 
 
@@ -68,9 +67,11 @@ def complete_window(connection: Connection, period: Period, newest: Window | Non
         return newest
     if newest.end <= last_day and (newest.end < today or period.scheduled_current):
         return newest
-    statement = "SELECT 1 FROM capacity_server_growth WHERE period = :period AND window_start = :start LIMIT 1"
     before = min(period.previous(newest), period.last(today))
-    return before if rows(connection, statement, period=period.name, start=before.start) else newest
+    of_window = {"period": period.name, "start": before.start}
+    databases = "SELECT 1 FROM capacity_growth WHERE period = :period AND window_start = :start LIMIT 1"
+    servers = "SELECT 1 FROM capacity_server_growth WHERE period = :period AND window_start = :start LIMIT 1"
+    return before if rows(connection, databases, **of_window) or rows(connection, servers, **of_window) else newest
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from capacity_assets.digest import read_digest
 from capacity_assets.ownership.labels import Label, declare_labels, explain_group
 from capacity_assets.reading.changes import ChangeKind, window_sizes
 from capacity_assets.reading.groups import groups_of
+from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.report.page import read_report
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
@@ -204,6 +205,25 @@ def equal_changes(engine: Engine) -> None:
             for sign in (1, -1):
                 history = [size] * (DAYS - 7) + [size + sign * 2000] * 7
                 add_database_sizes(engine, sizes(server, f"{name}{sign:+}", FIRST.isoformat(), history))
+
+
+def test_the_newest_window_is_that_of_servers_or_of_databases_whichever_is_newer(engine: Engine) -> None:
+    daily = PERIODS["daily"]
+
+    def shown() -> tuple[date | None, date | None]:
+        with engine.connect() as connection:
+            newest = newest_window(connection, daily)
+            complete = complete_window(connection, daily, newest, FIRST + timedelta(days=1))
+        return newest.start if newest else None, complete.start if complete else None
+
+    assert shown() == (None, None)
+    add_instances(engine, [1, 2])
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(100, 1), (110, 1)]))
+    computed(engine)
+    assert shown() == (FIRST + timedelta(days=1), FIRST + timedelta(days=1)), "of a server without databases"
+    add_database_sizes(engine, sizes(2, "orders", FIRST.isoformat(), [100, 100, 100]))
+    computed(engine)
+    assert shown() == (FIRST + timedelta(days=2), FIRST), "of a database, and the last day that was over then"
 
 
 def test_rows_of_equal_change_have_one_order(engine: Engine, database: URL) -> None:
