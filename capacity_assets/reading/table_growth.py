@@ -222,8 +222,8 @@ def list_objects(  # noqa: PLR0913 -- one argument per choice of a list
     elif order == "name":
         for row in _rows(connection, _LAST_NAME, days, {}, **parameters):
             parameters["last_name"] = row.object_name
-    parts = {"changes": _LISTED_CHANGES, **_COMPARISON, "prices": PRICES, "price_of": _PRICE_OF, "counted": _COUNTED}
-    parameters |= {"start": bill and bill.month, "issue": bill and bill.issue, "by": "", "name": ""}
+    parts = {"changes": _LISTED_CHANGES, **_COMPARISON, "price_of": _PRICE_OF, "counted": _COUNTED}
+    parameters |= {"start": bill and bill.month, "issue": bill and bill.issue}
     # PostgreSQL believes that few objects are of these days and databases, and would look each up in the other sample.
     plan_with_loops(connection, allowed=parameters["least"] > 1 or len(days) <= FEW_DATABASES)
     found = _rows(connection, _LISTED, days, parts, **parameters, shown=shown + 1, skipped=skipped)
@@ -445,8 +445,17 @@ GROUP BY o.server_id, o.database, o.day HAVING max(o.object_count) > 0
 _BOUND_OF = """
 SELECT jsonb_object_agg(CAST(jsonb_build_array(server_id, database, day) AS text), bound_bytes) AS bounds FROM bounds
 """
+# Of the compared databases, because a bill has those of the whole fleet.
 _PRICE_OF = """
-SELECT jsonb_object_agg(CAST(jsonb_build_array(server_id, database) AS text), price) AS prices FROM prices
+SELECT jsonb_object_agg(CAST(jsonb_build_array(server_id, database) AS text), price) AS prices
+FROM (
+    SELECT l.instance_id AS server_id, l.database_name AS database,
+           sum(l.amount) / nullif(sum(l.gib_months) FILTER (WHERE l.price IS NOT NULL), 0) AS price
+    FROM (SELECT DISTINCT server_id, database FROM compared) AS d
+    JOIN capacity_bill_lines l ON l.instance_id = d.server_id AND l.database_name = d.database
+    WHERE l.month = :start AND l.issue = :issue
+    GROUP BY l.instance_id, l.database_name
+) AS prices
 """
 _COMPARED = """
 SELECT c.*,
@@ -634,10 +643,13 @@ def mean_price_of_database(
     connection: Connection, month: date, issue: int, server_id: int, database: str
 ) -> Decimal | None:
     """Return the mean price per GiB of a database in an issue of a bill; None: it has none. Raises DBAPIError."""
-    of_database = "SELECT price FROM prices WHERE server_id = :server_id AND database = :database"
-    parameters = {"start": month, "issue": issue, "by": "", "name": "", "server_id": server_id, "database": database}
-    found = rows(connection, with_queries(of_database, prices=PRICES), **parameters)
-    return found[0].price if found else None
+    statement = """
+        SELECT sum(amount) / nullif(sum(gib_months) FILTER (WHERE price IS NOT NULL), 0) AS price
+        FROM capacity_bill_lines
+        WHERE month = :month AND issue = :issue AND instance_id = :server AND database_name = :database"""
+    [row] = rows(connection, statement, month=month, issue=issue, server=server_id, database=database)
+    mean: Decimal | None = row.price
+    return mean
 
 
 @dataclass(frozen=True)
@@ -690,15 +702,6 @@ def free_space(
     return FreeSpace(whole.databases, whole.tables, int(whole.whole_bytes), in_cents(whole.whole_amount), listed)
 
 
-PRICES = """
-SELECT instance_id AS server_id, database_name AS database,
-       sum(amount) / nullif(sum(gib_months) FILTER (WHERE price IS NOT NULL), 0) AS price
-FROM capacity_bill_lines
-WHERE month = :start AND issue = :issue
-  AND (:by = '' OR coalesce((labels || jsonb_build_object('engine', engine, 'server', server)) ->> :by, '') = :name)
-GROUP BY instance_id, database_name
-"""
-"""The databases of an issue of a bill, of all or of one group, with the mean price per GiB of each; null: none."""
 _FREE = """
 SELECT free.*, (SELECT count(*) FROM (SELECT DISTINCT server_id, database FROM free) AS d) AS databases,
        count(*) OVER () AS tables, sum(free_bytes) OVER () AS whole_bytes, sum(amount) OVER () AS whole_amount
