@@ -65,13 +65,13 @@ def capacity_engine(
     url: URL,
     *,
     parallel_slices: int = DEFAULT_PARALLEL_SLICES,
-    kept_connections: int = POOL_SIZE,
+    connections: int | None = None,
     pool_timeout_seconds: int = POOL_TIMEOUT_SECONDS,
 ) -> Engine:
     """Create an engine for the capacity tables; it connects on first use and waits at most ten seconds.
 
-    Its pool has a connection for each of the slices that are written side by side, and some for other work.
-    `kept_connections` of them stay open, and the one used last is used next.
+    Its pool has a connection for each of the slices that are written side by side, and some for other work, of which
+    POOL_SIZE stay open. With `connections` it has that many, and all stay open. The one used last is used next.
 
     Options in the URL (`?options=-csearch_path=...`, `connect_timeout`, `application_name`) override ours. A wrong
     address shows at the first statement, see `ensure_reachable`.
@@ -81,8 +81,8 @@ def capacity_engine(
     arguments = {name: value for name, value in defaults.items() if name not in url.query}
     return create_engine(
         url.difference_update_query(["options"]),
-        pool_size=kept_connections,
-        max_overflow=POOL_SIZE + parallel_slices - 1,
+        pool_size=connections or POOL_SIZE,
+        max_overflow=0 if connections else POOL_SIZE + parallel_slices - 1,
         pool_use_lifo=True,
         pool_timeout=pool_timeout_seconds,
         pool_pre_ping=True,

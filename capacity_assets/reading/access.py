@@ -15,7 +15,7 @@ from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.views import OF_FORECASTS, OF_SERVERS, READ_ON_NODES, READABLE, READER_ROLE
 
 STATEMENT_TIMEOUT_SECONDS = 5
-CONNECTIONS = 8
+CONNECTIONS = 10
 NAMES_LISTED = 3
 
 T = TypeVar("T")
@@ -29,10 +29,10 @@ def reading_engine(url: URL, *, role: str | None = None) -> Engine:
     if role is not None:
         options += f" -c role={role}"
     given = url.query.get("options", "")
-    # Connections are kept, because the first page on a new one takes three times as long.
+    # All connections are kept, because the first page on a new one takes three times as long.
     return capacity_engine(
         url.update_query_dict({"options": f"{given} {options}".strip()}),
-        kept_connections=CONNECTIONS,
+        connections=CONNECTIONS,
         pool_timeout_seconds=STATEMENT_TIMEOUT_SECONDS,
     )
 

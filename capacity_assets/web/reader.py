@@ -61,6 +61,8 @@ SHARED_SECONDS = 60
 """Limit of a statement whose result all readers see: it runs once at a time, however many wait for it."""
 
 CANCEL_SECONDS = 3
+FOR_READERS = 2
+"""Connections that are not used to read again in the background."""
 
 T = TypeVar("T")
 
@@ -92,7 +94,7 @@ class Reader:
         self._opened: WeakSet[Any] = WeakSet()
         self._is_ended = False
         self.watch(engine)
-        self._background = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="background")
+        self._background = ThreadPoolExecutor(CONNECTIONS - FOR_READERS, thread_name_prefix="background")
 
     def close(self) -> None:
         """Wait for background reads, so that their connections are returned before the engine is disposed."""
