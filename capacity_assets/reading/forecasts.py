@@ -219,7 +219,7 @@ def _runways(
     connection: sa.Connection, today: date, chosen: sa.Select[Any] | sa.CompoundSelect[Any]
 ) -> list[StoredRunway]:
     found = rows(connection, chosen)
-    decisions = open_decisions(connection, today) if found else None
+    decisions = open_decisions(connection, today, [*{row.server_id for row in found}]) if found else None
     runways = []
     for row in found:
         values = row._mapping  # noqa: SLF001 -- SQLAlchemy's public name
