@@ -64,17 +64,21 @@ PAGES = {
     "a group": "/group?by=team&name=team-{digit}",
     "fills first": "/filling?page={n}",
     "bill": "/bill?by={by}",
-    "budget": "/budget?by=team&months={n}",
+    "budget": "/budget?by=team&months={months}",
     "accuracy": "/accuracy?horizon={horizon}",
     "a server": "/server?server={n}",
     "a database, daily": "/database?server=17&name=database-{n}",
     "a database, weekly": "/database?server=18&name=database-{n}&period=weekly",
     "a volume": "/volume?server={n}&name=%2Fdata",
     "tables by growth, of 100 servers": "/tables?page={n}",
+    "tables by shrinkage, of 100 servers": "/tables?order=shrinkage&page={n}",
     "tables by size, of 100 servers": "/tables?order=size&page={n}",
+    "tables by name, of 100 servers": "/tables?order=name&page={n}",
+    "tables that were not written to, of 100 servers": "/tables?order=unwritten&page={n}",
     "tables by dead space, of 100 servers": "/tables?order=free&page={n}",
     "tables by dead space, of a server": "/tables?order=free&server={n}&period=monthly",
     "a table": "/table?server={n}&database=database-1&schema=public&name=object-1",
+    "decisions": "/decisions?page={n}",
     "search": "/search?q=base-7+server-1{n}",
 }
 GROUPED_BY = ("team", "engine", "server", "environment", "service")
@@ -98,12 +102,13 @@ FROM instances, generate_series(0, 89) AS d
 # Of 2,000 databases on 100 servers, eight weeks; sizes fall with their place, as those of most databases do.
 OBJECTS = """
 INSERT INTO object_size_stats (collected_date, instance_id, database_name, kind, schema_name, table_name, object_name,
-                               size_bytes, free_bytes, is_exact, object_count)
+                               size_bytes, free_bytes, is_exact, object_count, written_rows)
 SELECT a.period_end - 7 * w, a.instance_id, a.database_name, k.kind, 'public', '', k.name,
        avg_size_mb * CAST(1048576 AS bigint) / (5 * n) * (100 + n % 4 * (8 - w)) / 100,
        CASE WHEN n <= 100 THEN avg_size_mb * CAST(1048576 AS bigint) / (5 * n) * (20 + n % 7 / 6 * (8 - w)) / 100 END,
        true,
-       CASE k.kind WHEN 'others' THEN 300 END
+       CASE k.kind WHEN 'others' THEN 300 END,
+       CASE WHEN n <= 100 THEN 1000 + CASE WHEN n % 10 = 0 THEN 0 ELSE 8 - w END END
 FROM database_size_aggregations a, generate_series(0, 7) w, generate_series(1, 102) n
 CROSS JOIN LATERAL (SELECT CASE n WHEN 101 THEN 'others' WHEN 102 THEN 'unexplained' ELSE 'table' END AS kind,
                            CASE WHEN n <= 100 THEN 'object-' || n ELSE '' END AS name) AS k
@@ -133,6 +138,12 @@ SELECT :day, 0, 'group', label_key || '=' || label_value, 'forecast', :day, size
        size, size - 50, size + 50, size, size - 50, size + 50, size, size - 50, size + 50, size, size - 50, size + 50
 FROM (SELECT label_key, label_value, avg_size_mb AS size FROM group_size_aggregations
       WHERE period_type = 'daily' AND period_start = :day AND label_key <> '(total)') AS newest
+"""
+# What is full within a year, decided for some.
+_DECISIONS = """
+INSERT INTO capacity_decisions (instance_id, subject, name, declared_at, kind, until_day, note, probability)
+SELECT instance_id, subject, name, now(), 'acknowledged', CAST(:day AS date) + 90, 'a ticket', 0.6
+FROM capacity_runways WHERE as_of = :day AND middle_day IS NOT NULL AND size_mb % 200 = 0
 """
 _MONEY = """
 INSERT INTO capacity_prices (engine, key, value, valid_from, price, currency)
@@ -168,8 +179,10 @@ def main(*, fleet: Fleet, daily_days: int, rounds: int, readers: int, folder: Pa
         with _served(home, fleet):
             _ask_first()
             _ask_each(rounds)
-            _ask_together(readers, 1)
-            _ask_together(readers, 4)
+            _ask_together(readers, "each a page that one other asks for too", _paths(5, readers // 2) * 2)
+            _ask_together(readers, "each another page", _paths(15, readers))
+            _ask_together(readers, "all the same page", [page_path(PAGES["a database, daily"], 30)] * readers)
+            _ask_together(readers, "four pages each", _paths(35, readers * 2) * 2)
             _ask_while_computing(engine, fleet, readers)
         engine.dispose()
 
@@ -196,7 +209,7 @@ def _generate(engine: Engine, fleet: Fleet, daily_days: int) -> None:
 
 
 def _generate_the_rest(engine: Engine, fleet: Fleet) -> None:
-    _execute(engine, fleet, (_SAMPLES, _TOTALS, VOLUMES, OBJECTS, _RUNWAYS, LABELS, *_MONEY.split(";")))
+    _execute(engine, fleet, (_SAMPLES, _TOTALS, VOLUMES, OBJECTS, _RUNWAYS, _DECISIONS, LABELS, *_MONEY.split(";")))
     _execute(engine, fleet, ("VACUUM (ANALYZE)",))
     compute_groups(engine, fleet)
     _execute(engine, fleet, (_GROUP_RUNWAYS,))
@@ -251,10 +264,11 @@ class _served:  # noqa: N801 -- reads as what it does
 
 
 def _ask(path: str) -> float:
-    """Return how long an answer took, in milliseconds."""
+    """Return how long an answer took, in milliseconds, compressed as browsers ask for it."""
     started = time.perf_counter()
+    request = urllib.request.Request(f"http://127.0.0.1:{PORT}{path}", headers={"Accept-Encoding": "gzip"})
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 -- our own address
             answer.read()
             status = answer.status
     except HTTPError as error:
@@ -270,6 +284,7 @@ def page_path(path: str, number: int) -> str:
         n=number + 1,
         digit=number % 10,
         period=PERIODS_ASKED[number % len(PERIODS_ASKED)],
+        months=number % 12 + 1,
         by=GROUPED_BY[number % len(GROUPED_BY)],
         horizon=HORIZONS_DAYS[number % len(HORIZONS_DAYS)],
     )
@@ -313,19 +328,22 @@ def _ask_each(rounds: int) -> None:
         click.echo(f"| {name} | {middle:.0f} ms{verdict} | {max(taken):.0f} ms | {again:.0f} ms |")
 
 
-def _ask_together(readers: int, pages_each: int) -> None:
-    """Ask for pages that nobody asked for yet, each twice, as in the morning; lists of tables are measured alone."""
+def _paths(first: int, count: int) -> list[str]:
+    """Return addresses that nobody asked for yet, of different pages; lists of tables are measured alone."""
     pages = [path for name, path in PAGES.items() if not name.startswith("tables")]
-    paths = [page_path(path, 4 + pages_each + number) for number in range(4) for path in pages]
-    asked = [paths[(number // 2) % len(paths)] for number in range(readers * pages_each)]
+    return [page_path(path, first + number) for number in range(count // len(pages) + 1) for path in pages][:count]
+
+
+def _ask_together(readers: int, what: str, paths: Sequence[str]) -> None:
+    """Ask for all of them at once, as in the morning."""
     started = time.perf_counter()
     with ThreadPoolExecutor(readers) as pool:
-        taken = sorted(pool.map(_ask, asked))
+        taken = sorted(pool.map(_ask, paths))
     seconds = time.perf_counter() - started
     parts = [f"median {statistics.median(taken):.0f} ms", f"nine of ten within {taken[len(taken) * 9 // 10]:.0f} ms"]
     parts += [f"slowest {taken[-1]:.0f} ms"]
     click.echo("")
-    click.echo(f"{readers} readers at once, {len(asked)} pages in {seconds:.1f} s: {', '.join(parts)}")
+    click.echo(f"{readers} readers at once, {what}: {len(paths)} pages in {seconds:.1f} s: {', '.join(parts)}")
 
 
 def _ask_while_computing(engine: Engine, fleet: Fleet, readers: int) -> None:
