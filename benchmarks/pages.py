@@ -176,9 +176,10 @@ def main(*, fleet: Fleet, daily_days: int, rounds: int, readers: int, folder: Pa
         if not done.exists():
             _generate(engine, fleet, daily_days)
             done.write_text(last_day)
-        with _served(home, fleet):
+        with _served(home, fleet) as process:
             _ask_first()
-            _ask_each(rounds)
+            [pid_file] = (home / "postgres").rglob("postmaster.pid")
+            _ask_each(rounds, process, int(pid_file.read_text().split()[0]))
             _ask_together(readers, "each a page that one other asks for too", _paths(5, readers // 2) * 2)
             _ask_together(readers, "each another page", _paths(15, readers))
             _ask_together(readers, "all the same page", [page_path(PAGES["a database, daily"], 30)] * readers)
@@ -248,7 +249,8 @@ class _served:  # noqa: N801 -- reads as what it does
         arguments = [sys.executable, "-m", "capacity_assets.cli", "serve", "--port", str(PORT)]
         self._process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603 -- our own
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> int:
+        """Return the process ID once it answers."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             try:
@@ -256,7 +258,8 @@ class _served:  # noqa: N801 -- reads as what it does
             except OSError:
                 time.sleep(0.2)
             else:
-                return
+                break
+        return self._process.pid
 
     def __exit__(self, *_failure: object) -> None:
         self._process.terminate()
@@ -318,14 +321,33 @@ def _packed(path: str) -> tuple[int, str]:
     return len(content), (gzip.decompress(content) if is_packed else content).decode()
 
 
-def _ask_each(rounds: int) -> None:
-    click.echo("| page | median | slowest | the same again |\n| --- | --- | --- | --- |")
+def _processor_ms(process: int) -> float:
+    """Return the processor time of the threads of a process, in milliseconds."""
+    threads = Path(f"/proc/{process}/task").glob("*/schedstat")
+    return sum(int(one.read_text().split()[0]) for one in threads) / 1_000_000
+
+
+def _processor_ms_of_server(first: int) -> float:
+    """Return that of a PostgreSQL server, by its first process."""
+    children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+    return sum(_processor_ms(int(one)) for one in children)
+
+
+def _ask_each(rounds: int, process: int, postgres: int) -> None:
+    click.echo("| page | median | slowest | the same again | processor time: server + PostgreSQL |")
+    click.echo("| --- | --- | --- | --- | --- |")
     for name, path in PAGES.items():
-        taken = [_ask(page_path(path, number)) for number in range(rounds)]
+        taken, used = list[float](), list[tuple[float, float]]()
+        for number in range(rounds):
+            before = _processor_ms(process), _processor_ms_of_server(postgres)
+            taken.append(_ask(page_path(path, number)))
+            used.append((_processor_ms(process) - before[0], _processor_ms_of_server(postgres) - before[1]))
         again = statistics.median(_ask(page_path(path, number)) for number in range(rounds))
         middle = statistics.median(taken)
         verdict = "" if middle <= LIMIT_MS else f" (over {LIMIT_MS} ms)"
-        click.echo(f"| {name} | {middle:.0f} ms{verdict} | {max(taken):.0f} ms | {again:.0f} ms |")
+        server, database = (statistics.median(one) for one in zip(*used, strict=True))
+        cells = [name, f"{middle:.0f} ms{verdict}", f"{max(taken):.0f} ms", f"{again:.0f} ms"]
+        click.echo(f"| {' | '.join(cells)} | {server:.0f} + {database:.0f} ms |")
 
 
 def _paths(first: int, count: int) -> list[str]:
