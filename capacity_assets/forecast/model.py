@@ -10,7 +10,7 @@ The method and its measured errors are in docs/forecast.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -144,6 +144,25 @@ def forecast(sizes: Sizes, measured: Sizes | None = None) -> SizeForecasts:
     rises, activity = _rises(levels), _activity(changes[:, -SPREAD_DAYS:])
     return SizeForecasts(
         last, drift, method == SLOPE, known, errors, counts, lower, upper, rises, pace, spread, fallen, activity
+    )
+
+
+def with_growth(forecasts: SizeForecasts, last: Sizes, drift: Sizes) -> SizeForecasts:
+    """Return the forecasts with other last sizes and drifts, as if the difference in growth had always been there.
+
+    Past rises, the pace and the spread, on which the probability rests, change by it like the forecast and its band.
+    """
+    more, days = drift - forecasts.drift, np.asarray(HORIZONS_DAYS, dtype=np.float64)
+    moved = (last - forecasts.last)[:, None] + more[:, None] * days
+    return replace(
+        forecasts,
+        last=last,
+        drift=drift,
+        lower=np.maximum(forecasts.lower + moved, 0.0),
+        upper=np.maximum(forecasts.upper + moved, 0.0),
+        rises=forecasts.rises + more[:, None, None] * np.asarray(RISE_DAYS, dtype=np.float64)[:, None],
+        pace=forecasts.pace + more,
+        spread=np.maximum(forecasts.spread + more * np.minimum(forecasts.known_changes, SPREAD_DAYS), 0.0),
     )
 
 

@@ -40,6 +40,7 @@ from capacity_assets.forecast.model import (
     Sizes,
     compute_fill_days,
     forecast,
+    with_growth,
 )
 from capacity_assets.forecast.results import DATABASE, SERVER, VOLUME, Runway, RunwayList
 from capacity_assets.forecast.runway import (
@@ -623,8 +624,7 @@ class _ScenarioForecaster:
         last = np.maximum(last, 0.0)
         if (last == base.last).all() and (drift == base.drift).all():
             return _Interval(changed, base, bound)
-        lower, upper = (_moved(ends, base, last, drift) for ends in (base.lower, base.upper))
-        return _Interval(changed, replace(base, last=last, drift=drift, lower=lower, upper=upper), bound)
+        return _Interval(changed, with_growth(base, last, drift), bound)
 
     def _higher_by(self, day: date) -> int:
         """Return by how much all limits are higher from a day on, MiB."""
@@ -691,13 +691,6 @@ def _is_of(effect: Effect, row: LimitedSubject) -> bool:
 
 ASSUMED = "assumed"
 """Source of limits that a scenario sets."""
-
-
-def _moved(ends: Sizes, base: SizeForecasts, last: Sizes, drift: Sizes) -> Sizes:
-    """Return the ends of bands, moved with their forecasts."""
-    days = np.asarray(HORIZONS_DAYS, dtype=np.float64)
-    more = (last - base.last)[:, None] + (drift - base.drift)[:, None] * days
-    return np.maximum(ends + more, 0.0)
 
 
 def _combined(starts: Sequence[Sizes], every: Sequence[FillDays]) -> FillDays:

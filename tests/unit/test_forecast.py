@@ -31,6 +31,7 @@ from capacity_assets.forecast.model import (
     Sizes,
     compute_fill_days,
     forecast,
+    with_growth,
     without_steps,
 )
 from capacity_assets.forecast.reference import reference
@@ -140,6 +141,32 @@ def test_a_limit_one_part_in_a_thousand_higher_moves_days_of_even_growth_by_litt
             for [day] in (getattr(low, name), getattr(high, name))
         )
         assert before <= after <= before + 2, name
+
+
+@given(st.sampled_from([60, 100, MANY_DAYS, 1_096]), st.integers(1, 100), st.integers(0, 100), st.integers(1, 400))
+def test_even_growth_with_more_growth_is_that_of_the_steeper_line(
+    history: int, per_day: int, more: int, due: int
+) -> None:
+    start = 1_000_000
+    made = one(line(per_day, history, start + more * (history - 1)))
+    steeper = one(line(per_day + more, history, start))
+
+    changed = with_growth(made, made.last, made.drift + more)
+
+    limit = made.last + (per_day + more) * due + 0.5
+    for name in ("early_days", "middle_days", "late_days", "probability"):
+        found, expected = (getattr(compute_fill_days(each, limit), name) for each in (changed, steeper))
+        np.testing.assert_allclose(found, expected, err_msg=name)
+    for name in ("lower", "middle", "upper", "pace", "spread"):
+        np.testing.assert_allclose(getattr(changed, name), getattr(steeper, name), err_msg=name)
+
+
+def test_no_more_growth_changes_no_digit() -> None:
+    made = one(purged_growth(700, 60, 1_200))
+    same = with_growth(made, made.last, made.drift)
+
+    for name in ("drift", "lower", "upper", "rises", "pace", "spread"):
+        np.testing.assert_array_equal(getattr(same, name), getattr(made, name))
 
 
 def test_a_series_that_stands_still_is_seldom_full_but_nothing_is_certain() -> None:
