@@ -62,9 +62,10 @@ class ChangesPage:
     other_change_mb: int = 0
     """The sum of the known changes of these."""
     rest_change_mb: int | None = None
-    """The change of the fleet less those of all groups: rounding, and what was measured on some days only.
+    """The change of the fleet less those of all groups; None: no change of the fleet is shown.
 
-    None: no change of the fleet is shown.
+    It is rounding, and databases that came, went or moved where the change of a group is like for like, and servers
+    measured in one of the two windows, whose change the fleet does not have.
     """
     is_rest_rounding: bool = True
     """Whether that is no more than rounding can be."""

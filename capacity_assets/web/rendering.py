@@ -527,11 +527,13 @@ def changes_chart(title: str, page: ChangesPage) -> Markup:
     if page.size is None or page.size.size_mb is None or page.rest_change_mb is None:
         return Markup()
     changes = {group_named(one.name, page.grouped_by): one.change_mb or 0 for one in page.groups if one.change_mb}
-    changes["others"] = page.other_change_mb
-    changes["rest"] = 0 if page.is_rest_rounding else page.rest_change_mb
     steps = [
         WaterfallStep(_shortened(name), change, "up" if change > 0 else "down")
-        for name, change in changes.items()
+        for name, change in (
+            *changes.items(),
+            (f"{page.other_groups} more", page.other_change_mb),
+            ("other", 0 if page.is_rest_rounding else page.rest_change_mb),
+        )
         if change
     ]
     return waterfall_chart(title, page.size.size_mb - (page.size.change_mb or 0), steps)
