@@ -339,13 +339,11 @@ ORDER BY abs(g.change_mb) DESC, g.size_mb DESC, g.server_id, g.database
 """
 _ONLY_IN = """
 SELECT g.server_id, g.server, g.database, g.size_mb FROM capacity_growth g
-WHERE g.period = :period AND g.window_start = :start AND g.counted
+LEFT JOIN capacity_growth o ON o.period = :period AND o.window_start = :other AND o.server_id = g.server_id
+    AND o.database = g.database
+WHERE g.period = :period AND g.window_start = :start AND g.counted AND o.database IS NULL
   AND (CAST(:key AS text) IS NULL OR g.labels ->> CAST(:key AS text) = :value)
-  AND NOT EXISTS (SELECT FROM capacity_growth o
-                  WHERE o.period = :period AND o.window_start = :other AND o.server_id = g.server_id
-                    AND o.database = g.database)
-  AND EXISTS (SELECT FROM capacity_growth o
-              WHERE o.period = :period AND o.window_start = :other AND o.server_id = g.server_id)
+  AND g.server_id IN (SELECT server_id FROM capacity_growth WHERE period = :period AND window_start = :other)
 ORDER BY g.size_mb DESC, g.server_id, g.database
 """
 
