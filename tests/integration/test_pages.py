@@ -34,9 +34,8 @@ def test_every_page_is_html_json_csv_and_excel(pages: Pages) -> None:
         assert (html.status, header(html, "content-type")) == (200, "text/html; charset=utf-8"), address
         document = pages.document(address)
         page.form.validate_python(document)
-        # The page of scenarios has no table of its own list yet.
         links = re.findall(r'format=(\w+)[^>]*title="[^"]+, up to 10,000 rows" download>([^<]+)</a>', html.text)
-        assert links == [("csv", "Download CSV"), ("xlsx", "Excel")] or page.path == "/scenario", address
+        assert links == [("csv", "Download CSV"), ("xlsx", "Excel")], address
         rows = list(csv.DictReader(io.StringIO(pages.ask(f"{address}{_and(address)}format=csv").text)))
         assert len(rows) == len(document[page.table]) > 0 or page.path == "/changes", address
         headings, *cells = pages.workbook(address)
