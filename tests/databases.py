@@ -1,21 +1,28 @@
 """Databases for tests: templates that are filled once per test process, their copies, and what is emptied instead.
 
 Making a database costs ten times what emptying one does. One that a test leaves with the catalogue as it was is
-emptied and given to the next, with a connection that knows the catalogue already: a new one reads what it needs of it
+emptied and given to the next, with connections that know the catalogue already: a new one reads what it needs of it
 for the first statement, which costs more than most statements of a test. What a test has altered is dropped.
+
+A session that an engine closes, as every command does, is emptied (`DISCARD ALL`) and taken over by the next engine
+that would begin the same one. To that engine it is new: without settings, locks, temporary tables and statements.
 """
 
 from __future__ import annotations
 
 import itertools
+import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, LiteralString, Protocol
+from typing import Any, LiteralString, NamedTuple, Protocol
 
 import psycopg
 import pytest
-from sqlalchemy import URL, Connection, Engine, create_engine, text
+from psycopg.adapt import AdaptersMap
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGconn
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 
 from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.engine import capacity_engine
@@ -46,13 +53,85 @@ WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND pg_relation_si
 """
 _RESTART = "SELECT setval(quote_ident(sequencename)::regclass, 1, false) FROM pg_sequences WHERE last_value IS NOT NULL"
 _VERSION = "SELECT to_regclass('capacity_alembic_version') IS NOT NULL"
-_OTHERS = (
-    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-    "WHERE datname = :name AND pid NOT IN (pg_backend_pid(), :kept)"
-)
+_OTHERS = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = :name AND pid <> ALL (:kept)"
 
 
 _FORGET = "RESET SESSION AUTHORIZATION; RESET ALL; DISCARD TEMP; UNLISTEN *; SELECT pg_advisory_unlock_all()"
+
+
+class _Closed(NamedTuple):
+    """A session that an engine closed."""
+
+    made_with: str
+    settings: bytes
+    """What databases and roles set for new sessions, as it was when this one was new."""
+    session: PGconn
+
+
+# By the name of the database; of no other one are they kept.
+_CLOSED: dict[str, list[_Closed]] = {}
+# What a connection is whose session was kept: closed.
+_NOTHING = psycopg.pq.PGconn.connect_start(b"host=/nowhere")
+_NOTHING.finish()
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection whose session is kept when it is closed."""
+
+    made_with: str
+    settings: bytes
+
+    def close(self) -> None:
+        kept = _CLOSED.get(self.info.dbname) if not self.closed else None
+        if kept is None or not _discarded(self.pgconn):
+            super().close()
+            return
+        session, self.pgconn = self.pgconn, _NOTHING
+        session.notice_handler = session.notify_handler = None
+        kept.append(_Closed(self.made_with, self.settings, session))
+
+
+def _discarded(session: PGconn) -> bool:
+    """Whether a session could be made like a new one."""
+    if session.transaction_status == TransactionStatus.ACTIVE:
+        return False
+    in_transaction = session.transaction_status != TransactionStatus.IDLE
+    statements = [b"ROLLBACK", b"DISCARD ALL"] if in_transaction else [b"DISCARD ALL"]
+    return all(session.exec_(statement).status == ExecStatus.COMMAND_OK for statement in statements)
+
+
+def _settings(session: PGconn) -> bytes:
+    result = session.exec_(b"SELECT count(*) || ' ' || coalesce(max(xmin::text::bigint), 0) FROM pg_db_role_setting")
+    return result.get_value(0, 0) or b""
+
+
+@event.listens_for(Engine, "do_connect")
+def _connect(dialect: Any, _record: object, positional: Any, named: dict[str, Any]) -> psycopg.Connection[Any] | None:
+    """Take over a closed session that was made with the same, or connect."""
+    kept = _CLOSED.get(named.get("dbname", ""))
+    # `DISCARD ALL` forgets a role that was taken on at the beginning.
+    if kept is None or dialect.driver != "psycopg" or "role=" in named.get("options", ""):
+        return None
+    made_with = repr((positional, sorted((name, value) for name, value in named.items() if name != "context")))
+    for closed in [one for one in kept if one.made_with == made_with]:
+        kept.remove(closed)
+        # There is something to read where the server has ended the session.
+        ended = closed.session.status != ConnStatus.OK or select.select([closed.session.socket], [], [], 0)[0]
+        if not ended and _settings(closed.session) == closed.settings:
+            taken = _Connection(closed.session)
+            taken._adapters = AdaptersMap(named["context"])
+            break
+        closed.session.finish()
+    else:
+        taken = _Connection.connect(*positional, **named)
+    taken.made_with, taken.settings = made_with, _settings(taken.pgconn)
+    return taken
+
+
+def _forget(name: str) -> None:
+    """Keep no session of a database any more."""
+    for closed in _CLOSED.pop(name, []):
+        closed.session.finish()
 
 
 @dataclass(frozen=True)
@@ -90,6 +169,7 @@ class Databases:
     def close(self) -> None:
         for found in self._emptied:
             found.engine.dispose()
+            _forget(found.name)
         self._administrator.close()
         self._engine.dispose()
 
@@ -123,9 +203,11 @@ class Databases:
         """A copy of a database until the block ends."""
         name = name or f"test_{next(self._numbers)}"
         self._create(name, template)
+        _CLOSED[name] = []
         try:
             yield self.server.url(name, CAPACITY_DRIVER)
         finally:
+            _forget(name)
             self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     @contextmanager
@@ -142,6 +224,7 @@ class Databases:
                 self._emptied.append(emptied)
             else:
                 found.engine.dispose()
+                _forget(found.name)
                 self.execute(f"DROP DATABASE {found.name} WITH (FORCE)")
 
     @contextmanager
@@ -158,6 +241,7 @@ class Databases:
     def _new(self) -> _Emptied:
         name = f"test_{next(self._numbers)}"
         self._create(name, TEMPLATE)
+        _CLOSED[name] = []
         engine = capacity_engine(self.server.url(name, CAPACITY_DRIVER))
         with _alone(engine) as connection:
             return _Emptied(name, _catalogue_of(connection), engine)
@@ -165,7 +249,8 @@ class Databases:
     def _empty(self, found: _Emptied) -> _Emptied | None:
         """Take the rows of a test away; None where it altered more than rows."""
         with _alone(found.engine) as connection:
-            self.execute(_OTHERS, name=found.name, kept=connection.info.backend_pid)
+            kept = [connection.info.backend_pid, *(closed.session.backend_pid for closed in _CLOSED[found.name])]
+            self.execute(_OTHERS, name=found.name, kept=kept)
             connection.execute(_FORGET)
             if not _value(connection, _VERSION) or _catalogue_of(connection) != found.catalogue:
                 return None

@@ -169,6 +169,9 @@ def test_a_database_that_is_away_fails_the_tick_with_a_readable_reason_and_the_n
     engine.dispose()
     administrator = capacity_engine(engine.url.set(database="postgres"))
     with administrator.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(
+            text(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'")
+        )
         connection.execute(text(f"ALTER DATABASE {name} RENAME TO away"))
         daemon.tick_sensors(LATE_DATA_SENSOR, expect_trouble=True)
         connection.execute(text(f"ALTER DATABASE away RENAME TO {name}"))
