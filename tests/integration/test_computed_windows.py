@@ -13,16 +13,16 @@ from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.aggregates import COMPUTED_WINDOWS_SENSOR
-from capacity_assets.orchestration.build import build_definitions
-from tests.clocks import fixed_clock
+from tests.clocks import TODAY
 from tests.fleet import add_instances, add_overflowing_instance, load_sample
+from tests.runs import QUICK_RETRIES, built
 
 MONTHLY = PERIODS["monthly"]
 MONTHS = MONTHLY.windows_between(date(2025, 2, 1), date(2025, 4, 30))
 
 
 def tick(settings: Settings, instance: dg.DagsterInstance, cursor: str | None = None) -> dg.SensorResult:
-    repository = build_definitions(settings, clock=fixed_clock()).get_repository_def()
+    repository = built(settings, TODAY, QUICK_RETRIES).get_repository_def()
     resources = repository.get_top_level_resources()
     with dg.build_sensor_context(
         instance=instance, repository_def=repository, resources=resources, cursor=cursor
@@ -92,7 +92,7 @@ def test_a_window_in_which_every_server_failed_is_not_marked(
 
 @pytest.mark.usefixtures("computed")
 def test_while_a_run_is_under_way_it_marks_its_own_windows(settings: Settings) -> None:
-    job = build_definitions(settings).resolve_job_def("monthly_aggregation_job")
+    job = built(settings, TODAY, QUICK_RETRIES).resolve_job_def("monthly_aggregation_job")
     with dg.DagsterInstance.ephemeral() as instance:
         run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
         during = tick(settings, instance)
