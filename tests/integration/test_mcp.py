@@ -7,17 +7,19 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from mcp import Client, StdioServerParameters
 from sqlalchemy import URL
 
 from capacity_assets.cli import serve
 from capacity_assets.web.app import PAGES
 from tests.command import capacity
 from tests.pages_fleet import GROWING, filled
+
+if TYPE_CHECKING:
+    from mcp import Client
 
 PREPARED = {"pages": filled}
 LARGEST_ANSWER, LARGEST_LIST = 20_000, 22_000
@@ -30,6 +32,9 @@ def answer_of(result: Any) -> Any:
 
 def asking(database: URL, questions: Callable[[Client], Awaitable[Any]]) -> Any:
     """What a client finds out from a server of its own."""
+    # Otherwise every test process would load it, in 0.4 seconds.
+    from mcp import Client, StdioServerParameters
+
     environment = {**os.environ, "CAPACITY_WEB_DATABASE_URL": database.render_as_string(hide_password=False)}
     program = StdioServerParameters(command=sys.executable, args=["-m", "capacity_assets.cli", "mcp"], env=environment)
 
