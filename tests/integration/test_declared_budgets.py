@@ -84,7 +84,7 @@ def test_files_and_pages_have_the_budget_too(service: AggregationService, databa
         assert document["total"]["budget_difference"] == "-1.00"
         assert '<td class="number wide">16.00</td>' in page
         assert '<td class="number">-1.00</td>' in page
-        assert "<dt>Budget of groups that have one</dt><dd>16.00 EUR</dd>" in page
+        assert '<dt>Budget of groups that have one</dt><dd>16.00 <span class="unit">EUR</span></dd>' in page
         assert ">1.00 under. Groups without a budget: 13.50 EUR</dd>" in page
         sheet = csv.DictReader(io.StringIO(pages.ask("/bill?by=team&format=csv").text.removeprefix("\ufeff")))
         assert {row["name"]: row["budget"] for row in sheet} == {"payments": "16.00", "search": ""}
@@ -92,7 +92,7 @@ def test_files_and_pages_have_the_budget_too(service: AggregationService, databa
         assert "<dt>Budget" not in pages.ask("/bill?by=engine").text, "none is declared by engine"
         printed("budgets", "set", "team=search", "12.50", "--month", "2025-06")
         page = pages.ask("/bill?by=team&month=2025-06").text
-        assert "<dt>Budget</dt><dd>28.50 EUR</dd>" in page
+        assert '<dt>Budget</dt><dd>28.50 <span class="unit">EUR</span></dd>' in page
         assert ">as planned</dd>" in page
 
 
@@ -172,7 +172,7 @@ def test_the_forecast_is_held_against_the_budget_of_each_group_and_month(
     assert document["total"]["budget_difference"] == "-4.50"
     assert '<td class="number wide">28.00</td><td class="number">+2.00</td>' in page
     assert '13.50 <span class="under">20.00</span> <span class="under">-6.50</span>' in page
-    assert "<dt>Budget</dt><dd>48.00 EUR</dd>" in page
+    assert '<dt>Budget</dt><dd>48.00 <span class="unit">EUR</span></dd>' in page
     of_pages = {row["name"]: row["monthly_budget_differences_2025-09"] for row in csv.DictReader(io.StringIO(sheet))}
     of_command = {
         row["group"]: row["2025-09_budget_difference"]
