@@ -55,6 +55,9 @@ LEAST_SLOPE_CHANGES, LEAST_SLOPE_ERRORS, MOST_SLOPE_ERROR = 120, 39, 0.8
 """The slope needs so many changes before a day from which it forecasts, so many past errors (nine months of them), and
 at most this share of the error of the others: it sees growth under regular purges, and elsewhere it is mostly noise."""
 
+ROUNDING_SHARE = 1e-9
+"""A smaller part of a size is an error of rounding: on even growth it must not choose a method."""
+
 BAND = 0.8
 """Share of outcomes that should lie between the lower and the upper end."""
 
@@ -261,15 +264,18 @@ def _backtest(
             for one, change in zip(METHODS, changes, strict=True):
                 errors[one, :, place, number] = moved - np.maximum(change * horizon, -floors[:, origin])
     counts = np.sum(~np.isnan(errors), axis=3)
-    method = _best_method(errors, counts)
+    method = _best_method(errors, counts, ROUNDING_SHARE * np.fmax.reduce(levels, axis=1))
     of_method = (method, np.arange(series))
     chosen, count = np.sort(errors[of_method], axis=2), counts[of_method]
     count = np.where(count >= LEAST_ERRORS, count, 0)
     return _completed(chosen, count), count, method
 
 
-def _best_method(errors: Sizes, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the method of each series, from errors and counts by method, series and horizon."""
+def _best_method(errors: Sizes, counts: NDArray[np.int64], rounding: Sizes) -> NDArray[np.int64]:
+    """Return the method of each series, from errors and counts by method, series and horizon.
+
+    `rounding` is the size of each series that is no more than an error of rounding.
+    """
     best = np.full(errors.shape[1], MEAN_CHANGE)
     judged = HORIZONS_DAYS.index(JUDGED_BY_DAYS)
     for place in range(judged + 1):
@@ -279,7 +285,7 @@ def _best_method(errors: Sizes, counts: NDArray[np.int64]) -> NDArray[np.int64]:
     # On the days from which the slope forecasts.
     common = np.where(np.isnan(errors[SLOPE, :, judged]), np.nan, np.abs(errors[:, :, judged]))
     stays, drifts, slopes = np.nansum(common, axis=2)
-    is_clear = slopes < MOST_SLOPE_ERROR * np.minimum(stays, drifts)
+    is_clear = slopes < MOST_SLOPE_ERROR * np.minimum(stays, drifts) - rounding
     return np.where(is_clear & (counts[SLOPE, :, judged] >= LEAST_SLOPE_ERRORS), SLOPE, best)
 
 
@@ -515,16 +521,16 @@ def _largest_free(
             total = total + weight * piece
         return total
 
-    every, reaching = _levels(forecasts)
-    levels, reaching = every.shape[2], reaching[of]
+    every, beyond, reaching = _levels(forecasts)
+    levels, beyond, reaching = every.shape[2], beyond[of], reaching[of]
     missed, found = np.full_like(column, -1), np.full_like(column, levels)
     for _ in range(levels.bit_length()):
         place = np.maximum((missed + found) // 2, 0)
-        rises = by_rises * _rises_piece(np.minimum(place, reaching), count, days)
+        rises = by_rises * _rises_piece(np.clip(place, beyond, reaching), count, days)
         holds = odds(every[(*of, place)]) + rises >= needed
         missed, found = np.where(holds, missed, place), np.where(holds, place, found)
     low, high = (every[(*of, np.clip(place, 0, levels - 1))] for place in (found, found - 1))
-    rises = by_rises * _rises_piece(np.clip(found - 1, 0, reaching), count, days)
+    rises = by_rises * _rises_piece(np.clip(found - 1, beyond, reaching), count, days)
     for _ in range(HALVINGS):
         between = np.sqrt(low * high)
         holds = odds(between) + rises >= needed
@@ -532,12 +538,14 @@ def _largest_free(
     return np.select([found == 0, found < levels], [np.inf, low])
 
 
-def _levels(forecasts: SizeForecasts) -> tuple[Sizes, NDArray[np.int64]]:
-    """Return the bounds of free space with the past rises between them, largest first, and the number of rises.
+def _levels(forecasts: SizeForecasts) -> tuple[Sizes, NDArray[np.int64], NDArray[np.int64]]:
+    """Return the bounds of free space with the past rises between them, largest first, and two numbers of rises.
 
-    As many rises reach a level as there are levels before it.
+    As many rises reach a level as there are levels before it, but at least the first number, of those beyond the upper
+    bound, and at most the second one, of those above the lower bound.
     """
     largest = np.maximum(forecasts.last + forecasts.fallen, 1.0)[:, None, None] * np.ones((1, len(RISE_DAYS), 1))
     least, most = LEAST_FREE * largest, MOST_FREE * largest
     rises = -np.sort(-np.clip(np.nan_to_num(forecasts.rises), least, most), axis=2)
-    return np.concatenate([most, rises, least], axis=2), np.sum(forecasts.rises >= least, axis=2)
+    beyond, reaching = (np.sum(forecasts.rises >= bound, axis=2) for bound in (most, least))
+    return np.concatenate([most, rises, least], axis=2), beyond, reaching

@@ -33,6 +33,7 @@ from capacity_assets.forecast.model import (
     PEAK_DAYS,
     RISE_DAYS,
     ROUNDING_DAYS,
+    ROUNDING_SHARE,
     SLOPE,
     SMALLEST_FREE,
     SPREAD_DAYS,
@@ -166,7 +167,7 @@ def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | 
     lowest, highest = (_quantile(sorted(changes), share) for share in (WINSORISED_SHARE, 1 - WINSORISED_SHARE))
     kept = [min(max(change, lowest), highest) for change in changes]
     errors = [_errors(levels, floors, partial(_change, method, levels, kept)) for method in METHODS]
-    method = _best_method(errors)
+    method = _best_method(errors, max(levels))
     drift = _change(method, levels, kept, len(levels) - 1) if len(changes) >= LEAST_CHANGES else 0.0
     cut = sum(before != after for before, after in zip(changes, kept, strict=True))
     week = min(WEEK_DAYS, len(changes))
@@ -231,8 +232,8 @@ def _change(method: int, levels: Sequence[float], kept: Sequence[float], origin:
     )
 
 
-def _best_method(errors: Sequence[dict[int, list[float]]]) -> int:
-    """Return the method with the smaller errors; the slope only if these are clearly smaller."""
+def _best_method(errors: Sequence[dict[int, list[float]]], largest: float) -> int:
+    """Return the method with the smaller errors; the slope only if these are clearly smaller, beyond rounding."""
     judged = [
         horizon
         for horizon in HORIZONS_DAYS
@@ -244,7 +245,7 @@ def _best_method(errors: Sequence[dict[int, list[float]]]) -> int:
     # The newest days come first, and the slope forecasts from these only.
     common = len(errors[SLOPE][JUDGED_BY_DAYS])
     *others, slopes = (sum(map(abs, errors[method][JUDGED_BY_DAYS][:common])) for method in METHODS)
-    if common >= LEAST_SLOPE_ERRORS and slopes < MOST_SLOPE_ERROR * min(others):
+    if common >= LEAST_SLOPE_ERRORS and slopes < MOST_SLOPE_ERROR * min(others) - ROUNDING_SHARE * largest:
         return SLOPE
     return LAST_SIZE if drifts > stays else MEAN_CHANGE
 

@@ -17,6 +17,7 @@ from capacity_assets.forecast.model import (
     LARGEST_FREE,
     LEAST_SLOPE_CHANGES,
     LEAST_SLOPE_ERRORS,
+    MEAN_CHANGE,
     MOST_ACTIVE,
     MOST_ORIGINS,
     MOST_PROBABLE,
@@ -223,6 +224,29 @@ def test_the_slope_needs_477_days_of_history() -> None:
 
 def test_even_growth_keeps_its_mean_change() -> None:
     assert one(line(5, 1_096)).uses_slope.tolist() == [False]
+
+
+def test_errors_of_rounding_choose_no_method() -> None:
+    random = np.random.default_rng(5)
+    for days in (479, 668, 1_030):
+        for _ in range(20):
+            even = line(0.1, days, 100)
+            even[1:-1][random.random(days - 2) < 0.05] = np.nan
+
+            assert one(even).uses_slope.tolist() == [False]
+            assert reference([None if np.isnan(size) else float(size) for size in even]).method == MEAN_CHANGE
+
+
+def test_what_has_been_empty_for_a_year_fills_by_the_rises_before_in_both_calculations() -> None:
+    """Its rises are more than 10,000 times the largest size of the last year, which counts as 1 MiB."""
+    emptied = np.where(np.arange(471) < 471 - 367, line(3_000, 471, 0), 0)
+    made, other = one(emptied), reference(emptied.tolist())
+    ends = compute_fill_days(made, np.array([15_000.0]))
+
+    for percent, days in ((10, ends.early_days), (50, ends.middle_days)):
+        day = other.day(15_000, percent)
+        assert days.tolist() == [NOT_WITHIN_HORIZON if day is None else day]
+    assert ends.early_days.tolist() == [271], "nothing tells which day after the 270th"
 
 
 def test_where_the_drift_was_the_worse_forecast_the_last_value_stays() -> None:
