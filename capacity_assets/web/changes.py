@@ -1,9 +1,9 @@
-"""The page of changes: what a window changed in the fleet, and where."""
+"""The page Changes: what changed in the fleet in a window, and where."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 
@@ -19,8 +19,8 @@ from capacity_assets.reading.changes import (
     databases_only_in,
     moved_databases,
 )
-from capacity_assets.reading.coverage import Coverage, MissedDays, coverage_of
-from capacity_assets.reading.forecasts import FillDateChange, FillDateChanges, moved_fill_dates
+from capacity_assets.reading.coverage import MissedDays, coverage_of
+from capacity_assets.reading.forecasts import FillDateChange, moved_fill_dates
 from capacity_assets.reading.groups import Group, groups_of
 from capacity_assets.reading.lists import databases
 from capacity_assets.reading.sizes import (
@@ -45,14 +45,14 @@ CHANGES_SECONDS = 30
 
 @dataclass(frozen=True)
 class ChangesPage:
-    """What a window changed in the fleet, since the window before."""
+    """What changed in the fleet in a window, compared with the window before."""
 
     period: str
     window_start: date | None
     window_end: date | None
     headline: str = ""
     size: SizeInWindow | None = None
-    """The fleet; None: it was not measured in the window."""
+    """The size of the fleet; None: it was not measured in the window."""
     grouped_by: str = ""
     groupings: Sequence[str] = ()
     groups: Sequence[Group] = ()
@@ -62,13 +62,13 @@ class ChangesPage:
     other_change_mb: int = 0
     """The sum of the known changes of these."""
     rest_change_mb: int | None = None
-    """The change of the fleet less those of all groups; None: no change of the fleet is shown.
+    """The change of the fleet minus the changes of all groups; None: no change of the fleet is shown.
 
-    It is rounding, and databases that came, went or moved where the change of a group is like for like, and servers
-    measured in one of the two windows, whose change the fleet does not have.
+    The difference has three causes: rounding; databases that came, went or moved in a group that is compared like for
+    like; and servers measured in only one of the two windows, whose change is not in that of the fleet.
     """
     is_rest_rounding: bool = True
-    """Whether that is no more than rounding can be."""
+    """Whether rounding alone explains it."""
     changed: Sequence[MovedDatabase] = ()
     """Databases that grew most, then those that shrank most. A file has all with a known change."""
     new: Sequence[DatabaseOfOneWindow] = ()
@@ -83,7 +83,7 @@ class ChangesPage:
     later_dates: int = 0
     forecast_as_of: date | None = None
     compared_as_of: date | None = None
-    """Days of the two forecasts; None: none was issued."""
+    """Days on which the two compared forecasts were issued; None: none was."""
     decided_dates: int = 0
     """Number of fill dates that decisions leave out."""
     decisions: Sequence[DecisionRow] = ()
@@ -105,19 +105,6 @@ class ChangesPage:
         return [row for row in self.changed if (row.change_mb or 0) < 0]
 
 
-@dataclass(frozen=True)
-class _News:
-    """What the page has of a window, whatever it is grouped by."""
-
-    moved: Sequence[MovedDatabase]
-    new: Sequence[DatabaseOfOneWindow]
-    gone: Sequence[DatabaseOfOneWindow]
-    dates: FillDateChanges
-    decisions: Sequence[DecisionRow]
-    coverage: Coverage = field(default_factory=lambda: Coverage(None, [], 0))
-    has_tables: bool = False
-
-
 def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
     """Read the changes. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     by, period = grouping_of(query), query.period("weekly")
@@ -127,8 +114,8 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
     if window is None:
         return ChangesPage(period.name, None, None, grouped_by=by, groupings=groupings)
     key = ("changes", period.name, window, query.today, shared_revision(reader))
-    read = partial(_news, period=period, window=window, today=query.today, thresholds=reader.thresholds)
-    news = reader.read_cached(key, read, CHANGES_SECONDS, is_for_all=True)
+    read = partial(_of_any_grouping, period=period, window=window, today=query.today, thresholds=reader.thresholds)
+    page = reader.read_cached(key, read, CHANGES_SECONDS, is_for_all=True)
     size = _size(reader, period, window)
     with reader.transaction() as connection:
         groups = groups_of(connection, period, window, by)
@@ -136,17 +123,15 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
             # Nothing has such a label.
             by = WITHOUT_LABEL[0]
             groups = groups_of(connection, period, window, by)
-        changed = news.moved if query.page == 1 else ()
+        changed = page.changed if query.page == 1 else ()
         if query.is_file:
             listed, _ = databases(connection, period, window, order="growth", page=query.page, shown=query.rows_shown)
             changed = [MovedDatabase(**vars(row)) for row in listed]
     groups.sort(key=lambda one: (one.change_mb is None, -abs(one.change_mb or 0)))
     is_compared = size.change_mb is not None and not size.is_change_partial
     rest = (size.change_mb or 0) - _sum_of(groups)
-    return ChangesPage(
-        period=period.name,
-        window_start=window.start,
-        window_end=window.end,
+    return replace(
+        page,
         headline=change_sentence(fleet_or_label(None), period, size),
         size=None if size.size_mb is None else size,
         grouped_by=by,
@@ -158,21 +143,6 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
         # Each group and each server is rounded to a MiB.
         is_rest_rounding=abs(rest) <= len(groups) + sum(one.servers for one in groups),
         changed=changed,
-        new=news.new[:LISTED],
-        new_databases=len(news.new),
-        gone=news.gone[:LISTED],
-        gone_databases=len(news.gone),
-        sooner=news.dates.sooner[:LISTED],
-        sooner_dates=len(news.dates.sooner),
-        later=news.dates.later[:LISTED],
-        later_dates=len(news.dates.later),
-        forecast_as_of=news.dates.as_of,
-        compared_as_of=news.dates.compared_as_of,
-        decided_dates=news.dates.decided,
-        decisions=news.decisions,
-        missed=news.coverage.missed,
-        missed_servers=news.coverage.missed_servers,
-        has_tables=news.has_tables,
     )
 
 
@@ -180,48 +150,55 @@ def _sum_of(groups: Sequence[Group]) -> int:
     return sum(one.change_mb or 0 for one in groups)
 
 
-def _news(connection: Connection, period: Period, window: Window, today: date, thresholds: Thresholds) -> _News:
+def _of_any_grouping(
+    connection: Connection, period: Period, window: Window, today: date, thresholds: Thresholds
+) -> ChangesPage:
+    """Read the part of the page that is the same for every grouping."""
     before, last = period.previous(window), newest_day(connection, today)
     grown, shrunk = moved_databases(connection, period, window, shown=MOVED_SHOWN)
+    new = databases_only_in(connection, period, window, before, None)
+    gone = databases_only_in(connection, period, before, window, None)
     dates = moved_fill_dates(
-        connection,
-        window.start,
-        window.end,
-        None,
-        thresholds,
-        today,
-        moved_days=MOVED_DAYS,
-        within_days=WITHIN_DAYS,
+        *(connection, window.start, window.end, None, thresholds, today), moved_days=MOVED_DAYS, within_days=WITHIN_DAYS
     )
-    news = _News(
-        [*grown, *shrunk],
-        databases_only_in(connection, period, window, before, None),
-        databases_only_in(connection, period, before, window, None),
-        dates,
-        [
-            one
-            for one in decision_rows(connection, today, every=True)
-            if window.start <= one.declared_at.date() <= window.end
-        ],
+    decisions = decision_rows(connection, today, every=True)
+    page = ChangesPage(
+        period=period.name,
+        window_start=window.start,
+        window_end=window.end,
+        changed=[*grown, *shrunk],
+        new=new[:LISTED],
+        new_databases=len(new),
+        gone=gone[:LISTED],
+        gone_databases=len(gone),
+        sooner=dates.sooner[:LISTED],
+        sooner_dates=len(dates.sooner),
+        later=dates.later[:LISTED],
+        later_dates=len(dates.later),
+        forecast_as_of=dates.as_of,
+        compared_as_of=dates.compared_as_of,
+        decided_dates=dates.decided,
+        decisions=[one for one in decisions if window.start <= one.declared_at.date() <= window.end],
         has_tables=are_measured(connection, today),
     )
     if last is None or last < window.start:
-        return news
+        return page
     # A window that is not over counts up to the newest day.
     end = min(window.end, last)
     coverage = coverage_of(connection, end, (end - window.start).days + 1, shown=LISTED)
-    return replace(news, coverage=coverage)
+    return replace(page, missed=coverage.missed, missed_servers=coverage.missed_servers)
 
 
 def _size(reader: Reader, period: Period, window: Window) -> SizeInWindow:
-    """Return the fleet in a window; partly measured is what its neighbours say."""
+    """Return the size of the fleet in a window."""
+    # Whether it was partly measured follows from the windows around it.
     windows = [*period.back(window, 3), period.following(window)]
     with reader.transaction() as connection:
         sizes = with_gaps(windows, fleet_history(connection, period, windows))
+    unmeasured = SizeInWindow(window.start, window.end, None)
     if not sizes:
-        return SizeInWindow(window.start, window.end, None)
+        return unmeasured
     read = partial(partial_windows, period=period, sizes=sizes)
     key = ("partial", period.name, sizes[0].window_start, sizes[-1].window_start)
     marked = mark_partial(sizes, reader.read_cached(key, read, PARTIAL_SECONDS, is_for_all=True))
-    unmeasured = SizeInWindow(window.start, window.end, None)
     return next((one for one in marked if one.window_start == window.start), unmeasured)

@@ -1,14 +1,15 @@
-"""The page What if: assumptions of its address, what they change, and the scenarios that were stored."""
+"""The page What if: the assumptions in its address, what they change, and stored scenarios."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from typing import TypeAlias
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -43,14 +44,15 @@ from capacity_assets.web.reader import PARAMETERS, SHARED_SECONDS, PageQuery, Re
 PATH = "/scenario"
 RESULT_SECONDS, EXAMPLE_SECONDS = 60, 300
 MOST_DATABASES = 10_000
-"""Forecasts that a page makes; more take longer than readers wait."""
+"""The most databases that a page forecasts; more take longer than readers wait."""
 FILLING_SHOWN = 50
+"""Subjects among which the first disk is looked for."""
 NAMES = {kind: [name for name in PARAMETERS if name.startswith(f"{kind}_")] for kind in KINDS_OF_ASSUMPTIONS}
-"""The parameters of each kind of assumption: growth_factor is `factor` of `[[growth]]`."""
+"""Parameters by kind of assumption: growth_factor is `factor` of `[[growth]]`."""
 NUMBERS = ("factor", "gb", "add_gb", "growth_gb_per_month")
 PLAIN_NUMBER = re.compile(r"(0|[1-9]\d{0,8})(\.\d{1,6})?")
-"""What TOML reads as the same number; others are quoted, as days are."""
-Tables = Mapping[str, Sequence[Mapping[str, str]]]
+"""Texts that TOML reads as the same number. Others are written as strings."""
+Tables: TypeAlias = Mapping[str, Sequence[Mapping[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -63,25 +65,27 @@ class Example:
 
 @dataclass(frozen=True)
 class ScenarioPage:
-    """What assumptions change, or a stored scenario, by default the newest; `result` None: neither, or see `is_fit`."""
+    """What assumptions change, or a stored scenario: by default the newest."""
 
     names: Sequence[str]
     name: str | None = None
     stored_at: datetime | None = None
     result: ScenarioResult | None = None
+    """None: nothing is assumed and nothing is stored, or `message` or `is_fit` is set."""
     runways: Sequence[RunwayChange | NewDatabaseFit] = ()
     server_ids: Mapping[str, int] = field(default_factory=dict)
     """Servers of `runways` that are still registered, by name."""
     answer: str = ""
-    """What changes, in a sentence or two."""
+    """The result in a sentence or two."""
     is_fit: bool = False
     """Whether `runways` are the servers on which a new database fits, best first."""
     assumptions: Sequence[str] = ()
     message: str | None = None
-    """Why the assumptions are not computed here."""
+    """Why the page does not compute the assumptions."""
     toml: str | None = None
     """The assumptions as a file for `command`."""
     command: str | None = None
+    """The command with the same result; None: there is none."""
     grouped_by: str | None = None
     groupings: Sequence[str] = ()
     examples: Sequence[Example] = ()
@@ -94,23 +98,23 @@ def read_scenario(reader: Reader, query: PageQuery) -> ScenarioPage:
         raise ValidationError("Give assumptions or the name of a stored scenario, not both.")
     if tables:
         return _assumed(reader, query, tables, by)
-    examples = reader.read_cached(("examples", query.today), partial(_examples, query=query), EXAMPLE_SECONDS)
+    examples = reader.read_cached(("examples", query.today), partial(examples_of, query=query), EXAMPLE_SECONDS)
     with reader.transaction() as connection:
         names = stored_scenario_names(connection)
         if name is None and not names:
             return ScenarioPage(names, examples=examples)
-        found = stored_scenario(connection, name or names[0])
-        ids = server_ids_of(connection, [one.server for one in found.result.runways])
+        stored = stored_scenario(connection, name or names[0])
+        ids = server_ids_of(connection, [one.server for one in stored.result.runways])
     return ScenarioPage(
-        *(names, found.name, found.stored_at, found.result, found.result.runways, ids),
-        answer=answer_of(found.result),
-        assumptions=found.result.assumptions,
+        *(names, stored.name, stored.stored_at, stored.result, stored.result.runways, ids),
+        answer=answer_of(stored.result),
+        assumptions=stored.result.assumptions,
         examples=examples,
     )
 
 
 def tables_of(query: PageQuery) -> Tables:
-    """Return the assumptions of an address as the tables of a file; raises ValidationError."""
+    """Return the assumptions in an address as the tables of a file; raises ValidationError."""
     given = {
         kind: {name.removeprefix(f"{kind}_"): value for name in names if (value := query.text(name))}
         for kind, names in NAMES.items()
@@ -119,7 +123,7 @@ def tables_of(query: PageQuery) -> Tables:
 
 
 def toml_of(tables: Tables) -> str:
-    """Return tables as TOML, from which `scenario_of_file` reads the same."""
+    """Return the TOML of a file with these tables."""
     return "\n".join(
         "".join([f"[[{kind}]]\n", *(f"{name} = {_toml_value(name, text)}\n" for name, text in table.items())])
         for kind, every in tables.items()
@@ -142,13 +146,13 @@ def _assumed(reader: Reader, query: PageQuery, tables: Tables, by: str) -> Scena
         is_fit=is_fit,
         assumptions=scenario.texts,
         toml=None if is_fit else toml_of(tables),
-        command=_command(scenario, tables, by, default_grouping(query.label_keys)),
+        command=_command(tables, by, default_grouping(query.label_keys), is_fit=is_fit),
         grouped_by=by,
         groupings=(*query.label_keys, WITHOUT_LABEL[0]),
     )
 
     def read() -> ScenarioPage:
-        # One at a time, so that the others have the processor and the connections.
+        # One at a time, so that other pages have the processor and the connections.
         with reader.alone(), reader.transaction() as connection:
             limit_seconds(connection, SHARED_SECONDS)
             return _answered(connection, query, scenario, page)
@@ -162,18 +166,23 @@ def _assumed(reader: Reader, query: PageQuery, tables: Tables, by: str) -> Scena
         with reader.transaction() as connection:
             raise DatabaseError(MISSING_RIGHT_ON_HISTORY.format(role=role_of(connection))) from None
     except LargeScenarioError as error:
-        return replace(page, message=f"{error} The command below has no such limit.")
+        return _refused(page, str(error), "has no such limit")
+
+
+def _refused(page: ScenarioPage, reason: str, command_does: str) -> ScenarioPage:
+    """Return the page with the reason why it does not answer, and the command if one does."""
+    return replace(page, message=f"{reason} The command below {command_does}." if page.command else reason)
 
 
 def _answered(connection: Connection, query: PageQuery, scenario: Scenario, page: ScenarioPage) -> ScenarioPage:
     """Return the page with its answer; raises as `read_result`."""
     if tables_are_distributed(connection):
-        return replace(page, message="On a cluster, the pages may not copy what forecasts read. The command below may.")
+        return _refused(page, "On a cluster, pages cannot compute scenarios.", "can")
     known = server_ids_of(connection, sorted(scenario.servers))
     refuse_unregistered(scenario.servers, [*known, *(one.server for one in active_servers(connection))])
     if page.is_fit:
-        found = read_fits(connection, query.today, scenario, MOST_DATABASES)
-        answered = replace(page, runways=found, answer=fit_answer(found))
+        fits = read_fits(connection, query.today, scenario, MOST_DATABASES)
+        answered = replace(page, runways=fits, answer=fit_answer(fits))
     else:
         by = page.grouped_by or ""
         result = read_result(connection, query.today, scenario, by, query.label_keys, MOST_DATABASES)
@@ -182,37 +191,31 @@ def _answered(connection: Connection, query: PageQuery, scenario: Scenario, page
     return replace(answered, names=stored_scenario_names(connection), server_ids=ids)
 
 
-def _command(scenario: Scenario, tables: Tables, by: str, usual: str) -> str | None:
-    """Return the command that gives the same; None: there is none."""
-    if any(one.server is None for one in scenario.new_database):
+def _command(tables: Tables, by: str, default_by: str, *, is_fit: bool) -> str | None:
+    """Return the command with the same result; None: there is none."""
+    if is_fit:
         [new] = tables["new_database"]
         return f"capacity scenario --fit {shlex.quote(new['gb'])}" if len(tables) == len(new) == 1 else None
-    grouped = "" if by == usual else f" --group-by {shlex.quote(by)}"
+    grouped = "" if by == default_by else f" --group-by {shlex.quote(by)}"
     return f"capacity scenario FILE{grouped} --store NAME"
 
 
-def _examples(connection: Connection, query: PageQuery) -> list[Example]:
-    return list(_examples_of(connection, query))
-
-
-def _examples_of(connection: Connection, query: PageQuery) -> Iterator[Example]:
-    """Yield questions about the largest group, the disk that fills first and a database of usual size."""
+def examples_of(connection: Connection, query: PageQuery) -> list[Example]:
+    """Return questions about the largest group, the disk that fills first, and a database of median size."""
     by, period = default_grouping(query.label_keys), PERIODS["daily"]
     window = complete_window(connection, period, newest_window(connection, period), query.today)
     groups = groups_of(connection, period, window, by) if window and by not in WITHOUT_LABEL else []
-    named = max((one for one in groups if one.name), key=lambda one: one.size_mb or 0, default=None)
-    if named:
-        faster = address(PATH, growth_factor="1.2", growth_label=f"{by}={named.name}")
-        yield Example(f"What if {named.name} grew 20 % faster?", faster)
-    else:
-        yield Example("What if everything grew 20 % faster?", address(PATH, growth_factor="1.2"))
-    for disk in fills_first(connection, query.today, shown=FILLING_SHOWN):
-        if disk.subject == VOLUME and disk.limit_mb:
-            where = {"limit_server": disk.server, "limit_volume": disk.name}
-            larger = address(PATH, limit_add_gb=max(round(disk.limit_mb / MB_PER_GB / 4), 1), **where)
-            yield Example(f"What if {disk.display_name} on {disk.server} were 25 % larger?", larger)
-            break
+    largest = max((one for one in groups if one.name), key=lambda one: one.size_mb or 0, default=None)
+    subject, only = (largest.name, {"growth_label": f"{by}={largest.name}"}) if largest else ("everything", {})
+    examples = [Example(f"What if {subject} grew 20 % faster?", address(PATH, growth_factor="1.2", **only))]
+    filling = fills_first(connection, query.today, shown=FILLING_SHOWN)
+    disk = next((one for one in filling if one.subject == VOLUME and one.limit_mb), None)
+    if disk and disk.limit_mb:
+        added = {"limit_add_gb": max(round(disk.limit_mb / MB_PER_GB / 4), 1)}
+        larger = address(PATH, **added, limit_server=disk.server, limit_volume=disk.name)
+        examples.append(Example(f"What if {disk.display_name} on {disk.server} were 25 % larger?", larger))
     median_mb = median_database_mb(connection)
     if median_mb is not None:
         gb = max(round(median_mb / MB_PER_GB), 1)
-        yield Example(f"Where would a new database of {gb:,} GiB fit?", address(PATH, new_database_gb=gb))
+        examples.append(Example(f"Where would a new database of {gb:,} GiB fit?", address(PATH, new_database_gb=gb)))
+    return examples
