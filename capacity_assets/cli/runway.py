@@ -326,12 +326,12 @@ def _fit_lines(fits: Sequence[results.NewDatabaseFit], gb: Decimal, show: int) -
     yield "Servers without a known limit are not listed. Those with too little history come last."
 
 
-METHODS = {model.LAST_SIZE: "last size", model.MEAN_CHANGE: "mean change", model.SLOPE: "slope"}
-BETTER = {
-    "last size": "The last size was the better forecast, so it is used.",
-    "mean change": "The mean change was the better forecast.",
-    "slope": "The slope of the sizes was clearly the better forecast.",
+METHODS = {
+    model.LAST_SIZE: ("last size", "The last size was the better forecast, so it is used."),
+    model.MEAN_CHANGE: ("mean change", "The mean change was the better forecast."),
+    model.SLOPE: ("slope", "The slope of the sizes was clearly the better forecast."),
 }
+"""The methods of forecasts: the name for scripts, and the sentence for people."""
 TOLERANCE = 1e-6
 BAND_HEADINGS = (
     "Horizon", ">Past errors", ">Lower", ">Forecast", ">Upper", ">Full by then", "Second calculation",
@@ -385,7 +385,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
         "lowest_change_mb": second.lowest_change,
         "highest_change_mb": second.highest_change,
         "cut_changes": second.cut_changes,
-        "method": METHODS[second.method],
+        "method": METHODS[second.method][0],
         "errors_mb": second.errors,
         "band_mb": second.band,
         "said_before": earlier,
@@ -475,7 +475,7 @@ def _forecast_lines(runway: Runway, first: SizeForecasts, second: ReferenceForec
         f"Daily changes between {second.lowest_change:,.3f} and {second.highest_change:,.3f} MiB are used unchanged; "
         f"{second.cut_changes:,} beyond were cut to these."
     )
-    better = BETTER[METHODS[second.method]]
+    _, better = METHODS[second.method]
     yield f"Drift: {first.drift[0]:,.3f} MiB per day; by the second calculation: {second.drift:,.3f}. {better}"
     rows = [_band_cells(runway, first, second, place) for place in range(len(HORIZONS_DAYS))]
     yield Table("Bands in MiB", BAND_HEADINGS, rows)

@@ -1,9 +1,9 @@
 """The arithmetic of forecasts: how sizes continue, and when they reach a limit; arrays in, arrays out.
 
-A forecast is a robust drift, the slope of a fitted line, or the last size, whichever was the better forecast in the
-past, with bands from past errors. All of it is in closed form, series by series: equal sizes give equal figures to the
-last digit, regardless of the rest of the batch, its order and the number of processors. Declared steps, which will not
-repeat, are removed from a series first.
+A forecast continues the last size by a robust drift, by the slope of a fitted line, or unchanged, whichever was the
+best forecast in the past. Its bands come from past errors. All of it is in closed form, series by series: equal sizes
+give equal figures to the last digit, regardless of the rest of the batch, its order and the number of processors.
+Declared steps, which will not repeat, are removed from a series first.
 The method and its measured errors are in docs/forecast.md.
 """
 
@@ -19,26 +19,6 @@ from numpy.typing import NDArray
 from capacity_assets.base.settings import HISTORY_DAYS, HORIZONS_DAYS
 from capacity_assets.forecast.results import LEAST_CHANGES, LEAST_ERRORS, ORIGIN_STEP_DAYS, SHARES
 
-
-def without_steps(sizes: Sizes, steps: Sequence[Sequence[int]]) -> Sizes:
-    """Move what was measured before each step to the level after it; `steps` has the columns of each row's steps.
-
-    A step is the difference between the first size measured on its day or later and the last one before. It is left
-    alone if one of the two is unknown. Without any step the array itself is returned.
-    """
-    if not any(steps):
-        return sizes
-    smooth = sizes.copy()
-    for place, columns in enumerate(steps):
-        measured = np.flatnonzero(~np.isnan(sizes[place]))
-        # Two steps between the same two measured days are one change.
-        for after in sorted({int(np.searchsorted(measured, column)) for column in columns}):
-            if 0 < after < len(measured):
-                jump = sizes[place, measured[after]] - sizes[place, measured[after - 1]]
-                smooth[place, : measured[after]] += jump
-    return smooth
-
-
 Sizes: TypeAlias = NDArray[np.float64]
 
 DRIFT_DAYS = 400
@@ -47,13 +27,17 @@ DRIFT_DAYS = 400
 WINSORISED_SHARE = 0.05
 """Daily changes are limited to this quantile and its opposite, so that a migration or purge is not a trend."""
 
+METHODS = LAST_SIZE, MEAN_CHANGE, SLOPE = range(3)
+"""What continues: the last size stays, or grows by the mean change (the drift), or by the slope."""
+
 MOST_ORIGINS = 104
 JUDGED_BY_DAYS = 90
 """The horizon at which the methods are compared."""
 
 LEAST_SLOPE_CHANGES, LEAST_SLOPE_ERRORS, MOST_SLOPE_ERROR = 120, 39, 0.8
-"""The slope needs so many changes before a day from which it forecasts, so many past errors (nine months of them), and
-at most this share of the error of the others: it sees growth under regular purges, and elsewhere it is mostly noise."""
+"""What the slope needs: known changes before a day from which it forecasts; past errors, which are those of nine
+months; and an error below this share of those of the other methods. It follows growth under regular purges, and is
+mostly noise elsewhere."""
 
 ROUNDING_SHARE = 1e-9
 """A smaller part of a size is an error of rounding: on even growth it must not choose a method."""
@@ -80,9 +64,9 @@ class SizeForecasts:
     last: Sizes
     """The last known size."""
     drift: Sizes
-    """Forecast change per day; 0 if the last value was the better forecast, or history is short."""
+    """Forecast change per day; 0 if the last size was the better forecast, or history is short."""
     uses_slope: NDArray[np.bool_]
-    """Whether the drift is the slope of the sizes, because that was clearly the better forecast."""
+    """Whether the drift is the slope of the sizes, which was clearly the better forecast."""
     known_changes: NDArray[np.int64]
     """Number of known daily changes; below LEAST_CHANGES there is no band."""
     errors: Sizes
@@ -151,22 +135,41 @@ def forecast(sizes: Sizes, measured: Sizes | None = None) -> SizeForecasts:
 
 
 def with_growth(forecasts: SizeForecasts, last: Sizes, drift: Sizes) -> SizeForecasts:
-    """Return the forecasts with other last sizes and drifts, as if the difference in growth had always been there.
+    """Return the forecasts with other last sizes and drifts, as if the added growth had always been there.
 
-    Past rises, the pace and the spread, on which the probability rests, change by it like the forecast and its band.
+    The band moves with the forecast. The evidence of the probability (past rises, pace and spread) grows by the same.
     """
-    more, days = drift - forecasts.drift, np.asarray(HORIZONS_DAYS, dtype=np.float64)
-    moved = (last - forecasts.last)[:, None] + more[:, None] * days
+    added, days = drift - forecasts.drift, np.asarray(HORIZONS_DAYS, dtype=np.float64)
+    moved = (last - forecasts.last)[:, None] + added[:, None] * days
     return replace(
         forecasts,
         last=last,
         drift=drift,
         lower=np.maximum(forecasts.lower + moved, 0.0),
         upper=np.maximum(forecasts.upper + moved, 0.0),
-        rises=forecasts.rises + more[:, None, None] * np.asarray(RISE_DAYS, dtype=np.float64)[:, None],
-        pace=forecasts.pace + more,
-        spread=np.maximum(forecasts.spread + more * np.minimum(forecasts.known_changes, SPREAD_DAYS), 0.0),
+        rises=forecasts.rises + added[:, None, None] * np.asarray(RISE_DAYS, dtype=np.float64)[:, None],
+        pace=forecasts.pace + added,
+        spread=np.maximum(forecasts.spread + added * np.minimum(forecasts.known_changes, SPREAD_DAYS), 0.0),
     )
+
+
+def without_steps(sizes: Sizes, steps: Sequence[Sequence[int]]) -> Sizes:
+    """Move what was measured before each step to the level after it; `steps` has the columns of each row's steps.
+
+    A step is the difference between the first size measured on its day or later and the last one before. It is left
+    alone if one of the two is unknown. Without any step the array itself is returned.
+    """
+    if not any(steps):
+        return sizes
+    smooth = sizes.copy()
+    for place, columns in enumerate(steps):
+        measured = np.flatnonzero(~np.isnan(sizes[place]))
+        # Two steps between the same two measured days are one change.
+        for after in sorted({int(np.searchsorted(measured, column)) for column in columns}):
+            if 0 < after < len(measured):
+                jump = sizes[place, measured[after]] - sizes[place, measured[after - 1]]
+                smooth[place, : measured[after]] += jump
+    return smooth
 
 
 def _filled(sizes: Sizes) -> Sizes:
@@ -234,22 +237,14 @@ def _slopes(levels: Sizes, known: NDArray[np.int64]) -> Sizes:
 def _sum_from(first: NDArray[np.int64], values: Sizes) -> Sizes:
     """Return the sum of the values from column `first` up to each column."""
     until = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
-    found: Sizes = until[:, 1:] - np.take_along_axis(until, first, axis=1)
-    return found
-
-
-METHODS = LAST_SIZE, MEAN_CHANGE, SLOPE = range(3)
-"""The methods: the last size stays, the mean change continues, or the slope continues."""
+    sums: Sizes = until[:, 1:] - np.take_along_axis(until, first, axis=1)
+    return sums
 
 
 def _backtest(
     levels: Sizes, floors: Sizes, summed: Sizes, known: NDArray[np.int64], slopes: Sizes
 ) -> tuple[Sizes, NDArray[np.int64], NDArray[np.int64]]:
-    """Forecast from past days by each method; return errors and counts of the best, and which method that is.
-
-    The better one of the first two has the smaller sum of errors at JUDGED_BY_DAYS, or at the longest shorter horizon
-    with LEAST_ERRORS. The slope is taken if its errors at JUDGED_BY_DAYS are clearly smaller than those of both.
-    """
+    """Forecast from past days by each method; return errors and counts of the best one, and which that is."""
     series, days = levels.shape
     shape = (len(METHODS), series, len(HORIZONS_DAYS), MOST_ORIGINS)
     errors = np.full(shape, np.nan)
@@ -261,20 +256,21 @@ def _backtest(
                 break
             moved = np.where(origin >= first, levels[:, origin + horizon] - levels[:, origin], np.nan)
             changes = (np.zeros(series), _mean_between(summed, known, origin), slopes[:, origin])
-            for one, change in zip(METHODS, changes, strict=True):
-                errors[one, :, place, number] = moved - np.maximum(change * horizon, -floors[:, origin])
+            for method, change in zip(METHODS, changes, strict=True):
+                errors[method, :, place, number] = moved - np.maximum(change * horizon, -floors[:, origin])
     counts = np.sum(~np.isnan(errors), axis=3)
-    method = _best_method(errors, counts, ROUNDING_SHARE * np.fmax.reduce(levels, axis=1))
-    of_method = (method, np.arange(series))
-    chosen, count = np.sort(errors[of_method], axis=2), counts[of_method]
-    count = np.where(count >= LEAST_ERRORS, count, 0)
-    return _completed(chosen, count), count, method
+    best = _best_method(errors, counts, ROUNDING_SHARE * np.fmax.reduce(levels, axis=1))
+    of_best = (best, np.arange(series))
+    count = np.where(counts[of_best] >= LEAST_ERRORS, counts[of_best], 0)
+    return _completed(np.sort(errors[of_best], axis=2), count), count, best
 
 
 def _best_method(errors: Sizes, counts: NDArray[np.int64], rounding: Sizes) -> NDArray[np.int64]:
     """Return the method of each series, from errors and counts by method, series and horizon.
 
-    `rounding` is the size of each series that is no more than an error of rounding.
+    Of LAST_SIZE and MEAN_CHANGE, it is the one with the smaller sum of errors at JUDGED_BY_DAYS, or at the longest
+    shorter horizon with LEAST_ERRORS. SLOPE replaces it if its errors at JUDGED_BY_DAYS are clearly smaller. `rounding`
+    is the largest error of rounding of each series.
     """
     best = np.full(errors.shape[1], MEAN_CHANGE)
     judged = HORIZONS_DAYS.index(JUDGED_BY_DAYS)
@@ -282,7 +278,7 @@ def _best_method(errors: Sizes, counts: NDArray[np.int64], rounding: Sizes) -> N
         stays, drifts = (np.nansum(np.abs(errors[method, :, place]), axis=1) for method in (LAST_SIZE, MEAN_CHANGE))
         better = np.where(drifts > stays, LAST_SIZE, MEAN_CHANGE)
         best = np.where(counts[LAST_SIZE, :, place] >= LEAST_ERRORS, better, best)
-    # On the days from which the slope forecasts.
+    # Compared on the days from which the slope forecasts.
     common = np.where(np.isnan(errors[SLOPE, :, judged]), np.nan, np.abs(errors[:, :, judged]))
     stays, drifts, slopes = np.nansum(common, axis=2)
     is_clear = slopes < MOST_SLOPE_ERROR * np.minimum(stays, drifts) - rounding

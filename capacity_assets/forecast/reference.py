@@ -218,7 +218,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _change(method: int, levels: Sequence[float], kept: Sequence[float], origin: int) -> float:
-    """Return the change per day that a method forecasts from a day; NaN: the slope has too little history."""
+    """Return the change per day that a method forecasts from a day; NaN: too little history for the slope."""
     if method == LAST_SIZE:
         return 0.0
     if method == MEAN_CHANGE:
@@ -233,7 +233,7 @@ def _change(method: int, levels: Sequence[float], kept: Sequence[float], origin:
 
 
 def _best_method(errors: Sequence[dict[int, list[float]]], largest: float) -> int:
-    """Return the method with the smaller errors; the slope only if these are clearly smaller, beyond rounding."""
+    """Return the method with the smallest errors, but the slope only if its errors are clearly smaller."""
     judged = [
         horizon
         for horizon in HORIZONS_DAYS
@@ -242,7 +242,7 @@ def _best_method(errors: Sequence[dict[int, list[float]]], largest: float) -> in
     if not judged:
         return MEAN_CHANGE
     stays, drifts = (sum(map(abs, errors[method][judged[-1]])) for method in (LAST_SIZE, MEAN_CHANGE))
-    # The newest days come first, and the slope forecasts from these only.
+    # The newest days come first. The slope forecasts from these only.
     common = len(errors[SLOPE][JUDGED_BY_DAYS])
     *others, slopes = (sum(map(abs, errors[method][JUDGED_BY_DAYS][:common])) for method in METHODS)
     if common >= LEAST_SLOPE_ERRORS and slopes < MOST_SLOPE_ERROR * min(others) - ROUNDING_SHARE * largest:

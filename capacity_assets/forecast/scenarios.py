@@ -220,7 +220,7 @@ class Scenario:
 
     @property
     def is_of_all(self) -> bool:
-        """Whether an assumption is about all servers."""
+        """Whether an assumption concerns every server."""
         placed: list[NewDatabase | LimitChange] = [*self.new_database, *self.limit]
         return any(one.server is None for one in placed) or any(
             one.server is None and one.label is None and one.database is None for one in self.growth
@@ -254,7 +254,7 @@ def scenario_of_file(path: Path) -> Scenario:
 
 
 def scenario_of_tables(document: Mapping[str, Sequence[Mapping[str, Any]]]) -> Scenario:
-    """Read tables of values by the name of their kind; raises ValidationError with all problems."""
+    """Read assumptions, as tables of values by kind; raises ValidationError with all problems."""
     entries = [
         (f"{name} {number}", (name, values))
         for name, tables in document.items()
@@ -351,7 +351,7 @@ def compare_within(  # noqa: PLR0913 -- what is read, and what is made of it
     kinds: Sequence[str] = KINDS_IN_ORDER,
     shown: tuple[str | None, str | None] = (None, None),
 ) -> ScenarioComparison:
-    """Compare as `compare` what a scope has, which must include what the scenario names; raises DBAPIError."""
+    """Compare as `compare`, within a scope that includes everything the scenario names; raises DBAPIError."""
     plans = coming_plans(connection, scope.as_of)
     with history.open_history_reader(connection, scope, kinds) as reader:
         measured = _measurements(reader, scenario, kinds)
@@ -407,11 +407,11 @@ class _Measurements:
     """Capacity by server and volume, MiB."""
     servers: Collection[str]
     held: Sequence[history.SeriesBatch] = ()
-    """The series of the databases, which need not be read again; empty if they are not needed, or too many."""
+    """The series of the databases, to spare a second reading; empty if they are more than MOST_HELD, or not needed."""
 
 
 MOST_HELD = 5000
-"""Series that are held in memory, some 10 KiB each."""
+"""The most series that are held in memory, some 10 KiB each."""
 
 
 def _measurements(reader: history.HistoryReader, scenario: Scenario, kinds: Sequence[str]) -> _Measurements:
@@ -543,7 +543,7 @@ def _taken(
 
 
 def chosen_databases(growth: Growth, subjects: Sequence[Subject], having: LabelFilter) -> list[Subject]:
-    """Return those of some databases that a growth factor applies to."""
+    """Return the databases of `subjects` to which a growth factor applies."""
     chosen = [one for one in subjects if growth.server in {None, one[0]} and growth.database in {None, one[1]}]
     if growth.label is None:
         return chosen

@@ -1,13 +1,12 @@
 """The checks in the graph: their names, what each looks for, and its result.
 
 A check of the rows of aggregates is an entry of `CHECKS` in `aggregates.checks`; `result_of` turns its outcome into a
-result. All other checks are here, one function each. The module of an asset calls the checks of that asset; those that
-no run of an asset makes are in the job `standing_check_job`.
+result. All other checks are here, one function each. The module of an asset calls the checks that its runs make; the
+job `standing_check_job` makes the others.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING
 
 import dagster as dg
 from sqlalchemy import Engine
@@ -36,13 +35,10 @@ from capacity_assets.orchestration.metadata import (
     markdown,
     pages_metadata,
 )
-from capacity_assets.reading.forecasts import needs_action
+from capacity_assets.reading.forecasts import ForecastIssue, StoredRunway, needs_action
 from capacity_assets.reading.space import MOST_SLOT_PERCENT, slots_named_on
 from capacity_assets.reading.subjects import server_id_of, subject_address
 from capacity_assets.reading.windows import STOPPED_ADVICE, newest_samples
-
-if TYPE_CHECKING:
-    from capacity_assets.reading.forecasts import ForecastIssue, StoredRunway
 
 STANDING_CHECK_JOB = "standing_check_job"
 NOTHING_FILLS_SOON = "nothing_fills_soon"
@@ -69,11 +65,11 @@ def check_result(  # noqa: PLR0913 -- what a result is made of
 ) -> dg.AssetCheckResult:
     """Return the result of a check.
 
-    `lines` are the problems that it found; with `places`, their number, `lines` are only the first of them.
+    `lines` are the problems that it found, or the first of them if `places`, their number, is given.
     """
     places = len(lines) if places is None else places
     shown = lines[:MAXIMUM_LISTED_ERRORS]
-    # The UI reads the text as Markdown, so no name may be markup.
+    # The UI renders the text as Markdown; `bullets` escapes names.
     found = bullets(shown, hidden=places - len(shown))
     return dg.AssetCheckResult(
         asset_key=asset,
@@ -125,28 +121,23 @@ def servers_result(
 
 
 def slots_result(engine: Engine, today: date, pages_url: str | None, asset: dg.AssetKey) -> dg.AssetCheckResult:
-    """Name the replication slots that retain too much by the newest measurements, whatever this run measured."""
+    """Name the replication slots that retain too much, by the newest measurements, not only those of this run."""
     try:
         with database_errors(doing="looking up replication slots"), engine.connect() as connection:
             slots = slots_named_on(connection, today)
     except DatabaseError as error:
         # Only a warning, because the samples are stored and their aggregates must not wait for this.
-        return check_result(
-            SLOTS_RETAIN_LITTLE,
-            "The replication slots could not be looked up.",
-            [str(error)],
-            is_error=False,
-            asset=asset,
-        )
+        text = "The replication slots could not be looked up."
+        return check_result(SLOTS_RETAIN_LITTLE, text, [str(error)], is_error=False, asset=asset)
     pages = {slot.server: subject_address("server", slot.server_id) for slot in slots[:PAGES_LISTED]}
     text = (
         f"{counted(len(slots), 'replication slot')} retaining too much WAL." if slots else "No slot retains too much."
     )
     # The incident is named without sizes, which change every day.
     incident = "\n".join(sorted(f"{slot.server}: {slot.slot}" for slot in slots))
-    shown = {**pages_metadata(pages, pages_url), **({"incident": incident} if incident else {})}
+    metadata = {**pages_metadata(pages, pages_url), **({"incident": incident} if incident else {})}
     lines = [slot.text for slot in slots]
-    return check_result(SLOTS_RETAIN_LITTLE, text, lines, is_error=True, metadata=shown, asset=asset)
+    return check_result(SLOTS_RETAIN_LITTLE, text, lines, is_error=True, metadata=metadata, asset=asset)
 
 
 def samples_recent(graph: Graph) -> dg.AssetChecksDefinition:
@@ -194,7 +185,7 @@ def partitions_complete_check(graph: Graph, period: Period) -> dg.AssetChecksDef
 
 
 def fills_soon_description(settings: Settings, nothing: str = "Nothing") -> str:
-    """Say what the check `nothing_fills_soon` looks for."""
+    """Return the sentence that the check `nothing_fills_soon` tests."""
     thresholds = settings.thresholds
     return (
         f"{nothing} is full within {thresholds.days} days with a probability of {thresholds.act_percent} percent or "
@@ -202,17 +193,17 @@ def fills_soon_description(settings: Settings, nothing: str = "Nothing") -> str:
     )
 
 
-def soon_risks(issue: "ForecastIssue | None", settings: Settings, *, decided: bool = False) -> "Sequence[StoredRunway]":
+def soon_risks(issue: ForecastIssue | None, settings: Settings, *, decided: bool = False) -> Sequence[StoredRunway]:
     """Return what fills soon without a decision; with `decided`, what a decision leaves out."""
     risks = issue.risks if issue else ()
     return [risk for risk in risks if needs_action(risk, settings.thresholds) and is_left_out(risk.decision) == decided]
 
 
-def fills_soon_result(issue: "ForecastIssue | None", settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
-    """Name what fills soon by the newest forecasts; only a warning if these were not issued in time."""
+def fills_soon_result(issue: ForecastIssue | None, settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
+    """Name what fills soon by the newest forecasts; a failure is a warning if these were not issued in time."""
     soon, decided = soon_risks(issue, settings), soon_risks(issue, settings, decided=True)
-    left_out = first_bullets([f"{_named(risk)}: {risk.decision.sentence}" for risk in decided if risk.decision])
-    pages = {_named(risk): subject_address(risk.subject, risk.server_id, risk.name) for risk in soon}
+    left_out = first_bullets([f"{_name_of(risk)}: {risk.decision.sentence}" for risk in decided if risk.decision])
+    pages = {_name_of(risk): subject_address(risk.subject, risk.server_id, risk.name) for risk in soon}
     text = "No recent forecast."
     if issue is not None:
         nothing = "" if soon else f" {fills_soon_description(settings, 'Nothing else' if decided else 'Nothing')}"
@@ -227,18 +218,18 @@ def fills_soon_result(issue: "ForecastIssue | None", settings: Settings, *, in_t
     )
 
 
-def _named(risk: "StoredRunway") -> str:
+def _name_of(risk: StoredRunway) -> str:
     return f"{risk.display_name} on {risk.server}"
 
 
-def _risk_text(risk: "StoredRunway", settings: Settings) -> str:
-    """Say when it is full and, where its risk has grown past a decision, what was decided."""
+def _risk_text(risk: StoredRunway, settings: Settings) -> str:
+    """Say when it is full, and what was decided about it if the risk has grown since."""
     text = risk.runway.sentence(settings.fills_soon_days)
     return text if risk.decision is None else f"{text} {risk.decision.sentence}"
 
 
 def digest_sent_result(failed: Sequence[tuple[str, str]], waiting: Mapping[str, str]) -> dg.AssetCheckResult:
-    """Name the receivers that the digest did not reach, with the reason; `waiting` is about those in quiet hours."""
+    """Name the receivers that the digest did not reach, with the reason; `waiting` describes those in quiet hours."""
     failures = [f"{name}: {reason}" for name, reason in failed]
     text = "" if failures else "All receivers got the digest, or none is configured."
     return check_result(DIGEST_SENT, text, failures, is_error=False, metadata=waiting)

@@ -94,10 +94,10 @@ PLANNED = "PLANNED"
 
 
 class OwnedJob(UnresolvedAssetJobDefinition):
-    """A job over assets with owners, which are in beta: Dagster 1.13 warns of them wherever the job is loaded."""
+    """A job over assets that is loaded without a warning: its owners are in beta in Dagster 1.13."""
 
     def resolve(self, *arguments: Any, **options: Any) -> JobDefinition:
-        """Return the job of an asset graph, without the warning."""
+        """Return the job over an asset graph."""
         with disable_dagster_warnings():
             return super().resolve(*arguments, **options)
 

@@ -98,7 +98,7 @@ PAGES = (
     ),
     PageRoute(
         *("/changes", "Changes", read_changes, "changed"),
-        "What a window changed: size by group, what grew, shrank, came and went, fill dates, decisions, missed days.",
+        "Changes in a window: sizes by group, databases that grew, shrank, came or went, fill dates, decisions, gaps.",
         ("period", "window", "by", "page"),
         in_menu=True,
         has_figures=True,
@@ -331,7 +331,7 @@ class ReadContent:
     content: Any
     read_at: datetime
     identity: object = field(default_factory=object)
-    """Differs between two contents, even if both were read at the same moment."""
+    """Tells two contents apart that were read at the same moment."""
 
 
 class PageServer:
@@ -468,7 +468,7 @@ class PageServer:
         if not page.is_cached:
             return render()
         key = ("html", page.path, tuple(sorted(query.values.items())), user, notice, answer.identity)
-        # As long as its content may be shown, which is why it is never rendered again.
+        # Kept as long as its content may be shown.
         return self._reader.cached(key, render, SECONDS_KEPT * STALE_TIMES, stale_times=1)
 
     def _still_reading(self, request: Request) -> Response:
@@ -508,7 +508,7 @@ def _crumbs(page: PageRoute, content: Any) -> list[tuple[str, str]]:
 
 
 def _unpacked_if_needed(request: Request, packed: bytes, media_type: str) -> Response:
-    """Answer with compressed content, uncompressed if the client does not take it."""
+    """Answer with compressed content, or unpack it if the client does not accept gzip."""
     if "gzip" in request.headers.get("accept-encoding", ""):
         headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
         return Response(packed, media_type=media_type, headers=headers)

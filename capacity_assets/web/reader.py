@@ -56,13 +56,13 @@ PARTIAL_SECONDS = 300
 ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
 """How long a reader waits for a page."""
 ALONE_SECONDS = 1
-"""How long a long computation waits for another one before its reader is told that it is being read."""
+"""How long a long computation waits for a running one before it is refused."""
 SHARED_SECONDS = 60
 """Limit of a statement whose result all readers see: it runs once at a time, however many wait for it."""
 
 CANCEL_SECONDS = 3
 FOR_READERS = 2
-"""Connections that are not used to read again in the background."""
+"""Connections that background reads leave free."""
 
 T = TypeVar("T")
 
@@ -138,9 +138,9 @@ class Reader:
     def cached(self, key: Hashable, read: Callable[[], T], seconds: float, *, stale_times: int = STALE_TIMES) -> T:
         """Return the result of `read`, or a cached one.
 
-        A value older than `seconds` is returned once more and read again in the background, so that only the first
-        caller waits; one older than `stale_times` that is not returned. Concurrent callers get the same value, or the
-        same error; StillReadingError after ANSWER_SECONDS, so that their threads do not all wait for one long read.
+        A value older than `seconds` is returned once more while it is read again in the background, so that only the
+        first caller waits. A value older than `stale_times` times `seconds` is not returned. Concurrent callers get the
+        same value or error. Raises StillReadingError after ANSWER_SECONDS, so that no thread waits for a long read.
         """
         now = time.monotonic()
         with self._lock:
@@ -185,7 +185,7 @@ class Reader:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Return a context for a long computation, of which there is one at a time; raises StillReadingError."""
+        """Return a context for a long computation; raises StillReadingError while another one runs."""
         if not self._computing.acquire(timeout=ALONE_SECONDS):
             raise StillReadingError("Another long computation is running. Try again in a moment.")
         try:
@@ -304,13 +304,13 @@ def shared_revision(reader: Reader) -> tuple[object, ...]:
 
 
 ROWS_PER_PAGE, ROWS_PER_FILE = 50, 10_000
-"""Rows of a list on a page, and in its CSV file."""
+"""Rows of a list on a page, and in its file."""
 GROUPS_PER_PAGE = 200
 MOST_PAGES = 200
 LONGEST = 300
 MONTH = re.compile(r"\d{4}-\d{2}")
 FILE_FORMATS = {"csv": "CSV", "xlsx": "Excel"}
-"""The formats in which a page gives its list as a file, as people call them."""
+"""The formats of files, by name, as people call them."""
 PAGE_FORMATS = ("html", "json", *FILE_FORMATS)
 RANGE_NAMES = ("range", "first", "last", "compare")
 
@@ -348,22 +348,22 @@ PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "state": ("Whether to list decisions that are past or closed, too.", {"type": "string"}),
     "horizon": ("Days ahead of the forecasts that are judged.", {"enum": list(HORIZONS_DAYS)}),
     "months": ("Number of months.", _number(12)),
-    "growth_factor": ("Assume the forecast growth times this.", NUMBER),
-    "growth_label": ("Only of databases with this label.", TEXT),
-    "growth_server": ("Only of databases on this server, by name.", TEXT),
-    "limit_add_gb": ("Assume every limit, or the one named, higher by this.", NUMBER),
-    "limit_server": ("Its server, by name.", TEXT),
-    "limit_volume": ("Its volume.", TEXT),
-    "limit_day": ("From this day on.", DATE),
-    "new_database_gb": ("Assume a new database of this size.", NUMBER),
-    "new_database_growth_gb_per_month": ("Its growth.", NUMBER),
-    "new_database_server": ("Its server, by name; without one: where it fits.", TEXT),
-    "new_database_volume": ("Its volume.", TEXT),
-    "new_database_day": ("Its day.", DATE),
-    "purge_gb": ("Assume so much less in a database.", NUMBER),
-    "purge_server": ("Its server, by name.", TEXT),
-    "purge_database": ("Its name.", TEXT),
-    "purge_day": ("Its day.", DATE),
+    "growth_factor": ("Assume that growth is this many times the forecast growth.", NUMBER),
+    "growth_label": ("Label of the databases that grow so.", TEXT),
+    "growth_server": ("Name of the server of the databases that grow so.", TEXT),
+    "limit_add_gb": ("Assume that every limit, or the one named, is this many GiB higher.", NUMBER),
+    "limit_server": ("Name of the server with the higher limit.", TEXT),
+    "limit_volume": ("Volume with the higher limit.", TEXT),
+    "limit_day": ("First day of the higher limit.", DATE),
+    "new_database_gb": ("Assume a new database of this size, GiB.", NUMBER),
+    "new_database_growth_gb_per_month": ("Growth of the new database, GiB per month.", NUMBER),
+    "new_database_server": ("Name of its server; without one, the answer is where it fits.", TEXT),
+    "new_database_volume": ("Volume of the new database.", TEXT),
+    "new_database_day": ("First day of the new database.", DATE),
+    "purge_gb": ("Assume that this many GiB of a database are deleted.", NUMBER),
+    "purge_server": ("Name of the server of the purged database.", TEXT),
+    "purge_database": ("Name of the purged database.", TEXT),
+    "purge_day": ("Day of the purge.", DATE),
 }
 """The parameters of all pages with their meaning and JSON schema."""
 OLDEST_SECONDS = 300

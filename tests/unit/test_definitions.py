@@ -137,12 +137,13 @@ def test_a_fresh_interpreter_loads_the_code_location_without_a_warning_and_witho
     """Every warning is an error there; the deprecations are Dagster's own, under newer Python and packages."""
     code = (
         "import sys; from capacity_assets.definitions import defs; print(len(list(defs.resolve_all_asset_specs())), "
+        "any(job.owners for job in defs.get_repository_def().get_all_jobs()), "
         "[name for name in ('numpy', 'pyarrow') if name in sys.modules])"
     )
     arguments = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code]
     loaded = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
 
-    assert (loaded.returncode, loaded.stdout.strip()) == (0, "46 []"), loaded.stderr
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "46 True []"), loaded.stderr
 
 
 def test_the_shipped_workspace_names_the_code_location() -> None:
