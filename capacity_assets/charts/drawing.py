@@ -362,25 +362,33 @@ MOST_GROWN = "grown-3"
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle: name, size and change in MiB (None: unknown), and the address that it links to."""
+    """A rectangle: name, size and change in MiB (None: unknown), and the address that it links to.
+
+    `change_percent` is needed where the change is not that of the whole size, such as one like for like.
+    """
 
     name: str
     size_mb: int
     change_mb: int | None
     address: str = ""
     parts: Sequence[Tile] = ()
+    change_percent: float | None = None
 
     @property
     def colour(self) -> str:
         """The CSS class of its growth."""
         if self.change_mb is None or self.size_mb <= self.change_mb:
             return "unknown"
-        percent = 100 * self.change_mb / (self.size_mb - self.change_mb)
+        percent = self.change_percent
+        if percent is None:
+            percent = 100 * self.change_mb / (self.size_mb - self.change_mb)
         return next((name for above, name in GROWTH_STEPS if percent < above), MOST_GROWN)
 
     @property
     def growth(self) -> str:
         """The growth in percent, with its sign."""
+        if self.change_percent is not None:
+            return f"{self.change_percent:+,.1f} %" if self.change_percent else "0.0 %"
         return "" if self.change_mb is None else human_percent(self.change_mb, self.size_mb - self.change_mb)
 
 

@@ -576,10 +576,23 @@ class _ScenarioForecaster:
             self._by_server.setdefault(one.server, []).append(one)
         days = {one.day for one in effects} | {one.day for one in scenario.limit if one.day}
         self._days = [date.min, *sorted(days)]
+        self._applied: set[LimitChange] = set()
         placeless = sorted({one.server for one in effects if one.volume is None and measured.volumes.get(one.server)})
-        self.notes = [
+        self._placeless = [
             f"{name}: the disk is not known, so only the server changes. `volume` names the disk." for name in placeless
         ]
+
+    @property
+    def notes(self) -> list[str]:
+        """Which assumptions changed less than they name; complete once every batch was forecast."""
+        without = [one for one in self._limits if one.server and one.add_mb != 0 and one not in self._applied]
+        return [*self._placeless, *(self._without_limit(one) for one in without)]
+
+    def _without_limit(self, one: LimitChange) -> str:
+        what = one.database or "the server"
+        disks = ", ".join(sorted(self._measured.volumes.get(str(one.server), ())))
+        named = f" `volume` names a disk of the server: {disks}." if disks else ""
+        return f"{one.text}: {what} has no known limit of its own, so nothing changes.{named}"
 
     def of_batch(self, batch: history.SeriesBatch, without: BatchRunways) -> BatchRunways:
         """Return the runways of a batch with the assumptions; untouched ones are those of the base case."""
@@ -656,6 +669,7 @@ class _ScenarioForecaster:
     def _with_limit(self, row: LimitedSubject, one: LimitChange) -> LimitedSubject:
         """Return a subject with a limit change, if it applies to the subject."""
         if one.volume is not None:
+            self._applied.add(one)
             before_mb = self._measured.volumes[str(one.server)][one.volume]
             more_mb = float(one.add_mb or 0) if one.limit_mb is None else one.limit_mb - before_mb
             if row.subject == VOLUME:
@@ -673,6 +687,8 @@ class _ScenarioForecaster:
             changes = {f"{limit}_mb": one.limit_mb, f"{limit}_source": ASSUMED}
         elif known_mb is not None:
             changes = {f"{limit}_mb": known_mb + (one.add_mb or 0)}
+        if changes:
+            self._applied.add(one)
         return replace(row, **changes)
 
 

@@ -117,7 +117,7 @@ class ScenarioResult:
     as_of: date
     assumptions: Sequence[str]
     runways: Sequence[RunwayChange]
-    """Those with the greatest risk under the assumptions first."""
+    """Those that are full first under the assumptions, or else without them, first; then by risk."""
     unchanged: int
     """Number of subjects with a known limit whose runway stays as it is."""
     notes: Sequence[str]
@@ -180,6 +180,7 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
         for before, after in found.pairs
         if before != after and (before.server, before.subject, before.name) in named
     ]
+    changed = in_order_of_dates(changed)
     common = (as_of, scenario.texts, changed, unread + len(named) - len(changed))
     months = coming_months(today, MOST_MONTHS)
     try:
@@ -301,8 +302,17 @@ def fits(found: ScenarioComparison) -> list[NewDatabaseFit]:
     ]
 
 
+def in_order_of_dates(changes: Sequence[RunwayChange]) -> list[RunwayChange]:
+    """Return what is full first with the assumptions first, then what was to be full first without them."""
+
+    def days(one: RunwayChange) -> list[tuple[bool, date]]:
+        return [(runway.state != FULL, runway.middle_day or date.max) for runway in (one.after, one.before)]
+
+    return sorted(changes, key=days)
+
+
 def answer_of(result: ScenarioResult) -> str:
-    """Say in two sentences which fill dates change, the most urgent by name, and by how much the budget."""
+    """Say in two sentences which fill dates change, the first by name, and by how much the budget."""
     moved = [one for one in result.runways if one.before.full_text != one.after.full_text]
     sentence = "no fill date changes"
     if moved:

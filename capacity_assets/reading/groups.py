@@ -404,6 +404,8 @@ class GroupSpace:
     other_databases: int
     other_mb: int
     groups: int = 1
+    change_percent: float | None = None
+    """As in `Group`, so of what is like for like where the group was partly measured."""
 
 
 def space_of_groups(
@@ -434,6 +436,7 @@ def _group_of(row: DatabaseRow, by: str) -> str | None:
 def _space_of(group: Group, listed: Sequence[DatabaseRow]) -> GroupSpace:
     # A database that existed on some days, or moved, counts in its group with those days only.
     other_mb = max(group.size_mb - sum(row.size_mb for row in listed), 0)
+    other = (max(group.databases - len(listed), 0), other_mb)
     return GroupSpace(
-        group.name, group.size_mb, group.change_mb, listed, max(group.databases - len(listed), 0), other_mb
+        *(group.name, group.size_mb, group.change_mb, listed, *other), change_percent=group.change_percent
     )

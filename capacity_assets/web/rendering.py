@@ -519,7 +519,7 @@ def _tile_of(group: GroupSpace, by: str) -> Tile:
     ]
     if parts and group.other_databases:
         parts.append(Tile(counted(group.other_databases, "other"), group.other_mb, None, place))
-    return Tile(group_named(group.name, by), group.size_mb, group.change_mb, place, parts)
+    return Tile(group_named(group.name, by), group.size_mb, group.change_mb, place, parts, group.change_percent)
 
 
 def changes_chart(title: str, page: ChangesPage) -> Markup:

@@ -208,11 +208,15 @@ def test_the_change_of_a_group_whose_server_missed_a_day_is_that_of_its_database
     fill(engine)
 
     with served_pages(engine.url) as pages:
-        listed = pages.document(f"/groups?by=team&period=monthly&window={TODAY.replace(day=1)}")["groups"]
+        page = pages.document(f"/groups?by=team&period=monthly&window={TODAY.replace(day=1)}")
+        listed = page["groups"]
         [two] = [one for one in listed if one["name"] == "two"]
         # The mean of 20 days of which one is missing is 475 MiB, and nothing shrank.
         assert (two["size_mb"], two["change_mb"], two["is_partial"], two["is_change_partial"]) == (475, 0, True, True)
         assert "like for like" in pages.ask(f"/groups?by=team&period=monthly&window={TODAY.replace(day=1)}").text
+        assert {one["name"]: one["change_percent"] for one in page["space"]} == {
+            one["name"]: one["change_percent"] for one in listed
+        }, "the map has the growth of the list"
         group = pages.document(f"/group?by=team&name=two&period=monthly&window={TODAY.replace(day=1)}")
         assert (group["sizes"][-1]["change_mb"], group["sizes"][-1]["is_change_partial"]) == (0, True)
 

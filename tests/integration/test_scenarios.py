@@ -201,6 +201,25 @@ def test_a_larger_disk_gives_room_only_to_what_grows_on_it(limited: Engine) -> N
     assert data["server-1", ""].limit_mb == int(base["server-1", ""].limit_mb or 0) + 5120
 
 
+def test_a_limit_that_is_not_known_cannot_grow_and_the_scenario_says_so(engine: Engine) -> None:
+    add_volume(engine, 1, "/data", TODAY, 10_000, 900)
+
+    def notes(**values: object) -> list[str]:
+        return list(compared(engine, assumed("limit", **values)).notes)
+
+    assert notes(server="server-1", add_gb=1) == [
+        "limit of server-1: +1.0 GiB: the server has no known limit of its own, so nothing changes. "
+        "`volume` names a disk of the server: /data."
+    ]
+    assert notes(server="server-2", add_gb=1) == [
+        "limit of server-2: +1.0 GiB: the server has no known limit of its own, so nothing changes."
+    ]
+    [of_database] = notes(server="server-1", database="orders", add_gb=1)
+    assert "orders has no known limit of its own" in of_database
+    assert notes(server="server-1", volume="/data", add_gb=1) == []
+    assert notes(server="server-1", gb=4) == notes(add_gb=1) == []
+
+
 def test_servers_are_ordered_by_what_a_new_database_does_to_them(limited: Engine) -> None:
     add_instances(limited, [3, 4])
     for server in (3, 4):

@@ -530,6 +530,16 @@ def test_the_colour_of_a_tile_is_its_growth(size_mb: int, change_mb: int | None,
     assert Tile("orders", size_mb, change_mb).colour == colour
 
 
+def test_a_tile_has_the_growth_that_a_list_shows_if_its_change_is_like_for_like() -> None:
+    web = Tile("web", 1_100_000, 42_189, change_percent=3.9)
+
+    assert (web.growth, web.colour) == ("+3.9 %", "grown-2")
+    assert Tile("web", 1000, 0, change_percent=0.0).growth == "0.0 %"
+    assert Tile("web", 1000, -21, change_percent=-1.9).colour == "shrunk-1", (
+        "not by the size, of which a part is missing"
+    )
+
+
 def test_a_map_says_names_sizes_and_growth_as_text_and_leads_to_its_parts() -> None:
     orders = Tile(HOSTILE, 2048, 48, "/database?name=orders")
 

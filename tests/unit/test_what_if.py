@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from capacity_assets.base.errors import ValidationError
+from capacity_assets.forecast.results import FORECAST, FULL
 from capacity_assets.forecast.scenarios import Scenario, scenario_of_file, scenario_of_tables
+from capacity_assets.ownership.scenario_results import (
+    RunwayChange,
+    ScenarioResult,
+    ScenarioRunway,
+    answer_of,
+    in_order_of_dates,
+)
 from capacity_assets.web.reader import PageQuery
 from capacity_assets.web.what_if import NAMES, tables_of, toml_of
 
@@ -48,3 +56,27 @@ def test_the_file_that_a_page_shows_reads_as_its_address(values: dict[str, str])
     else:
         # It may repeat a number, which TOML writes in another way.
         assert isinstance(from_file, str)
+
+
+TODAY = date(2026, 11, 30)
+
+
+def changed(name: str, before: int | None, after: int | None, state: str = FORECAST) -> RunwayChange:
+    """A disk and in how many days it is full, without and with the assumptions; None: not within a year."""
+
+    def runway(days: int | None, state: str) -> ScenarioRunway:
+        day = None if days is None else TODAY + timedelta(days)
+        return ScenarioRunway(state, 100, TODAY, day, None, 0.1, 0.9, "")
+
+    return RunwayChange("db-7", "volume", name, name, TODAY, 90, runway(before, FORECAST), runway(after, state))
+
+
+def test_what_is_full_first_with_the_assumptions_is_named_first_and_listed_first() -> None:
+    late = changed("later, with an early day that is near", 200, 240)
+    near, gone = changed("near", 20, 170), changed("no longer", 10, None)
+    listed = in_order_of_dates([late, gone, changed("never", None, None), near, changed("full", 90, None, FULL)])
+
+    assert [one.name for one in listed] == ["full", "near", late.name, "no longer", "never"]
+    assert "First, near on db-7 is full by 19 May 2027 instead of 20 Dec 2026." in answer_of(
+        ScenarioResult(TODAY, (), in_order_of_dates([late, near]), 0, ())
+    )
