@@ -151,9 +151,9 @@ def import_(settings: Settings, /, *, source: str, **values: Any) -> int:
     SOURCE is a file (.csv, .csv.gz, .xlsx, .parquet), or with --origin zabbix an .ndjson file that Zabbix exports; or
     postgresql://user@host/database without a password, or env:NAME of a variable that holds the whole address, of a
     legacy database, or of Zabbix with --origin zabbix; or prometheus:NAME of a source in CAPACITY_VOLUME_SOURCES.
-    Columns of files are server (or instance_id), database, day, size_mb, and optionally data_size_mb, log_size_mb,
-    collected_at; --map names others. --dry-run shows how the first rows are read. You can interrupt it: the same
-    command continues.
+    Columns of files are server (or instance_id), database, day, size_mb, and optionally other sizes such as
+    log_size_mb, and collected_at; --map names others. --dry-run shows how the first rows are read. You can interrupt
+    it: the same command continues.
 
     \b
     Examples:

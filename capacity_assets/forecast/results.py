@@ -210,7 +210,8 @@ STORED = {
 }
 """The stored fields of a runway by column. A field with the name of a column is stored without further code.
 
-A new column needs a raised `SCHEMA_REVISION` (`database.schema`), so that programs ask for `capacity init` first.
+A new column stands in `database/tables.py`, and its value is computed in `runway.py`. It needs a raised
+`SCHEMA_REVISION` (`database.schema`), so that programs ask for `capacity init` first.
 """
 STORED_PLANS = {f"planned_{one.name}": one.name for one in fields(PlannedRunway)}
 """The same for planned limits."""

@@ -38,7 +38,7 @@ from capacity_assets.reading.subjects import address, page_url, subject_address
 
 
 class Destination(NamedTuple):
-    """A receiver and one of its channels, mail or webhook."""
+    """A receiver and one of its channels, such as mail."""
 
     receiver: str
     channel: str
