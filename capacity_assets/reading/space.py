@@ -334,7 +334,10 @@ FROM (
     SELECT server_id, database, max(largest_size_mb) AS size_mb FROM capacity_growth
     WHERE period = 'monthly' AND window_start = ANY (CAST(:starts AS date[])) AND smallest_size_mb = largest_size_mb
       AND largest_size_mb > 0
-    GROUP BY server_id, database HAVING count(*) = :months AND min(largest_size_mb) = max(largest_size_mb)
+    GROUP BY server_id, database
+    HAVING count(*) = :months AND min(largest_size_mb) = max(largest_size_mb)
+       -- Files of a fixed size may fill inside; null: what is used is not measured.
+       AND coalesce(min(used_size_mb) = max(used_size_mb), true)
 ) AS s JOIN (
     SELECT instance_id AS server_id, max(server) AS server, database_name AS database, sum(amount) AS amount
     FROM capacity_bill_lines WHERE month = :month AND issue = :issue GROUP BY instance_id, database_name

@@ -87,6 +87,7 @@ from capacity_assets.web.subjects import (
 from capacity_assets.web.what_if import NAMES, read_scenario
 
 BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
+WINDOW_COLUMNS = ("period", "window_start", "window_end")
 BUDGET_COLUMNS = ("as_of", "last_day", "currency", "grouped_by")
 PAGES = (
     PageRoute(
@@ -101,6 +102,7 @@ PAGES = (
         "Changes in a window: sizes by group, databases that grew, shrank, came or went, fill dates, decisions, gaps.",
         ("period", "window", "by", "page"),
         in_menu=True,
+        beside=WINDOW_COLUMNS,
         has_figures=True,
     ),
     PageRoute(
@@ -109,6 +111,7 @@ PAGES = (
         ("period", "window", "order", "engine", "page"),
         {"order": list(SERVER_ORDERS)},
         in_menu=True,
+        beside=WINDOW_COLUMNS,
         has_figures=True,
     ),
     PageRoute(
@@ -118,6 +121,7 @@ PAGES = (
         ("period", "window", "order", "engine", "label", "page"),
         {"order": list(ORDERS)},
         in_menu=True,
+        beside=WINDOW_COLUMNS,
         has_figures=True,
     ),
     PageRoute(
@@ -126,6 +130,7 @@ PAGES = (
         ("by", "period", "window", "order", "page"),
         {"order": list(GROUP_ORDERS)},
         in_menu=True,
+        beside=(*WINDOW_COLUMNS, "grouped_by"),
     ),
     PageRoute(
         *("/filling", "Fills first", read_filling, "runways"),
@@ -214,6 +219,7 @@ PAGES = (
         *("/group", "Group", read_group, "sizes"),
         "A group such as a team: sizes over time, cost, what fills first, and what grew most in it.",
         ("by", "name", "period", *RANGE_NAMES, "window"),
+        beside=("period", "grouped_by", "name"),
         above=("/", "/groups"),
     ),
     PageRoute(

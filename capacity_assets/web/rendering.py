@@ -147,8 +147,11 @@ class PageRoute:
         # Not from JSON, in which amounts are text.
         shown = self.form.dump_python(content)
         beside = {name: shown[name] for name in self.beside}
-        rows = [_cells({**beside, **row}) for row in shown[self.table]]
-        columns = list(dict.fromkeys(name for row in rows for name in row))
+        listed = [{**beside, **row} for row in shown[self.table]]
+        rows = [_cells(row) for row in listed]
+        # Where some rows have a mapping and others have None, the columns of its values are enough.
+        mappings = {name for row in listed for name, value in row.items() if isinstance(value, Mapping)}
+        columns = list(dict.fromkeys(name for row in rows for name in row if name not in mappings))
         return columns, [[row.get(name) for name in columns] for row in rows]
 
 

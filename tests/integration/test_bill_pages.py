@@ -18,7 +18,7 @@ from tests.clocks import TODAY, fixed_clock
 from tests.command import printed
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, sizes
-from tests.pages import KEYS, Pages, values_of
+from tests.pages import KEYS, Pages, served_pages, values_of
 
 MAY, JUNE, JULY = (PERIODS["monthly"].window_of(date(2025, month, 1)) for month in (5, 6, 7))
 
@@ -214,6 +214,21 @@ def test_a_bill_says_what_databases_cost_that_did_not_change_for_three_months(pa
     ]
     assert '<a href="#unchanged">1 database</a>' in pages.ask("/bill?by=team").text
     assert pages.document("/bill?by=team&month=2025-05")["unchanged"] is None
+
+
+def test_a_database_of_which_the_used_space_changed_is_not_called_unchanged(pages: Pages, engine: Engine) -> None:
+    add_database_sizes(engine, sizes(1, "b", "2025-04-01", [20 * GIB] * 30))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE database_size_stats SET used_size_mb = 9 * 1024 WHERE database_name = 'b'"))
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", date(2025, 4, 1), JUNE.start)
+    assert pages.document("/bill?by=team")["unchanged"]["databases"] == 1
+
+    with engine.begin() as connection:
+        grown = "UPDATE database_size_stats SET used_size_mb = 8 * 1024 WHERE collected_date < '2025-05-01'"
+        connection.execute(text(grown))
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", date(2025, 4, 1), JUNE.start)
+    with served_pages(engine.url) as again:
+        assert again.document("/bill?by=team")["unchanged"]["databases"] == 0
 
 
 OBJECTS = """

@@ -56,6 +56,22 @@ def test_a_workbook_has_numbers_days_and_amounts_as_such(pages: Pages) -> None:
     assert (len(months), round(sum(months), 2)) == (12, line["amount"])
 
 
+def test_each_row_of_a_list_in_a_file_names_its_window_and_no_column_is_only_a_heading(pages: Pages) -> None:
+    for address in ("/servers?period=monthly", "/databases?period=monthly", "/groups", "/changes?period=monthly"):
+        document = pages.document(address)
+        rows = list(csv.DictReader(io.StringIO(pages.ask(f"{address}{_and(address)}format=csv").text[1:])))
+        of_rows = {(row["period"], row["window_start"], row["window_end"]) for row in rows}
+        assert of_rows == {tuple(document[name] for name in ("period", "window_start", "window_end"))}, address
+        assert all(row.get("grouped_by", "team") == "team" for row in rows), address
+    [columns, *_] = pages.workbook("/groups")
+    assert "fills_first_day" in columns, "only some groups have one"
+    assert "fills_first" not in columns
+    [columns, *cells] = pages.workbook("/group?by=team&name=payments")
+    assert {(cell[columns.index("grouped_by")], cell[columns.index("name")]) for cell in cells} == {
+        ("team", "payments")
+    }
+
+
 def shown(day: date) -> str:
     """A day as pages write it."""
     return f'<time datetime="{day}">{day.day} {day:%b %Y}</time>'

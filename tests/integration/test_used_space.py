@@ -229,9 +229,11 @@ def test_the_page_of_a_database_draws_what_its_forecast_is_of(engine: Engine, se
     with served_pages(engine.url) as pages:
         page = pages.document("/database?server=1&name=crm&period=daily")
         html = pages.ask("/database?server=1&name=crm&period=daily").text
+        filling = pages.ask("/filling").text
 
     assert [one["size_mb"] for one in page["used"]][-2:] == [438 * 1024, 440 * 1024]
     assert page["sizes"][-1]["size_mb"] == 500 * 1024
     assert (page["runway"]["size_mb"], page["runway"]["allocated_mb"]) == (440 * 1024, 500 * 1024)
     assert "Used space of crm by day" in html
     assert "in files of <data" in html
+    assert '440.0 GiB</data> <span class="under">used</span>' in filling
