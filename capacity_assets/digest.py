@@ -41,7 +41,7 @@ from capacity_assets.reading.changes import (
     DatabaseOfOneWindow,
     ShrunkDatabase,
     UnusualChange,
-    databases_only_in,
+    new_and_gone,
     shrunk_databases,
     unusual_changes,
     with_objects,
@@ -127,7 +127,8 @@ def read_digest(
 def _read(
     connection: Connection, week: Window, label: tuple[str, str] | None, thresholds: Thresholds, today: date
 ) -> Digest:
-    before, windows = WEEKLY.previous(week), WEEKLY.back(week, WEEKS_DRAWN)
+    windows = WEEKLY.back(week, WEEKS_DRAWN)
+    new, gone = new_and_gone(connection, WEEKLY, week, label)
     sizes = _sizes(connection, windows, label)
     unmeasured = SizeInWindow(week.start, week.end, None)
     newest = next((size for size in sizes if size.window_start == week.start), unmeasured)
@@ -149,8 +150,8 @@ def _read(
         "later": dates.later,
         "slots": large_slots(connection, week.start, week.end, label),
         "silent": silent_servers(connection, week, label),
-        "new": databases_only_in(connection, WEEKLY, week, before, label),
-        "gone": databases_only_in(connection, WEEKLY, before, week, label),
+        "new": new,
+        "gone": gone,
     }
     return Digest(
         week,

@@ -30,6 +30,7 @@ from capacity_assets.base.declarations import (
     names_of,
 )
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.base.periods import Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import first_of, human_day, human_mb, printable, suggestion
 from capacity_assets.database.declared_rows import (
@@ -445,18 +446,22 @@ def stored_decisions(engine: Engine, day: date, *, every: bool = False) -> list[
 
 
 def read_decisions(
-    connection: Connection, day: date, *, every: bool = False, server_id: int | None = None
+    connection: Connection, day: date, *, every: bool = False, server_id: int | None = None, taken: Window | None = None
 ) -> list[StoredDecision]:
-    """Return the decisions as `stored_decisions`, of all servers or of one; raises DBAPIError."""
+    """Return the decisions as `stored_decisions`, of all servers or of one, or of a window; raises DBAPIError."""
     server_ids = None if server_id is None else [server_id]
-    return _with_risks(connection, _stored(connection, None if every else day, server_ids))
+    return _with_risks(connection, _stored(connection, None if every else day, server_ids, taken))
 
 
 def _stored(
-    connection: Connection, day: date | None = None, server_ids: Sequence[int] | None = None
+    connection: Connection,
+    day: date | None = None,
+    server_ids: Sequence[int] | None = None,
+    taken: Window | None = None,
 ) -> list[StoredDecision]:
-    """Return every decision, or those that are open on a day, of all servers or of some."""
-    return [_decision(row) for row in connection.execute(text(_LIST), {"day": day, "server_ids": server_ids})]
+    """Return every decision, or those that are open on a day, of all servers or of some, taken in a window or ever."""
+    span = {"first": taken and taken.start, "last": taken and taken.end}
+    return [_decision(row) for row in connection.execute(text(_LIST), {"day": day, "server_ids": server_ids, **span})]
 
 
 def _decision(row: Row[Any]) -> StoredDecision:
@@ -473,6 +478,7 @@ SELECT server_id, server, subject, name, kind, until_day AS until, note, ticket,
 FROM capacity_declared_decisions
 WHERE (CAST(:day AS date) IS NULL OR closed_at IS NULL AND until_day >= :day)
   AND (CAST(:server_ids AS integer[]) IS NULL OR server_id = ANY (:server_ids))
+  AND (CAST(:first AS date) IS NULL OR CAST(declared_at AT TIME ZONE 'UTC' AS date) BETWEEN :first AND :last)
 ORDER BY server, subject, name, declared_at
 """
 

@@ -234,13 +234,25 @@ class DatabaseOfOneWindow:
     size_mb: int
 
 
-def databases_only_in(
-    connection: Connection, period: Period, window: Window, other: Window, label: tuple[str, str] | None
-) -> list[DatabaseOfOneWindow]:
-    """Return the databases with this label in `window` but not in `other`, on servers measured in both."""
+def new_and_gone(
+    connection: Connection, period: Period, window: Window, label: tuple[str, str] | None
+) -> tuple[list[DatabaseOfOneWindow], list[DatabaseOfOneWindow]]:
+    """Return the databases with this label that a window has and the one before lacks, and the reverse.
+
+    They are those of servers measured in both, the largest first.
+    """
     key, value = label or (None, None)
-    windows = {"period": period.name, "start": window.start, "other": other.start}
-    return records(DatabaseOfOneWindow, connection, _ONLY_IN, **windows, key=key, value=value)
+    windows = {"period": period.name, "start": window.start, "before": period.previous(window).start}
+    found = rows(connection, _NEW_AND_GONE, **windows, key=key, value=value)
+    new, gone = (
+        [
+            DatabaseOfOneWindow(row.server_id, row.server, row.database, row.size_mb)
+            for row in found
+            if row.is_new is kind
+        ]
+        for kind in (True, False)
+    )
+    return new, gone
 
 
 def _of(period: Period, window: Window, server_id: int | None = None) -> dict[str, Any]:
@@ -337,14 +349,28 @@ WHERE g.period = :period AND g.window_start = :start AND g.counted
   AND (CAST(:key AS text) IS NULL OR g.labels ->> CAST(:key AS text) = :value)
 ORDER BY abs(g.change_mb) DESC, g.size_mb DESC, g.server_id, g.database
 """
-_ONLY_IN = """
-SELECT g.server_id, g.server, g.database, g.size_mb FROM capacity_growth g
-LEFT JOIN capacity_growth o ON o.period = :period AND o.window_start = :other AND o.server_id = g.server_id
-    AND o.database = g.database
-WHERE g.period = :period AND g.window_start = :start AND g.counted AND o.database IS NULL
-  AND (CAST(:key AS text) IS NULL OR g.labels ->> CAST(:key AS text) = :value)
-  AND g.server_id IN (SELECT server_id FROM capacity_growth WHERE period = :period AND window_start = :other)
-ORDER BY g.size_mb DESC, g.server_id, g.database
+# Keys are compared first, which an index has in order; the rest is read of the few databases that differ.
+_NEW_AND_GONE = """
+WITH differing AS MATERIALIZED (
+    SELECT server_id, database, b.database IS NULL AS is_new
+    FROM (SELECT server_id, database FROM capacity_growth WHERE period = :period AND window_start = :start) AS n
+    FULL JOIN (SELECT server_id, database FROM capacity_growth WHERE period = :period AND window_start = :before) AS b
+        USING (server_id, database)
+    WHERE n.database IS NULL OR b.database IS NULL
+), found AS (
+    SELECT d.is_new, g.server_id, g.server, g.database, g.size_mb, g.counted, g.labels
+    FROM differing d JOIN capacity_growth g ON g.server_id = d.server_id AND g.database = d.database
+    WHERE d.is_new AND g.period = :period AND g.window_start = :start
+      AND g.server_id IN (SELECT server_id FROM capacity_growth WHERE period = :period AND window_start = :before)
+    UNION ALL
+    SELECT d.is_new, g.server_id, g.server, g.database, g.size_mb, g.counted, g.labels
+    FROM differing d JOIN capacity_growth g ON g.server_id = d.server_id AND g.database = d.database
+    WHERE NOT d.is_new AND g.period = :period AND g.window_start = :before
+      AND g.server_id IN (SELECT server_id FROM capacity_growth WHERE period = :period AND window_start = :start)
+)
+SELECT is_new, server_id, server, database, size_mb FROM found
+WHERE counted AND (CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value)
+ORDER BY size_mb DESC, server_id, database
 """
 
 

@@ -276,10 +276,18 @@ def fills_first(
 
 def runways_of(connection: sa.Connection, today: date, keys: Collection[tuple[int, str, str]]) -> list[StoredRunway]:
     """Return the newest forecasts of subjects, earliest fill date first; those without one are left out."""
+    found = _runways_of_keys(connection, today, _NEWEST, keys)
+    return sorted(found, key=lambda one: (one.full_middle or date.max, one.server, one.name))
+
+
+def _runways_of_keys(
+    connection: sa.Connection, today: date, source: sa.FromClause, keys: Collection[tuple[int, str, str]]
+) -> list[StoredRunway]:
+    """Return the forecasts of subjects; those without one are left out."""
     if not keys:
         return []
-    chosen = _select(_NEWEST).where(sa.tuple_(_R.server_id, _R.subject, _R.name).in_(list(keys)))
-    return _runways(connection, today, chosen.order_by(_R.full_middle, _R.server, _R.name))
+    chosen = _of_keys(source, keys, on_nodes=tables_are_distributed(connection))
+    return [one for one in _runways(connection, today, chosen) if one.key in keys]
 
 
 def newest_runways(
@@ -381,10 +389,10 @@ def usages_of(
     connection: sa.Connection, today: date, subjects: Sequence[tuple[int, str]], thresholds: Thresholds
 ) -> dict[tuple[int, str], Usage]:
     """Return the usage of servers (empty name) and databases with a forecast, by server and name."""
-    named = [(server, name) for server, name in subjects if name]
+    named = [(server, DATABASE, name) for server, name in subjects if name]
     servers = sa.literal(sorted({server for server, _ in subjects}), sa.ARRAY(sa.Integer))
     of_servers = _select(_NEWEST).where(_R.server_id == sa.any_(servers), _R.subject.in_([SERVER, VOLUME]))
-    of_databases = _of_databases(named, on_nodes=tables_are_distributed(connection))
+    of_databases = _of_keys(_NEWEST, named, on_nodes=tables_are_distributed(connection))
     shared: dict[int, list[StoredRunway]] = {}
     own: dict[tuple[int, str], StoredRunway] = {}
     for one in _runways(connection, today, of_servers.union_all(of_databases)):
@@ -399,17 +407,20 @@ def usages_of(
     }
 
 
-def _of_databases(named: Sequence[tuple[int, str]], *, on_nodes: bool) -> sa.Select[Any]:
-    """Return the query of the forecasts of databases, which looks up each by its key."""
-    servers = sa.literal([server for server, _ in named], sa.ARRAY(sa.Integer))
-    names = sa.literal([name for _, name in named], sa.ARRAY(sa.Text))
-    of_database = _select(_NEWEST).where(_R.subject == DATABASE)
+def _of_keys(source: sa.FromClause, keys: Collection[tuple[int, str, str]], *, on_nodes: bool) -> sa.Select[Any]:
+    """Return the query of the forecasts of subjects, which looks up each by its key."""
+    servers, subjects, names = ([key[place] for key in keys] for place in range(3))
+    every: list[sa.ColumnElement[Any]] = [sa.literal(servers, sa.ARRAY(sa.Integer))]
+    every += [sa.literal(one, sa.ARRAY(sa.Text)) for one in (subjects, names)]
+    columns = [source.c.server_id, source.c.subject, source.c.name]
     if on_nodes:
-        # Where rows are distributed, a subquery must not depend on the outer query. The caller ignores other servers.
-        return of_database.where(_R.server_id == sa.any_(servers), _R.name == sa.any_(names))
-    keys = sa.func.unnest(servers, names).table_valued("server_id", "name").render_derived("k")
-    of_key = of_database.where(_R.server_id == keys.c.server_id, _R.name == keys.c.name).limit(1)
-    return sa.select(of_key.lateral("of_key")).select_from(keys)
+        # Where rows are distributed, a subquery must not depend on the outer query. The caller ignores other subjects.
+        return _select(source).where(
+            *(column == sa.any_(values) for column, values in zip(columns, every, strict=True))
+        )
+    key = sa.func.unnest(*every).table_valued("server_id", "subject", "name").render_derived("k")
+    of_key = _select(source).where(*(column == key.c[column.name] for column in columns)).limit(1)
+    return sa.select(of_key.lateral("of_key")).select_from(key)
 
 
 def _usage(own: StoredRunway, binding: Sequence[StoredRunway], thresholds: Thresholds) -> Usage:
@@ -665,24 +676,32 @@ def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is 
     *,
     moved_days: int = MOVED_DAYS,
     within_days: int = WITHIN_DAYS,
+    with_soon: bool = True,
 ) -> FillDateChanges:
     """Return the fill dates of the fleet or of a label, by the newest issue of a window or of the day after it.
 
     They are compared with the newest issue of the week up to its first day. Subjects that decisions leave out are only
-    counted.
+    counted. Without `with_soon`, what fills soon is not read.
     """
     newest = newest_day_of_issue(connection, first, last + timedelta(days=1))
     if newest is None:
         return FillDateChanges(has_forecast=False)
     older = newest_day_of_issue(connection, first - timedelta(days=7), first)
-    before = _full_days(connection, older) if older is not None else {}
-    latest = newest + timedelta(days=within_days)
-    was_near = {key for key in before if before[key] <= latest}
-    runways = _to_be_named(connection, newest, latest, today, thresholds, was_near)
+    if older == newest:
+        older = None
+    days = {"older": older, "newest": newest, "latest": newest + timedelta(days=within_days), "moved_days": moved_days}
+    before = {_key(row): row.before for row in rows(connection, _MOVED, **days)} if older else {}
+    found = _runways_of_keys(connection, today, _issued_on(newest), before)
+    if with_soon:
+        found += [one for one in _to_be_watched(connection, newest, today, thresholds) if one.key not in before]
+    # Without a date, only what is known not to fill within a year counts as later.
+    is_dated = (one.full_middle is not None or one.state in {FORECAST, NO_LIMIT} for one in found)
+    runways = [one for one, dated in zip(found, is_dated, strict=True) if dated and one.stands_for_itself]
     if label is not None:
         subjects = {one.key: (one.server, one.name if one.subject == DATABASE else None) for one in runways}
         labelled = labels_of_each(connection.engine, list(dict.fromkeys(subjects.values())), newest, label=label)
         runways = [one for one in runways if subjects[one.key] in labelled]
+    runways.sort(key=lambda one: (one.full_middle or date.max, one.server, one.name))
     dates = [
         FillDateChange(
             *(one.server_id, one.server, one.subject, one.name, one.display_name, one.full_middle, before.get(one.key)),
@@ -692,53 +711,36 @@ def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is 
         for one in runways
         if not is_left_out(one.decision)
     ]
-    compared = dates if older is not None and older < newest else []
+    moved = [one for one in dates if SubjectKey(one.server_id, one.subject, one.name) in before]
     return FillDateChanges(
         True,
-        sorted((one for one in dates if one.severity), key=lambda one: -one.probability),
-        [one for one in compared if one.day is not None and one.day <= latest and one.days_moved <= -moved_days],
-        [one for one in compared if one.before is not None and one.days_moved >= moved_days],
+        sorted((one for one in dates if one.severity), key=lambda one: -one.probability) if with_soon else (),
+        [one for one in moved if one.days_moved < 0],
+        [one for one in moved if one.days_moved > 0],
         len(runways) - len(dates),
         newest,
-        older if older is not None and older < newest else None,
+        older,
     )
 
 
-def _full_days(connection: sa.Connection, as_of: date) -> dict[SubjectKey, date]:
-    """Return the fill dates of all subjects by the issue of a day, including those limited by shared space."""
-    stored = _ISSUED.c
-    dated = sa.select(stored.server_id, stored.subject, stored.name, stored.full_middle)
-    dated = dated.where(stored.as_of == as_of, stored.full_middle.is_not(None))
-    return {_key(row): row.full_middle for row in rows(connection, dated)}
+# Only fill dates are compared, by their index: there are many, and few of them have moved.
+_MOVED = """
+SELECT server_id, subject, name, b.full_middle AS before
+FROM (SELECT server_id, subject, name, full_middle FROM capacity_issued_runways
+      WHERE as_of = :newest AND full_middle IS NOT NULL) AS n
+FULL JOIN (SELECT server_id, subject, name, full_middle FROM capacity_issued_runways
+           WHERE as_of = :older AND full_middle IS NOT NULL) AS b USING (server_id, subject, name)
+WHERE n.full_middle <= :latest AND (b.full_middle IS NULL OR b.full_middle - n.full_middle >= :moved_days)
+   OR b.full_middle <= :latest AND (n.full_middle IS NULL OR n.full_middle - b.full_middle >= :moved_days)
+"""
 
 
-def _to_be_named(  # noqa: PLR0913, PLR0917 -- of when, and how it is judged
-    connection: sa.Connection,
-    as_of: date,
-    latest: date,
-    today: date,
-    thresholds: Thresholds,
-    before: Collection[SubjectKey],
-) -> list[StoredRunway]:
-    """Return what fills up to `latest` or is to be watched, and those of `before` with a known or later date."""
+def _to_be_watched(connection: sa.Connection, as_of: date, today: date, thresholds: Thresholds) -> list[StoredRunway]:
+    """Return what is full by the issue of a day, or to be watched."""
     source = _issued_on(as_of)
-    of = source.c
-    probability = of[f"probability_{thresholds.days}_days"]
-    is_near = sa.or_(probability >= thresholds.watch_percent / 100, of.full_middle <= latest)
-    servers = sa.literal(sorted({key.server_id for key in before}), sa.ARRAY(sa.Integer))
-    names = sa.literal(sorted({key.name for key in before}), sa.ARRAY(sa.Text))
-    was_near = sa.and_(of.server_id == sa.any_(servers), of.name == sa.any_(names))
-    # Without a date, only what is known not to fill within a year counts as later.
-    is_dated = sa.or_(of.full_middle.is_not(None), of.state.in_([FORECAST, NO_LIMIT]))
-    chosen = _select(source).where(of.stands_for_itself, is_dated, sa.or_(is_near, was_near))
-    found = _runways(connection, today, chosen.order_by(of.full_middle, of.server, of.name))
-    return [
-        one
-        for one in found
-        if one.key in before
-        or severity_of(one, thresholds)
-        or (one.full_middle is not None and one.full_middle <= latest)
-    ]
+    is_probable = source.c[f"probability_{thresholds.days}_days"] >= thresholds.watch_percent / 100
+    is_urgent = sa.or_(is_probable, source.c.state == FULL)
+    return _runways(connection, today, _select(source).where(source.c.stands_for_itself, is_urgent))
 
 
 HISTORY_SHOWN_DAYS = 180

@@ -16,8 +16,8 @@ from capacity_assets.ownership.labels import WITHOUT_LABEL
 from capacity_assets.reading.changes import (
     DatabaseOfOneWindow,
     MovedDatabase,
-    databases_only_in,
     moved_databases,
+    new_and_gone,
 )
 from capacity_assets.reading.coverage import MissedDays, coverage_of
 from capacity_assets.reading.forecasts import FillDateChange, moved_fill_dates
@@ -154,14 +154,15 @@ def _of_any_grouping(
     connection: Connection, period: Period, window: Window, today: date, thresholds: Thresholds
 ) -> ChangesPage:
     """Read the part of the page that is the same for every grouping."""
-    before, last = period.previous(window), newest_day(connection, today)
+    last = newest_day(connection, today)
+    new, gone = new_and_gone(connection, period, window, None)
     grown, shrunk = moved_databases(connection, period, window, shown=MOVED_SHOWN)
-    new = databases_only_in(connection, period, window, before, None)
-    gone = databases_only_in(connection, period, before, window, None)
     dates = moved_fill_dates(
-        *(connection, window.start, window.end, None, thresholds, today), moved_days=MOVED_DAYS, within_days=WITHIN_DAYS
+        *(connection, window.start, window.end, None, thresholds, today),
+        moved_days=MOVED_DAYS,
+        within_days=WITHIN_DAYS,
+        with_soon=False,
     )
-    decisions = decision_rows(connection, today, every=True)
     page = ChangesPage(
         period=period.name,
         window_start=window.start,
@@ -178,7 +179,7 @@ def _of_any_grouping(
         forecast_as_of=dates.as_of,
         compared_as_of=dates.compared_as_of,
         decided_dates=dates.decided,
-        decisions=[one for one in decisions if window.start <= one.declared_at.date() <= window.end],
+        decisions=decision_rows(connection, today, every=True, taken=window),
         has_tables=are_measured(connection, today),
     )
     if last is None or last < window.start:

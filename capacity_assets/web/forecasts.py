@@ -9,6 +9,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
+from capacity_assets.base.periods import Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.forecast.decisions import read_decisions
 from capacity_assets.reading.accuracy import FleetAccuracy, ForecastScores, accuracy_of, headline
@@ -100,12 +101,20 @@ DECISION_FIELDS = [one.name for one in fields(DecisionRow) if one.name != "state
 
 
 def decision_rows(
-    connection: Connection, today: date, *, every: bool = False, server_id: int | None = None
+    connection: Connection,
+    today: date,
+    *,
+    every: bool = False,
+    server_id: int | None = None,
+    taken: Window | None = None,
 ) -> list[DecisionRow]:
-    """Return the decisions that are open today, or `every` one, by server and subject; raises DBAPIError."""
+    """Return the decisions that are open today, or `every` one, by server and subject; raises DBAPIError.
+
+    With `taken`, only those that were taken in a window.
+    """
     return [
         DecisionRow(**{name: getattr(one, name) for name in DECISION_FIELDS}, state=one.state(today))
-        for one in read_decisions(connection, today, every=every, server_id=server_id)
+        for one in read_decisions(connection, today, every=every, server_id=server_id, taken=taken)
     ]
 
 

@@ -65,11 +65,25 @@ def test_a_window_names_what_came_went_moved_was_decided_and_was_not_measured(pa
     assert (closer["name"], closer["day"] < closer["before"]) == ("orders", True), "a week is not more than a week"
     assert (page["compared_as_of"], page["forecast_as_of"]) == (str(BEFORE), str(TODAY))
     assert values_of(page["decisions"], "name") == ["crm"]
+    assert page["decided_dates"] == 0
     assert page["missed"] == []
     today = pages.document("/changes?period=daily")
     assert [(one["server"], one["days"]) for one in today["missed"]] == [("server-2", [str(TODAY)])]
     assert today["decisions"] == []
+    assert (today["gone_databases"], today["new_databases"]) == (0, 0), "nothing is known of a server that was missed"
     assert "Not everything was measured on that day, so no change is shown." in today["headline"]
+
+
+def test_a_date_that_moved_is_only_counted_if_a_decision_leaves_it_out(pages: Pages, engine: Engine) -> None:
+    decided = """
+        INSERT INTO capacity_decisions (instance_id, subject, name, declared_at, kind, until_day, note)
+        VALUES (1, 'database', 'orders', now(), 'excluded', :until, 'it is emptied')"""
+    with engine.begin() as connection:
+        connection.execute(text(decided), {"until": TODAY})
+
+    page = pages.document(YESTERDAY)
+
+    assert (page["sooner"], page["decided_dates"]) == ([], 1)
 
 
 def test_a_file_has_every_database_with_a_known_change(pages: Pages) -> None:
