@@ -19,7 +19,7 @@ from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import YEAR_AND_MONTH_DAYS
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.reading.access import records, rows
-from capacity_assets.reading.windows import newest_day, today_of
+from capacity_assets.reading.windows import newest_day, of_windows, today_of
 
 ATTEMPT_DAYS = 7
 """Days in which attempts are searched; each day has one per server."""
@@ -484,9 +484,10 @@ def counts_of_databases(
     """Return the numbers of databases in some windows by server and first day, of these servers or all that count."""
     statement = """
         SELECT server_id, window_start, databases FROM capacity_server_growth
-        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND databases IS NOT NULL
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start AND databases IS NOT NULL
           AND (server_id = ANY (CAST(:servers AS integer[])) OR CAST(:servers AS integer[]) IS NULL AND counted)"""
-    parameters = {"period": period.name, "starts": list(starts), "servers": None if servers is None else list(servers)}
+    parameters = {**of_windows(period, starts), "servers": None if servers is None else list(servers)}
     counts: dict[int, dict[date, int]] = {}
     for row in rows(connection, statement, **parameters):
         counts.setdefault(row.server_id, {})[row.window_start] = row.databases

@@ -18,6 +18,7 @@ from capacity_assets.reading.access import plan_with_loops, records, rows
 from capacity_assets.reading.coverage import NOTICEABLE, measured_before
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.sizes import SizeInWindow
+from capacity_assets.reading.windows import of_windows
 
 TENTHS = 1000
 """A whole in tenths of a percent."""
@@ -202,7 +203,8 @@ def partial_groups(
     missing = """
         WITH stored AS MATERIALIZED (
             SELECT server_id, engine, window_start, measured_days, size_mb FROM capacity_server_growth
-            WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND counted
+            WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+              AND window_start BETWEEN :first_start AND :last_start AND counted
         ), best AS MATERIALIZED (
             SELECT window_start, max(measured_days) AS days FROM stored GROUP BY window_start
         )
@@ -227,7 +229,7 @@ def partial_groups(
     starts = [one.start for one in windows]
     spans = {"befores": starts[:2], "asked": starts[1:3], "afters": starts[2:]}
     plan_with_loops(connection, allowed=False)
-    found = rows(connection, missing, period=period.name, starts=starts, **spans)
+    found = rows(connection, missing, **of_windows(period, starts), **spans)
     plan_with_loops(connection, allowed=True)
     groups: dict[date, set[str | None]] = {start: set() for start in starts[1:3]}
     names_of: dict[int, set[str | None]] = {row.server_id: {row.engine} for row in found}
@@ -280,6 +282,7 @@ def short_servers(
         ), shown AS MATERIALIZED (
             SELECT server_id, window_start, measured_days, size_mb FROM capacity_server_growth
             WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+              AND window_start BETWEEN :first_start AND :last_start
               AND server_id = ANY (ARRAY(SELECT server_id FROM members))
         ), best AS MATERIALIZED (
             -- The days over which a group is a mean: those on which anything was measured.
@@ -288,7 +291,8 @@ def short_servers(
             UNION ALL
             SELECT window_start, max(measured_days) FROM capacity_server_growth
             WHERE NOT CAST(:is_daily AS boolean) AND period = :period
-              AND window_start = ANY (CAST(:starts AS date[])) AND counted
+              AND window_start = ANY (CAST(:starts AS date[]))
+              AND window_start BETWEEN :first_start AND :last_start AND counted
             GROUP BY window_start
         ), spans AS MATERIALIZED (
             SELECT m.server_id, m.server,
@@ -310,7 +314,7 @@ def short_servers(
         ORDER BY w.window_start, s.server"""
     if not windows:
         return []
-    parameters = {"starts": [window.start for window in windows], "grouped_by": grouped_by, "name": name}
+    parameters = {**of_windows(period, [window.start for window in windows]), "grouped_by": grouped_by, "name": name}
     before = list(measured_before(connection, period, windows[0]))
     # The planner does not know how many rows the parts of the statement have.
     plan_with_loops(connection, allowed=False)
@@ -319,7 +323,6 @@ def short_servers(
         connection,
         statement,
         **parameters,
-        period=period.name,
         first=windows[0].start,
         before=before,
         noticeable=1 - NOTICEABLE,
@@ -345,10 +348,11 @@ def changes_of_databases(
                CASE WHEN :grouped_by = 'engine' THEN engine ELSE labels ->> CAST(:grouped_by AS text) END AS name,
                CAST(sum(change_mb) AS bigint) AS change_mb, CAST(sum(size_mb) AS bigint) AS size_mb
         FROM capacity_growth
-        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND counted AND change_mb IS NOT NULL
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start AND counted AND change_mb IS NOT NULL
           AND (CAST(:servers AS integer[]) IS NULL OR server_id = ANY (CAST(:servers AS integer[])))
         GROUP BY 1, 2"""
-    parameters = {"period": period.name, "starts": list(starts), "grouped_by": grouped_by, "servers": servers}
+    parameters = {**of_windows(period, starts), "grouped_by": grouped_by, "servers": servers}
     return {
         (row.window_start, row.name): (row.change_mb, row.size_mb) for row in rows(connection, statement, **parameters)
     }

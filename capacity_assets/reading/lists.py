@@ -21,6 +21,7 @@ from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.coverage import UnmeasuredServer, partial_servers
 from capacity_assets.reading.forecasts import SubjectKey, Usage, stored_fill_days, usages_of
 from capacity_assets.reading.table_growth import largest_tables
+from capacity_assets.reading.windows import of_windows
 
 UNKNOWN_ENGINE = "unknown"
 """The engine of servers that are no longer registered, as in the views."""
@@ -106,7 +107,7 @@ ORDERS: dict[str, tuple[sa.ColumnElement[Any], ...]] = {
 """The sort orders of databases; ties have the same order everywhere."""
 # Unknown changes are excluded where they would come first, so that an index has the order.
 _WITHOUT_INDEX = ("size", "percent")
-"""Orders without an index: all rows of a window are sorted."""
+"""Orders without an index: all rows of a window are sorted. Days have none for any order."""
 _CONDITIONS = {"shrinkage": _GROWTH.change_mb < 0, "growth": _GROWTH.change_mb.is_not(None)}
 SERVER_ORDERS: dict[str, sa.ColumnElement[Any]] = {
     "size": _SERVERS.size_mb.desc(),
@@ -150,7 +151,7 @@ def databases(  # noqa: PLR0913 -- one argument per filter
         conditions.append(candidates if label[1] else sa.not_(candidates))
     of_row = _columns(_GROWTH, DatabaseRow.__dataclass_fields__)
     statement = sa.select(*of_row).where(*conditions).order_by(*ORDERS[order])
-    if label is None and order in _WITHOUT_INDEX:
+    if label is None and (order in _WITHOUT_INDEX or period.days == 1):
         # Only keys are sorted; names of servers and labels are looked up for the rows shown.
         keys = sa.select(_GROWTH.server_id, _GROWTH.database).where(*conditions).order_by(*ORDERS[order])
         shown_keys = keys.limit(shown + 1).offset((page - 1) * shown).subquery("shown")
@@ -269,7 +270,7 @@ def _recent_sizes(
         of_subjects["names"] = [name for _, name in subjects]
     by_index, on_nodes = statements
     statement = on_nodes if tables_are_distributed(connection) else by_index
-    stored = rows(connection, statement, period=period.name, starts=starts, **of_subjects)
+    stored = rows(connection, statement, **of_windows(period, starts), **of_subjects)
     sizes = {(row.server_id, row.name, row.window_start): row.size_mb for row in stored}
     return {(server, name): [sizes.get((server, name, start)) for start in starts] for server, name in subjects}
 
@@ -281,12 +282,14 @@ _RECENT_DATABASES = (
     FROM unnest(CAST(:servers AS integer[]), CAST(:names AS text[])) AS k (server_id, name)
     CROSS JOIN LATERAL (
         SELECT window_start, size_mb FROM capacity_growth
-        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND server_id = k.server_id
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start AND server_id = k.server_id
           AND database = k.name
         OFFSET 0) AS g""",
     """
     SELECT server_id, database AS name, window_start, size_mb FROM capacity_growth
     WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+      AND window_start BETWEEN :first_start AND :last_start
       AND server_id = ANY (CAST(:servers AS integer[])) AND database = ANY (CAST(:names AS text[]))""",
 )
 _RECENT_SERVERS = (
@@ -295,11 +298,13 @@ _RECENT_SERVERS = (
     FROM unnest(CAST(:servers AS integer[])) AS k (server_id)
     CROSS JOIN LATERAL (
         SELECT window_start, size_mb FROM capacity_server_growth
-        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND server_id = k.server_id
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start AND server_id = k.server_id
         OFFSET 0) AS g""",
     """
     SELECT server_id, '' AS name, window_start, size_mb FROM capacity_server_growth
     WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+      AND window_start BETWEEN :first_start AND :last_start
       AND server_id = ANY (CAST(:servers AS integer[]))""",
 )
 

@@ -22,7 +22,7 @@ from capacity_assets.reading.coverage import (
     windows_with_holes,
     windows_with_short_databases,
 )
-from capacity_assets.reading.windows import newest_day, newest_window
+from capacity_assets.reading.windows import newest_day, newest_window, of_windows
 
 WINDOWS_SHOWN = {"daily": 90, "weekly": 52, "monthly": 24, "quarterly": 12, "yearly": 10}
 OTHER_PERIODS_SHOWN = 24
@@ -119,6 +119,7 @@ def fleet_sizes(
                coalesce(sum(size_mb - change_mb), 0) AS known_before_mb
         FROM capacity_server_growth
         WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start
           AND (server_id = :server OR CAST(:server AS integer) IS NULL AND counted)
         GROUP BY window_start, window_end ORDER BY window_start"""
     sizes = records(FleetSize, connection, statement, **_of(period, windows), server=server_id)
@@ -271,7 +272,8 @@ def engine_sizes(connection: Connection, period: Period, windows: Sequence[Windo
     """Return the sizes of the engines by window; in each window they add up to its `FleetSize`."""
     statement = """
         SELECT window_start, engine AS series, sum(size_mb) AS size_mb FROM capacity_server_growth
-        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND counted
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start AND counted
         GROUP BY window_start, engine ORDER BY window_start, engine"""
     return records(SeriesSize, connection, statement, **_of(period, windows))
 
@@ -284,12 +286,14 @@ def database_shares(
         WITH servers AS MATERIALIZED (
             SELECT window_start, measured_days FROM capacity_server_growth
             WHERE server_id = :server AND period = :period AND window_start = ANY (CAST(:starts AS date[]))
+              AND window_start BETWEEN :first_start AND :last_start
         )
         SELECT d.window_start, d.database AS series,
                round(d.size_mb * CAST(d.measured_days AS numeric) / greatest(d.measured_days, s.measured_days))
                    AS size_mb
         FROM capacity_growth d JOIN servers s ON s.window_start = d.window_start
         WHERE d.server_id = :server AND d.period = :period AND d.window_start = ANY (CAST(:starts AS date[]))
+          AND d.window_start BETWEEN :first_start AND :last_start
           AND d.size_mb <= :largest_mb AND (d.change_mb IS NULL OR d.change_mb BETWEEN -:largest_mb AND :largest_mb)
         ORDER BY d.window_start, d.database"""
     return records(SeriesSize, connection, statement, **_of(period, windows), server=server_id, largest_mb=LARGEST_MB)
@@ -305,7 +309,8 @@ def server_history(
         SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
                largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days, databases
         FROM capacity_server_growth
-        WHERE server_id = :server AND period = :period AND window_start = ANY (CAST(:starts AS date[]))"""
+        WHERE server_id = :server AND period = :period AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start"""
     sizes = records(SizeInWindow, connection, statement, **_of(period, windows), server=server_id)
     counts = {one.window_start: one.databases for one in sizes if one.databases is not None}
     days = {one.window_start: one.measured_days for one in sizes if one.measured_days is not None}
@@ -323,7 +328,8 @@ def used_history(
     statement = """
         SELECT window_start, window_end, used_size_mb AS size_mb, measured_days FROM capacity_growth
         WHERE server_id = :server AND database = :database AND period = :period AND used_size_mb IS NOT NULL
-          AND window_start = ANY (CAST(:starts AS date[]))"""
+          AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start"""
     of_database = {**_of(period, windows), "server": server_id, "database": database}
     sizes = records(SizeInWindow, connection, statement, **of_database)
     return with_gaps(windows, sizes) if sizes else []
@@ -340,7 +346,8 @@ def database_history(
                largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days
         FROM capacity_growth
         WHERE server_id = :server AND database = :database AND period = :period
-          AND window_start = ANY (CAST(:starts AS date[]))"""
+          AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start"""
     of_database = {**_of(period, windows), "server": server_id, "database": database}
     return with_gaps(windows, records(SizeInWindow, connection, statement, **of_database))
 
@@ -376,4 +383,4 @@ def partial_windows(connection: Connection, period: Period, sizes: Sequence[Size
 
 
 def _of(period: Period, windows: Sequence[Window]) -> dict[str, Any]:
-    return {"period": period.name, "starts": [window.start for window in windows]}
+    return of_windows(period, [window.start for window in windows])

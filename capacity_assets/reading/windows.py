@@ -23,6 +23,15 @@ from capacity_assets.database.engine import TODAY
 from capacity_assets.reading.access import records, rows
 
 
+def of_windows(period: Period, starts: Sequence[date]) -> dict[str, object]:
+    """Return the parameters of a query of windows: their period, their first days, and the first and last of these.
+
+    By a list of days alone, PostgreSQL plans every partition of the period.
+    """
+    ends = {"first_start": min(starts, default=None), "last_start": max(starts, default=None)}
+    return {"period": period.name, "starts": list(starts), **ends}
+
+
 def newest_window(connection: Connection, period: Period) -> Window | None:
     """Return the newest window of a period in which any server has a row; None: none was computed."""
     # For max() over a view PostgreSQL would read all rows, and for this it reads one entry of an index. Servers are
