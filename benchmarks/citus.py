@@ -112,7 +112,10 @@ def _ask_pages(engines: Sequence[Engine], fleet: Fleet) -> None:
             connection.execute(text("VACUUM (ANALYZE)"))
         with served_pages(engine.url, clock=clock) as served:
             taken.append(
-                {name: [_milliseconds(served, path, n) for n in range(ROUNDS)] for name, path in PAGES.items()}
+                {
+                    name: [_milliseconds(served, page_path(path, n, fleet.last_day)) for n in range(ROUNDS)]
+                    for name, path in PAGES.items()
+                }
             )
     click.echo("\n| page | one server | Citus |\n|---|---|---|")
     for name in PAGES:
@@ -120,10 +123,10 @@ def _ask_pages(engines: Sequence[Engine], fleet: Fleet) -> None:
         click.echo(f"| {name} | {one:.0f} ms | {several:.0f} ms |")
 
 
-def _milliseconds(served: Pages, path: str, number: int) -> float:
+def _milliseconds(served: Pages, address: str) -> float:
     """How long an answer takes."""
     started = time.perf_counter()
-    answer = served.ask(page_path(path, number))
+    answer = served.ask(address)
     if answer.status != HTTPStatus.OK:
         raise click.ClickException(answer.text)
     return (time.perf_counter() - started) * 1000

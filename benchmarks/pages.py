@@ -55,6 +55,7 @@ UTC_ZONE = ZoneInfo("UTC")
 PAGES = {
     "fleet": "/?period={period}",
     "fleet, a range": "/?range=1y&period={period}",
+    **{f"changes, {name}": f"/changes?period={name}&window={{{name}}}" for name in PERIODS},
     "servers by growth": "/servers?order=growth&period=monthly&page={n}",
     "databases by growth": "/databases?order=growth&period=monthly&page={n}",
     "databases by size": "/databases?order=size&period=daily&page={n}",
@@ -80,7 +81,15 @@ PAGES = {
     "a table": "/table?server={n}&database=database-1&schema=public&name=object-1",
     "decisions": "/decisions?page={n}",
     "search": "/search?q=base-7+server-1{n}",
+    "what if": "/scenario?by={by}",
 }
+# What computes forecasts or writes a file of up to 10,000 rows. It is measured alone.
+LONG = {
+    "what if a disk were larger": "/scenario?limit_add_gb={n}&limit_server=server-{n}&limit_volume=%2Fdata",
+    "groups as a workbook": "/groups?by={by}&format=xlsx",
+    "databases as a workbook, 10,000 rows": "/databases?order=growth&period=monthly&page={n}&format=xlsx",
+}
+LAST_WINDOWS = 7
 GROUPED_BY = ("team", "engine", "server", "environment", "service")
 PERIODS_ASKED = ("weekly", "monthly", "quarterly", "yearly", "daily")
 # One day of the newest month and of the two before it.
@@ -179,11 +188,12 @@ def main(*, fleet: Fleet, daily_days: int, rounds: int, readers: int, folder: Pa
         with _served(home, fleet) as process:
             _ask_first()
             [pid_file] = (home / "postgres").rglob("postmaster.pid")
-            _ask_each(rounds, process, int(pid_file.read_text().split()[0]))
-            _ask_together(readers, "each a page that one other asks for too", _paths(5, readers // 2) * 2)
-            _ask_together(readers, "each another page", _paths(15, readers))
-            _ask_together(readers, "all the same page", [page_path(PAGES["a database, daily"], 30)] * readers)
-            _ask_together(readers, "four pages each", _paths(35, readers * 2) * 2)
+            _ask_each(fleet, rounds, process, int(pid_file.read_text().split()[0]))
+            same = page_path(PAGES["a database, daily"], 30, fleet.last_day)
+            _ask_together(readers, "each a page that one other asks for too", _paths(fleet, 5, readers // 2) * 2)
+            _ask_together(readers, "each another page", _paths(fleet, 15, readers))
+            _ask_together(readers, "all the same page", [same] * readers)
+            _ask_together(readers, "four pages each", _paths(fleet, 35, readers * 2) * 2)
             _ask_while_computing(engine, fleet, readers)
         engine.dispose()
 
@@ -281,9 +291,14 @@ def _ask(path: str) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def page_path(path: str, number: int) -> str:
-    """Return the address of a page, another one for each number."""
+def page_path(path: str, number: int, last_day: date) -> str:
+    """Return the address of a page, another one for each number; windows are those up to the last day."""
+    windows = {
+        name: period.back(period.window_of(last_day), number % LAST_WINDOWS + 1)[0].start
+        for name, period in PERIODS.items()
+    }
     return path.format(
+        **windows,
         n=number + 1,
         digit=number % 10,
         period=PERIODS_ASKED[number % len(PERIODS_ASKED)],
@@ -333,16 +348,16 @@ def _processor_ms_of_server(first: int) -> float:
     return sum(_processor_ms(int(one)) for one in children)
 
 
-def _ask_each(rounds: int, process: int, postgres: int) -> None:
+def _ask_each(fleet: Fleet, rounds: int, process: int, postgres: int) -> None:
     click.echo("| page | median | slowest | the same again | processor time: server + PostgreSQL |")
     click.echo("| --- | --- | --- | --- | --- |")
-    for name, path in PAGES.items():
+    for name, path in (PAGES | LONG).items():
         taken, used = list[float](), list[tuple[float, float]]()
         for number in range(rounds):
             before = _processor_ms(process), _processor_ms_of_server(postgres)
-            taken.append(_ask(page_path(path, number)))
+            taken.append(_ask(page_path(path, number, fleet.last_day)))
             used.append((_processor_ms(process) - before[0], _processor_ms_of_server(postgres) - before[1]))
-        again = statistics.median(_ask(page_path(path, number)) for number in range(rounds))
+        again = statistics.median(_ask(page_path(path, number, fleet.last_day)) for number in range(rounds))
         middle = statistics.median(taken)
         verdict = "" if middle <= LIMIT_MS else f" (over {LIMIT_MS} ms)"
         server, database = (statistics.median(one) for one in zip(*used, strict=True))
@@ -350,10 +365,11 @@ def _ask_each(rounds: int, process: int, postgres: int) -> None:
         click.echo(f"| {' | '.join(cells)} | {server:.0f} + {database:.0f} ms |")
 
 
-def _paths(first: int, count: int) -> list[str]:
+def _paths(fleet: Fleet, first: int, count: int) -> list[str]:
     """Return addresses that nobody asked for yet, of different pages; lists of tables are measured alone."""
     pages = [path for name, path in PAGES.items() if not name.startswith("tables")]
-    return [page_path(path, first + number) for number in range(count // len(pages) + 1) for path in pages][:count]
+    numbers = range(first, first + count // len(pages) + 1)
+    return [page_path(path, number, fleet.last_day) for number in numbers for path in pages][:count]
 
 
 def _ask_together(readers: int, what: str, paths: Sequence[str]) -> None:
@@ -389,7 +405,8 @@ def _ask_while_computing(engine: Engine, fleet: Fleet, readers: int) -> None:
     def read(number: int) -> None:
         time.sleep(SECONDS_PER_PAGE * number / readers)
         while not stop.is_set():
-            taken.append(_ask(page_path(list(PAGES.values())[number % len(PAGES)], number % 9)))
+            path = list(PAGES.values())[number % len(PAGES)]
+            taken.append(_ask(page_path(path, number % 9, fleet.last_day)))
             stop.wait(SECONDS_PER_PAGE)
 
     with ThreadPoolExecutor(readers) as pool:
