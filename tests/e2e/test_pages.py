@@ -391,6 +391,18 @@ def test_on_paper_a_page_has_its_figures_and_no_menu(page: Page) -> None:
     assert len(page.pdf(format="A4")) > 10_000
 
 
+def test_on_paper_a_table_has_all_its_months(page: Page) -> None:
+    page.emulate_media(media="print")
+    # A4 without the margins that browsers leave.
+    page.set_viewport_size({"width": 718, "height": 1000})
+
+    for path in ("/budget?by=team", "/bill?by=team"):
+        page.goto(path)
+        for table in page.locator(".scroll:visible table").all():
+            assert table.evaluate("it => it.getBoundingClientRect().right") <= 718, path
+            assert table.evaluate("it => getComputedStyle(it.parentElement).overflowX") == "visible"
+
+
 def test_every_page_over_an_empty_database_says_how_to_begin(browser: Browser, empty_home: Path) -> None:
     with serving(empty_home) as address:
         page = opened(browser, address)
