@@ -577,9 +577,13 @@ class _ScenarioForecaster:
         days = {one.day for one in effects} | {one.day for one in scenario.limit if one.day}
         self._days = [date.min, *sorted(days)]
         self._applied: set[LimitChange] = set()
-        placeless = sorted({one.server for one in effects if one.volume is None and measured.volumes.get(one.server)})
+        placeless = [one for one in effects if one.volume is None and measured.volumes.get(one.server)]
+        # Growth and purges are of databases, whose disk is what was measured.
+        named = {one.server for one in placeless if isinstance(one.of, NewDatabase | Move)}
         self._placeless = [
-            f"{name}: the disk is not known, so only the server changes. `volume` names the disk." for name in placeless
+            f"{name}: the disk is not known, so only the server changes."
+            f"{' `volume` names the disk.' if name in named else ''}"
+            for name in sorted({one.server for one in placeless})
         ]
 
     @property

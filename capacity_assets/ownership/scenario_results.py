@@ -6,7 +6,7 @@ that a page can show it without computing it again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -40,11 +40,13 @@ from capacity_assets.forecast.scenarios import (
     compare_within,
 )
 from capacity_assets.ownership.bills import group_named, money
-from capacity_assets.ownership.budgets import MOST_MONTHS, BudgetLine, BudgetTotal, coming_months, read_budget
+from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, BudgetTotal, coming_months, read_budget
 from capacity_assets.ownership.labels import read_labels
 
 WITHIN_DAYS = 90
 LONGEST_HORIZON = 365
+NOTABLE_DIFFERENCE = 0.25
+"""Share by which a group and its databases grow differently, beyond which a note says so."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
     before_by_name = {line.name: line for line in base.lines}
     return ScenarioResult(
         *common,
-        [*found.notes, *_level_groups(scenario, found, by, before_by_name)],
+        [*found.notes, *_groups_of_other_growth(scenario, found, base)],
         grouped_by=by,
         last_day=base.last_day,
         currency=base.currency,
@@ -250,20 +252,22 @@ def _refuse_more(
         raise LargeScenarioError(f"This would forecast {number:,} {counted}; a page forecasts at most {most:,}.")
 
 
-def _level_groups(
-    scenario: Scenario, found: ScenarioComparison, by: str, lines: Mapping[str | None, BudgetLine]
-) -> Iterator[str]:
-    """Say why a group whose forecast does not grow changes by a factor for growth."""
+def _groups_of_other_growth(scenario: Scenario, found: ScenarioComparison, base: Budget) -> Iterator[str]:
+    """Say why a factor for growth changes a group by another share of its forecast growth."""
+    lines = {line.name: line for line in base.lines}
     for growth in scenario.growth:
-        line = lines.get(growth.label[1]) if growth.label and growth.label[0] == by else None
-        if line is None or growth.factor == 1 or line.end_size_mb > line.size_mb:
+        line = lines.get(growth.label[1]) if growth.label and growth.label[0] == base.grouped_by else None
+        if line is None or growth.factor == 1:
             continue
         changed = sum(one.mb_per_day for one in found.effects if one.of is growth)
         month_mb = round(changed / float(growth.factor - 1) * LONGEST_HORIZON / 12)
-        if month_mb > 0:
+        days = (base.last_day - line.measured_day).days
+        own_mb = round((line.end_size_mb - line.size_mb) / days * LONGEST_HORIZON / 12)
+        if month_mb > 0 and abs(month_mb - own_mb) > NOTABLE_DIFFERENCE * max(month_mb, own_mb):
             level = "is level" if line.end_size_mb == line.size_mb else "falls"
+            own = level if line.end_size_mb <= line.size_mb else f"grows by {human_mb(own_mb)} per month"
             yield (
-                f"The forecast of {group_named(line.name, by)} {level}, but some of its databases grow by "
+                f"The forecast of {group_named(line.name, base.grouped_by)} {own}, but some of its databases grow by "
                 f"{human_mb(month_mb)} per month together. The factor applies to these."
             )
 

@@ -183,7 +183,7 @@ def test_a_purge_takes_no_more_than_its_database_has(limited: Engine) -> None:
     assert [one.size_mb for one in comparison.effects] == [-500]
     assert comparison.notes == [
         "4.0 GiB less in still on server-1 from 30 Jul 2025: still has only 500 MiB then.",
-        "server-1: the disk is not known, so only the server changes. `volume` names the disk.",
+        "server-1: the disk is not known, so only the server changes.",
     ]
 
 

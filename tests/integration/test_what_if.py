@@ -228,6 +228,24 @@ def test_a_group_whose_forecast_is_level_says_why_a_factor_changes_it(engine: En
             assert sentence not in pages.document(address(values))["result"]["notes"]
 
 
+def test_a_group_that_grows_otherwise_than_its_databases_says_so(engine: Engine, database: URL) -> None:
+    filled(engine)
+    values = address({"growth_factor": "1.2", "growth_label": "team=payments"})
+    grows = ", ".join(f"forecast_{days}_mb = size_mb + {days} * 100" for days in (7, 30, 90, 365))
+    placeless = "server-1: the disk is not known, so only the server changes."
+
+    with served_pages(database) as pages:
+        assert pages.document(values)["result"]["notes"] == [placeless], "a growth has no `volume` to name"
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE capacity_runways SET {grows} WHERE name = 'team=payments'"))
+    with served_pages(database) as pages:
+        assert pages.document(values)["result"]["notes"] == [
+            placeless,
+            "The forecast of payments grows by 3.0 GiB per month, but some of its databases grow by 1.5 GiB per month "
+            "together. The factor applies to these.",
+        ]
+
+
 @pytest.mark.single_server("takes a role on that nodes do not let in")
 @pytest.mark.usefixtures("reader_role")
 def test_a_role_of_an_older_release_reads_every_other_page_and_is_told_what_to_grant(
