@@ -235,7 +235,7 @@ def _concerned(
     asked, names = {"as_of": as_of}, scenario.servers
     issued = connection.execute(sa.text(_ISSUED), asked).all()
     if any(one.server is None for one in scenario.growth):
-        databases = [(row.server, row.name) for row in connection.execute(sa.text(_DATABASES_ISSUED), asked)]
+        databases = [(row.server, row.name) for row in connection.execute(sa.text(_DATABASES), asked)]
         names |= {server for one in scenario.growth for server, _ in chosen_databases(one, databases, having)}
     read = {row.server for row in issued if row.server in names or row.standing is None or row.is_outdated}
     return read, sum(row.standing for row in issued if row.server not in read)
@@ -422,7 +422,13 @@ FROM capacity_servers s LEFT JOIN (
 ) AS counts USING (server_id)
 WHERE s.is_active
 """
-_DATABASES_ISSUED = "SELECT server, name FROM capacity_runway WHERE as_of = :as_of AND subject = 'database'"
+# Those with a forecast of the day, and those whose samples of it came later.
+_DATABASES = """
+SELECT server, name FROM capacity_runway WHERE as_of = :as_of AND subject = 'database'
+UNION
+SELECT i.name, s.database_name FROM database_size_stats s JOIN instances i ON i.id = s.instance_id
+WHERE s.collected_date = :as_of
+"""
 _MEASURED = """
 SELECT count(*) AS databases, count(DISTINCT s.instance_id) AS servers
 FROM database_size_stats s JOIN instances i ON i.id = s.instance_id

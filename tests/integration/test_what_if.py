@@ -18,11 +18,13 @@ from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.declarations import declaration
+from capacity_assets.database.tables import ALWAYS
 from capacity_assets.database.views import OF_FORECASTS, OF_SERVERS, READER_ROLE
 from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.forecast.scenarios import Growth, LimitChange, NewDatabase, Purge, Scenario
 from capacity_assets.ownership import scenario_results
+from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.ownership.scenario_results import result_of
 from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write
 from capacity_assets.web import what_if
@@ -31,7 +33,7 @@ from tests.command import printed
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
 from tests.pages import KEYS, Pages, served_pages
-from tests.pages_fleet import FIRST, filled
+from tests.pages_fleet import FIRST, GROWING, filled
 
 PREPARED = {"pages": filled}
 SOON = TODAY + timedelta(days=10)
@@ -209,6 +211,28 @@ def test_only_servers_that_may_change_are_read_and_every_figure_is_that_of_readi
         assert all(unread > 0 for _, unread in read)
     else:
         assert all({"server-1", "server-2"} <= set(names) for names in servers), "declared after the forecasts"
+
+
+def test_a_database_that_was_measured_after_the_forecasts_were_issued_is_read_too(
+    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(engine)
+    add_database_sizes(engine, sizes(1, "late", FIRST.isoformat(), GROWING[:-1]))
+    declare_limits(engine, [Limit("server-1", "late", 20_000)])
+    compute_windows(service, "daily", FIRST, TODAY)
+    issue_runways(engine, TODAY, TODAY)
+    add_database_sizes(engine, sizes(1, "late", TODAY.isoformat(), GROWING[-1:]))
+    declare_labels(engine, [Label("server-1", "late", "team", "late", ALWAYS)], TODAY)
+    late = [
+        Scenario(growth=[declaration(Growth, {"factor": 2, **of})])
+        for of in ({"database": "late"}, {"label": "team=late"})
+    ]
+
+    narrow = [result_of(engine, TODAY, one, "team", KEYS) for one in late]
+    monkeypatch.setattr(scenario_results, "_concerned", lambda *_: (None, 0))
+
+    assert narrow == [result_of(engine, TODAY, one, "team", KEYS) for one in late]
+    assert [[one.name for one in result.runways] for result in narrow] == [["late"], ["late"]]
 
 
 def test_a_group_whose_forecast_is_level_says_why_a_factor_changes_it(engine: Engine, database: URL) -> None:
