@@ -31,6 +31,7 @@ from capacity_assets.base.units import (
     human_days,
     human_mb,
     human_percent,
+    printable,
     whole_mb,
 )
 from capacity_assets.charts.drawing import (
@@ -517,12 +518,19 @@ def _tile_of(group: GroupSpace, by: str) -> Tile:
         return Tile(counted(group.groups, "other group"), group.size_mb, None)
     place = address("/group", by=by, name=group.name)
     parts = [
-        Tile(row.database, row.size_mb, row.change_mb, subject_address("database", row.server_id, row.database))
+        Tile(
+            printable(row.database),
+            row.size_mb,
+            row.change_mb,
+            subject_address("database", row.server_id, row.database),
+        )
         for row in group.databases
     ]
     if parts and group.other_databases:
         parts.append(Tile(counted(group.other_databases, "other"), group.other_mb, None, place))
-    return Tile(group_named(group.name, by), group.size_mb, group.change_mb, place, parts, group.change_percent)
+    return Tile(
+        *(printable(group_named(group.name, by)), group.size_mb, group.change_mb, place, parts, group.change_percent)
+    )
 
 
 def changes_chart(title: str, page: ChangesPage) -> Markup:

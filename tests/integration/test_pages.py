@@ -43,6 +43,28 @@ def test_every_page_is_html_json_csv_and_excel(pages: Pages) -> None:
         assert headings == [name.removeprefix("\ufeff") for name in rows[0]], address
 
 
+def test_titles_and_maps_escape_signs_that_turn_or_hide_text(
+    engine: Engine, service: AggregationService, database: URL
+) -> None:
+    first = TODAY - timedelta(days=2)
+    add_instances(engine, [1, 2], db_type="mysql")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET db_type = 'oracle' WHERE id = 2"))
+    add_database_sizes(engine, sizes(2, "other", first.isoformat(), [900] * 3))
+    add_database_sizes(engine, sizes(1, "fdp\u202etxt\x1b", first.isoformat(), [900] * 3))
+    add_instance_sizes(engine, totals(1, first.isoformat(), [(900, 1)] * 3))
+    add_instance_sizes(engine, totals(2, first.isoformat(), [(900, 1)] * 3))
+    compute_windows(service, "daily", first, TODAY)
+
+    with served_pages(database) as pages:
+        for path in ("/groups?by=engine&period=daily", "/database?server=1&name=fdp%E2%80%AEtxt%1B"):
+            html = pages.ask(path).text
+            # A command and a form have the name itself.
+            shown = re.sub(r"<code>.*?</code>| value=\".*?\"", "", html)
+            assert not re.findall(".*[\u202e\x1b].*", shown), path
+            assert "fdp\\u202etxt\\x1b" in shown, path
+
+
 def test_a_workbook_has_numbers_days_and_amounts_as_such(pages: Pages) -> None:
     sizes_by_day = pages.workbook("/database?server=1&name=orders")
     of_servers, lines = pages.workbook("/servers"), pages.workbook("/budget")
