@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import re
 import resource
 import secrets
 import threading
@@ -316,7 +317,7 @@ def create_app(reader: Reader, serving: WebOptions) -> ASGIApp:
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=list(serving.hosts), www_redirect=False),
             Middleware(AccessGuard, token=serving.token, user_header=serving.user_header),
-            Middleware(GZipMiddleware, minimum_size=2000),
+            Middleware(Compression, minimum_size=2000),
         ],
         lifespan=lifespan,
         exception_handlers={404: answers.no_such_page, Exception: answers.defect},
@@ -557,6 +558,20 @@ def _trouble(error: Exception) -> str:
         return f"The database refuses: {reason_of(error)}. The server's log says more."
     # Do not reveal the address of the database.
     return "The database is unavailable or busy. Try again in a moment."
+
+
+REFUSED_GZIP = re.compile(r"(^|,)\s*gzip\s*;\s*q\s*=\s*0(\.0*)?\s*(,|$)", re.IGNORECASE)
+
+
+class Compression(GZipMiddleware):
+    """Compresses for clients that take it; Starlette's also does for those that refuse it with a weight of 0."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; whether it takes compressed content is all that is read of this header."""
+        if scope["type"] == "http" and REFUSED_GZIP.search(Headers(scope=scope).get("accept-encoding", "")):
+            others = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+            scope = {**scope, "headers": others}
+        await super().__call__(scope, receive, send)
 
 
 class SecurityHeaders:

@@ -124,6 +124,16 @@ def test_a_proxy_names_the_user(database: URL) -> None:
             assert re.findall("Signed in as ([^<]*)", answer.text) == [user], "no reader sees the name of another"
 
 
+def test_who_refuses_compression_by_a_weight_of_0_gets_none(pages: Pages) -> None:
+    for path in ("/servers", "/metrics", "/static/style.css"):
+        plain = pages.ask(path)
+        for refused in ("gzip;q=0", "br, GZIP ; q=0.000, identity"):
+            answer = pages.ask(path, **{"Accept-Encoding": refused})
+            found = header(answer, "content-encoding"), header(answer, "vary"), len(answer.content)
+            assert found == ("", "Accept-Encoding", len(plain.content)), (path, refused)
+        assert header(pages.ask(path, **{"Accept-Encoding": "br, gzip;q=0.5"}), "content-encoding") == "gzip", path
+
+
 def test_a_page_is_the_same_whether_compressed_or_not_and_says_what_it_depends_on(pages: Pages) -> None:
     packed = pages.ask("/servers", **{"Accept-Encoding": "gzip, br"})
     plain = pages.ask("/servers")
