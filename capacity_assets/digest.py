@@ -161,7 +161,7 @@ def _read(
         **{kind: every[:LISTED] for kind, every in news.items()},
         counts={kind: len(every) for kind, every in news.items()},
         history=[(size.window_start, size.size_mb or 0) for size in sizes],
-        has_forecast=dates.has_forecast,
+        has_forecast=dates.as_of is not None,
         decided=dates.decided,
         is_partial=newest.is_partial,
         is_change_partial=newest.is_change_partial,

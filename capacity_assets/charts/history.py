@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from markupsafe import Markup
 
@@ -42,7 +42,7 @@ class Point:
     label: str = ""
     address: str = ""
     is_partial: bool = False
-    """Whether a part was not measured; a thin line passes over it, from the window before to the one after."""
+    """Whether a part was not measured; a thin line connects the windows before and after."""
 
 
 @dataclass(frozen=True)
@@ -202,17 +202,9 @@ def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
 
 def _bridges(points: Sequence[Point]) -> Iterator[tuple[Point, Point]]:
     """Yield the ends of stretches between which windows were partly measured, and none was not measured at all."""
-    last: Point | None = None
-    is_passed = False
-    for point in points:
-        if point.size_mb is None:
-            last = None
-        elif point.is_partial:
-            is_passed = True
-        else:
-            if last is not None and is_passed:
-                yield last, point
-            last, is_passed = point, False
+    for is_measured, stretch in groupby(points, lambda point: point.size_mb is not None):
+        whole = [(place, point) for place, point in enumerate(stretch) if is_measured and not point.is_partial]
+        yield from ((one, other) for (place, one), (next_place, other) in pairwise(whole) if next_place > place + 1)
 
 
 def _alone(points: Sequence[Point]) -> list[Point]:

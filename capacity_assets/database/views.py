@@ -252,7 +252,7 @@ RUNWAY_VIEW = _runway_view(
 )
 ISSUED_RUNWAYS_VIEW = _runway_view(
     "capacity_issued_runways",
-    "The same by every issue: choose a day by as_of.",
+    "As capacity_runway, for every day of issue: select one by as_of.",
     "capacity_runways r",
 )
 
@@ -850,7 +850,7 @@ ORDER BY depth DESC, name DESC
 READER_ROLE = "capacity_reader"
 READ_ON_NODES = tuple(table.name for table in PARTITIONED if table is not tables.group_size_aggregations)
 """What readers need rights on, besides the views, where tables are distributed: Citus checks rights on shards."""
-OF_FORECASTS = (
+FORECAST_TABLES = (
     "database_size_stats",
     "instance_size_stats",
     "volume_size_stats",
@@ -861,7 +861,7 @@ OF_FORECASTS = (
     "capacity_steps",
     "capacity_decisions",
 )
-"""What forecasts are made of, which the page What if makes. A role without rights on it reads every other page."""
+"""The tables that the page What if forecasts from. Without rights on them, a role can read every other page."""
 READABLE = (
     *(view.name for view in VIEWS),
     "capacity_bills",
@@ -870,10 +870,10 @@ READABLE = (
     "capacity_prices",
     "capacity_budgets",
     "capacity_scenarios",
-    *OF_FORECASTS,
+    *FORECAST_TABLES,
 )
-OF_SERVERS = "SELECT (id, name, db_type, counted_by, is_active, deleted_at) ON instances"
-"""The right on the columns of servers that forecasts need."""
+SELECT_ON_SERVERS = "SELECT (id, name, db_type, counted_by, is_active, deleted_at) ON instances"
+"""The right on the columns of servers that forecasts read."""
 
 
 def ensure_reader_role(connection: sa.Connection) -> None:
@@ -882,4 +882,4 @@ def ensure_reader_role(connection: sa.Connection) -> None:
         f"DO $$ BEGIN CREATE ROLE {READER_ROLE} NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
     )
     connection.exec_driver_sql(f"GRANT SELECT ON {', '.join(READABLE)} TO {READER_ROLE}")
-    connection.exec_driver_sql(f"GRANT {OF_SERVERS} TO {READER_ROLE}")
+    connection.exec_driver_sql(f"GRANT {SELECT_ON_SERVERS} TO {READER_ROLE}")

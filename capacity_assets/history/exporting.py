@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
@@ -36,8 +36,6 @@ ROWS_AT_ONCE = 50_000
 # The most rows of a sheet below its headings.
 SHEET_ROWS = 1_048_575
 WIDTHS, LEAST_WIDTH, MOST_WIDTH = {"timestamptz": 20, "text": 24, "varchar": 24}, 12, 60
-# Rows by which the widths of columns are chosen where their types are not known.
-ROWS_MEASURED = 200
 TIME_FORMAT = "yyyy-mm-dd hh:mm:ss"
 # Columns of names, which others chose and a spreadsheet might run as a formula.
 NAMES = {"server", "engine", "database", "name", "labels", "volumes", "schema_name", "table_name", "object_name"}
@@ -156,12 +154,11 @@ def _write_excel(connection: Connection[Any], query: Query, path: Path) -> int:
     from xlsxwriter.exceptions import FileCreateError
 
     # Rows go to a file beside it as they are written.
-    how = {"constant_memory": True, "tmpdir": str(path.parent)}
+    options = {"constant_memory": True, "tmpdir": str(path.parent)}
     try:
         with _read_in_batches(connection, query) as (columns, batches):
-            rows = chain.from_iterable(batches)
-            widths = [WIDTHS.get(kind, LEAST_WIDTH) for _, kind in columns]
-            return write_workbook(str(path), [name for name, _ in columns], rows, widths=widths, how=how)
+            widths = {name: WIDTHS.get(kind, LEAST_WIDTH) for name, kind in columns}
+            return write_workbook(str(path), widths, chain.from_iterable(batches), options)
     except FileCreateError as error:
         # It wraps the error of the operating system.
         raise error.args[0] from None
@@ -169,34 +166,27 @@ def _write_excel(connection: Connection[Any], query: Query, path: Path) -> int:
 
 def write_workbook(
     target: str | BinaryIO,
-    columns: Sequence[str],
+    columns: Mapping[str, int],
     rows: Iterable[Sequence[Any]],
-    *,
-    widths: Sequence[int] | None = None,
-    how: Mapping[str, object] = MappingProxyType({}),
+    options: Mapping[str, object] = MappingProxyType({}),
 ) -> int:
-    """Write a workbook with a sheet for each SHEET_ROWS rows, and return their number.
+    """Write a workbook with a sheet for each SHEET_ROWS rows, and return the number of rows.
 
-    Times are in UTC, because cells have no zone. `widths` are those of the columns, in characters; else they follow
-    from the first rows. `how` has further options of the workbook. Raises FileCreateError.
+    `columns` are the least widths by name, in characters. Times are in UTC, because cells have no zone. Raises
+    FileCreateError.
     """
     from xlsxwriter import Workbook
 
-    remaining = iter(rows)
-    first = list(islice(remaining, ROWS_MEASURED)) if widths is None else []
-    if widths is None:
-        widths = [max((len(str(row[place] or "")) for row in first), default=0) + 2 for place in range(len(columns))]
     written = 0
-    options: dict[str, object] = {**how, "default_date_format": "yyyy-mm-dd"}
     # A text stays a text, whatever it begins with.
-    options |= dict.fromkeys(("strings_to_formulas", "strings_to_urls", "strings_to_numbers"), False)
-    with Workbook(target, options) as workbook:
+    as_text = dict.fromkeys(("strings_to_formulas", "strings_to_urls", "strings_to_numbers"), False)
+    with Workbook(target, {**options, **as_text, "default_date_format": "yyyy-mm-dd"}) as workbook:
         workbook.use_zip64()
         time = workbook.add_format({"num_format": TIME_FORMAT})
-        sheet = _new_sheet(workbook, columns, widths)
-        for row in chain(first, remaining):
+        sheet = _new_sheet(workbook, columns)
+        for row in rows:
             if written and written % SHEET_ROWS == 0:
-                sheet = _new_sheet(workbook, columns, widths)
+                sheet = _new_sheet(workbook, columns)
             line = written % SHEET_ROWS + 1
             for place, value in enumerate(row):
                 if isinstance(value, datetime):
@@ -207,10 +197,10 @@ def write_workbook(
     return written
 
 
-def _new_sheet(workbook: Workbook, columns: Sequence[str], widths: Sequence[int]) -> Worksheet:
+def _new_sheet(workbook: Workbook, columns: Mapping[str, int]) -> Worksheet:
     sheet, heading = workbook.add_worksheet(), workbook.add_format({"bold": True})
     sheet.freeze_panes(1, 0)
-    for place, (name, width) in enumerate(zip(columns, widths, strict=True)):
+    for place, (name, width) in enumerate(columns.items()):
         sheet.set_column(place, place, max(len(name) + 2, min(width, MOST_WIDTH)))
         sheet.write_string(0, place, name, heading)
     return sheet

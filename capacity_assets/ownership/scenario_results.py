@@ -80,7 +80,7 @@ class ScenarioRunway:
 
     @property
     def full_text(self) -> str:
-        """When it is full, to follow the name of what fills."""
+        """When it is full, as the end of a sentence about it."""
         if self.state == FORECAST and self.middle_day is not None:
             return f"full by {human_day(self.middle_day)}"
         return {FULL: "full now", FORECAST: "not full within a year"}.get(self.state, f"without a date ({self.state})")
@@ -146,7 +146,7 @@ class NewDatabaseFit:
 
 
 class LargeScenarioError(ValidationError):
-    """More would be forecast than somebody waits for."""
+    """A scenario would take longer to compute than readers wait."""
 
 
 def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Sequence[str]) -> ScenarioResult:
@@ -171,29 +171,29 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
     as_of, having = _newest_day(connection, today), _having(connection, today)
     servers, unread = _concerned(connection, scenario, as_of, having)
     _refuse_more(connection, as_of, servers, most, "databases")
-    found = compare_within(connection, HistoryScope(as_of, servers, every=True), scenario, having)
-    named = _standing(found)
+    comparison = compare_within(connection, HistoryScope(as_of, servers, every=True), scenario, having)
+    listed = _standing(comparison)
     changed = [
         RunwayChange(
             *(before.server, before.subject, before.name, before.display_name, before.last_day, before.size_mb),
             before=ScenarioRunway.of(before),
             after=ScenarioRunway.of(after),
         )
-        for before, after in found.pairs
-        if before != after and (before.server, before.subject, before.name) in named
+        for before, after in comparison.pairs
+        if before != after and (before.server, before.subject, before.name) in listed
     ]
     changed = in_order_of_dates(changed)
-    common = (as_of, scenario.texts, changed, unread + len(named) - len(changed))
+    common = (as_of, scenario.texts, changed, unread + len(listed) - len(changed))
     months = coming_months(today, MOST_MONTHS)
     try:
         base = read_budget(connection, by, months, today, keys)
-        assumed = read_budget(connection, by, months, today, keys, found.effects)
+        assumed = read_budget(connection, by, months, today, keys, comparison.effects)
     except NotFoundError as error:
-        return ScenarioResult(*common, found.notes, without_budget=str(error))
+        return ScenarioResult(*common, comparison.notes, without_budget=str(error))
     before_by_name = {line.name: line for line in base.lines}
     return ScenarioResult(
         *common,
-        [*found.notes, *_groups_of_other_growth(scenario, found, base)],
+        [*comparison.notes, *_groups_of_other_growth(scenario, comparison, base)],
         grouped_by=by,
         last_day=base.last_day,
         currency=base.currency,
@@ -203,7 +203,7 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
 
 
 def read_fits(connection: Connection, today: date, scenario: Scenario, most: int | None = None) -> list[NewDatabaseFit]:
-    """Return where a new database fits, with a scenario that has one on each server. Raises as `read_result`."""
+    """Return where the new database of a scenario without a server fits, best first. Raises as `read_result`."""
     as_of, having = _newest_day(connection, today), _having(connection, today)
     is_alone = Scenario(new_database=scenario.new_database) == scenario
     _refuse_more(connection, as_of, None, most, "servers" if is_alone else "databases")
@@ -225,17 +225,17 @@ def _having(connection: Connection, today: date) -> LabelFilter:
 def _concerned(
     connection: Connection, scenario: Scenario, as_of: date, having: LabelFilter
 ) -> tuple[set[str] | None, int]:
-    """Return the servers to read, None for all, and the number of runways on the others, which stay as they are.
+    """Return the servers to read, None for all, and the number of runways on the others, which do not change.
 
-    The others are counted by their issued forecasts. Servers without one of the day, or with a later declaration, are
-    read.
+    These are counted by the forecasts issued for the day. A server without such a forecast, or with a declaration after
+    it, is read.
     """
     if scenario.is_of_all:
         return None, 0
-    asked, names = {"as_of": as_of}, scenario.servers
-    issued = connection.execute(sa.text(_ISSUED), asked).all()
+    names, on_day = scenario.servers, {"as_of": as_of}
+    issued = connection.execute(sa.text(_ISSUED), on_day).all()
     if any(one.server is None for one in scenario.growth):
-        databases = [(row.server, row.name) for row in connection.execute(sa.text(_DATABASES), asked)]
+        databases = [(row.server, row.name) for row in connection.execute(sa.text(_DATABASES), on_day)]
         names |= {server for one in scenario.growth for server, _ in chosen_databases(one, databases, having)}
     read = {row.server for row in issued if row.server in names or row.standing is None or row.is_outdated}
     return read, sum(row.standing for row in issued if row.server not in read)
@@ -246,20 +246,20 @@ def _refuse_more(
 ) -> None:
     if most is None:
         return
-    asked = {"as_of": as_of, "servers": None if servers is None else list(servers)}
-    number = connection.execute(sa.text(_MEASURED), asked).one()._mapping[counted]  # noqa: SLF001 -- SQLAlchemy's public name
+    parameters = {"as_of": as_of, "servers": None if servers is None else list(servers)}
+    number = connection.execute(sa.text(_MEASURED), parameters).one()._mapping[counted]  # noqa: SLF001 -- SQLAlchemy's public name
     if number > most:
         raise LargeScenarioError(f"This would forecast {number:,} {counted}; a page forecasts at most {most:,}.")
 
 
-def _groups_of_other_growth(scenario: Scenario, found: ScenarioComparison, base: Budget) -> Iterator[str]:
-    """Say why a factor for growth changes a group by another share of its forecast growth."""
+def _groups_of_other_growth(scenario: Scenario, comparison: ScenarioComparison, base: Budget) -> Iterator[str]:
+    """Say why a growth factor changes a group by another share of its forecast growth."""
     lines = {line.name: line for line in base.lines}
     for growth in scenario.growth:
         line = lines.get(growth.label[1]) if growth.label and growth.label[0] == base.grouped_by else None
         if line is None or growth.factor == 1:
             continue
-        changed = sum(one.mb_per_day for one in found.effects if one.of is growth)
+        changed = sum(one.mb_per_day for one in comparison.effects if one.of is growth)
         month_mb = round(changed / float(growth.factor - 1) * LONGEST_HORIZON / 12)
         days = (base.last_day - line.measured_day).days
         own_mb = round((line.end_size_mb - line.size_mb) / days * LONGEST_HORIZON / 12)
@@ -272,9 +272,9 @@ def _groups_of_other_growth(scenario: Scenario, found: ScenarioComparison, base:
             )
 
 
-def _standing(found: ScenarioComparison) -> set[tuple[str, str, str]]:
-    """Return the keys of what stands for itself, with or without the assumptions: many may share one volume."""
-    every = [*standing_for_themselves(found.base.rows), *standing_for_themselves(found.changed.rows)]
+def _standing(comparison: ScenarioComparison) -> set[tuple[str, str, str]]:
+    """Return the keys of what stands for itself, with or without the assumptions, because many may share one volume."""
+    every = [*standing_for_themselves(comparison.base.rows), *standing_for_themselves(comparison.changed.rows)]
     return {(row.server, row.subject, row.name) for row in every}
 
 
@@ -286,10 +286,10 @@ def _budget_change(
     return BudgetChange(name, before.end_size_mb if before else 0, after.end_size_mb, amount, after.amount, difference)
 
 
-def fits(found: ScenarioComparison) -> list[NewDatabaseFit]:
+def fits(comparison: ScenarioComparison) -> list[NewDatabaseFit]:
     """Return the servers with the smallest risk after a new database first; those with too little history last."""
     riskiest: dict[str, tuple[Runway, Runway]] = {}
-    for before, after in found.pairs:
+    for before, after in comparison.pairs:
         if after.subject in {SERVER, VOLUME} and after.headroom_mb is not None:
             other = riskiest.get(after.server)
             if other is None or _greatest_risk(after) < _greatest_risk(other[1]):
@@ -316,7 +316,7 @@ def in_order_of_dates(changes: Sequence[RunwayChange]) -> list[RunwayChange]:
 
 
 def answer_of(result: ScenarioResult) -> str:
-    """Say in two sentences which fill dates change, the first by name, and by how much the budget."""
+    """Say how many fill dates change, which is the earliest, and by how much the budget changes."""
     moved = [one for one in result.runways if one.before.full_text != one.after.full_text]
     sentence = "no fill date changes"
     if moved:
@@ -335,11 +335,11 @@ def answer_of(result: ScenarioResult) -> str:
     return f"With these assumptions, {sentence}.{cost}"
 
 
-def fit_answer(found: Sequence[NewDatabaseFit]) -> str:
+def fit_answer(servers: Sequence[NewDatabaseFit]) -> str:
     """Say where a new database fits best."""
-    if not found:
+    if not servers:
         return "No server has a known limit. `capacity limits set` declares one."
-    best = found[0]
+    best = servers[0]
     if best.after.state == FULL:
         return "It fits on no server."
     what = ", which" if best.display_name == display_name(SERVER, "") else f": {best.display_name}"

@@ -12,7 +12,7 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import first_of
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.engine import capacity_engine
-from capacity_assets.database.views import OF_FORECASTS, OF_SERVERS, READ_ON_NODES, READABLE, READER_ROLE
+from capacity_assets.database.views import FORECAST_TABLES, READ_ON_NODES, READABLE, READER_ROLE, SELECT_ON_SERVERS
 
 STATEMENT_TIMEOUT_SECONDS = 5
 CONNECTIONS = 10
@@ -69,14 +69,14 @@ MISSING_RIGHT = (
 
 
 MISSING_RIGHT_ON_HISTORY = (
-    "This role may not read the history that forecasts are made of. The owner of the tables grants it with "
-    f"`GRANT SELECT ON {', '.join(OF_FORECASTS)} TO {{role}}` and `GRANT {OF_SERVERS} TO {{role}}`. All other pages "
-    "work without."
+    "This role may not read the tables that forecasts are made of. Their owner grants the right by "
+    f"`GRANT SELECT ON {', '.join(FORECAST_TABLES)} TO {{role}}` and `GRANT {SELECT_ON_SERVERS} TO {{role}}`. All "
+    "other pages work without it."
 )
 
 
 def role_of(connection: Connection) -> str:
-    """Return the name of the role that a connection has, quoted as SQL needs it; raises DBAPIError."""
+    """Return the role of a connection, as an SQL identifier; raises DBAPIError."""
     [row] = rows(connection, "SELECT quote_ident(current_user) AS name")
     return str(row.name)
 
@@ -85,7 +85,7 @@ def refuse_a_role_that_can_write(engine: Engine) -> None:
     """Refuse a role with more or fewer rights than the pages need; raises ValidationError and DBAPIError."""
     with engine.connect() as connection:
         [role] = rows(connection, _WRITABLE_TABLES)
-        names = [name for name in READABLE if name not in OF_FORECASTS]
+        names = [name for name in READABLE if name not in FORECAST_TABLES]
         names += READ_ON_NODES if tables_are_distributed(connection) else ()
         refused = rows(connection, _UNREADABLE, names=names)
     missing, unreadable = ([row.name for row in refused if row.is_missing is kind] for kind in (True, False))

@@ -89,7 +89,7 @@ class RunwaySubject:
 
 
 class SizesAhead:
-    """What the sizes that are forecast say together."""
+    """Properties of a forecast of sizes."""
 
     change_mb_per_day: float
     ahead: Sequence[ForecastDay]
@@ -108,7 +108,7 @@ class SizesAhead:
 
 @dataclass(frozen=True)
 class GroupSizeForecast(SizesAhead):
-    """The forecast of a group: its size on the last day without a missing server, MiB, and what is ahead."""
+    """The forecast of a group: its size on the last day without a missing server, MiB, and the sizes ahead."""
 
     last_day: date
     size_mb: int
@@ -235,7 +235,7 @@ def _runways(
 
 
 def _ahead(values: sa.RowMapping) -> list[ForecastDay]:
-    """Return the sizes at the horizons, of a row by its names; those that are unknown are left out."""
+    """Return the known sizes at the horizons, from the columns of a row."""
     bands = {days: [values[name] for name in ends] for days, ends in _ENDS.items()}
     return [
         ForecastDay(values["last_day"] + timedelta(days=days), *band)
@@ -247,14 +247,15 @@ def _ahead(values: sa.RowMapping) -> list[ForecastDay]:
 def forecast_of_group(
     connection: sa.Connection, grouped_by: str, name: str | None, today: date
 ) -> GroupSizeForecast | None:
-    """Return the newest forecast of a group, `name` None: of what has no such label; None: none of the last month."""
+    """Return the newest forecast of a group, if it is of the last month; `name` None: databases without the label."""
     statement = """
         SELECT * FROM capacity_group_forecasts
         WHERE grouped_by = :by AND group_name IS NOT DISTINCT FROM CAST(:name AS text) AND as_of > :stale"""
     found = rows(connection, statement, by=grouped_by, name=name, stale=today - timedelta(days=STALE_DAYS))
-    for row in found:
-        return GroupSizeForecast(row.last_day, row.size_mb, row.change_mb_per_day, _ahead(row._mapping))  # noqa: SLF001 -- SQLAlchemy's public name
-    return None
+    if not found:
+        return None
+    row = found[0]
+    return GroupSizeForecast(row.last_day, row.size_mb, row.change_mb_per_day, _ahead(row._mapping))  # noqa: SLF001 -- SQLAlchemy's public name
 
 
 _R = _NEWEST.c
@@ -628,7 +629,7 @@ A new date counts as sooner, and one that is no longer within a year as later.
 
 @dataclass(frozen=True)
 class FillDateChange:
-    """A fill date by the newest forecasts of a window, and that at its beginning; None: not within a year."""
+    """A fill date by the newest forecasts of a window, and `before`, at its beginning; None: not within a year."""
 
     server_id: int
     server: str
@@ -651,9 +652,8 @@ class FillDateChange:
 
 @dataclass(frozen=True)
 class FillDateChanges:
-    """What fills soon, and what fills sooner or later than was forecast before; unknown without a forecast."""
+    """What fills soon, and what fills sooner or later than was forecast before."""
 
-    has_forecast: bool
     soon: Sequence[FillDateChange] = ()
     """What to watch or act on, most probable first."""
     sooner: Sequence[FillDateChange] = ()
@@ -661,9 +661,9 @@ class FillDateChanges:
     decided: int = 0
     """Number of fill dates that decisions leave out."""
     as_of: date | None = None
-    """Day of the forecasts."""
+    """Day of the forecasts; None: none was issued, so nothing is known."""
     compared_as_of: date | None = None
-    """Day of those that they are compared with; None: there are no earlier ones."""
+    """Day of the earlier forecasts; None: there are none."""
 
 
 def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is judged
@@ -680,12 +680,12 @@ def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is 
 ) -> FillDateChanges:
     """Return the fill dates of the fleet or of a label, by the newest issue of a window or of the day after it.
 
-    They are compared with the newest issue of the week up to its first day. Subjects that decisions leave out are only
-    counted. Without `with_soon`, what fills soon is not read.
+    They are compared with the newest issue of the seven days up to the first day of the window. Subjects that decisions
+    leave out are only counted. Without `with_soon`, what fills soon is not read.
     """
     newest = newest_day_of_issue(connection, first, last + timedelta(days=1))
     if newest is None:
-        return FillDateChanges(has_forecast=False)
+        return FillDateChanges()
     older = newest_day_of_issue(connection, first - timedelta(days=7), first)
     if older == newest:
         older = None
@@ -713,7 +713,6 @@ def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is 
     ]
     moved = [one for one in dates if SubjectKey(one.server_id, one.subject, one.name) in before]
     return FillDateChanges(
-        True,
         sorted((one for one in dates if one.severity), key=lambda one: -one.probability) if with_soon else (),
         [one for one in moved if one.days_moved < 0],
         [one for one in moved if one.days_moved > 0],

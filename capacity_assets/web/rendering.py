@@ -72,6 +72,8 @@ from capacity_assets.web.reader import FILE_FORMATS, MOST_COLUMNS, RANGES, PageQ
 BYTE_ORDER_MARK = "\ufeff"
 UNKNOWN, DASH = "unknown", "\u2013"
 NOTES_SHOWN, MIDDLE_DAY, STEP_LENGTH, LABEL_COLUMNS = 3, 15, 14, 2
+# Rows by which the widths of the columns of a workbook are chosen.
+ROWS_MEASURED = 200
 EMPTY: Mapping[date, Decimal] = MappingProxyType({})
 # Keeps the fill date away from the edge of a chart.
 FULL_DATE_MARGIN = 1.15
@@ -83,7 +85,7 @@ CHIPS = {Severity.FULL: "Full", Severity.ACT: "Act", Severity.WATCH: "Watch"}
 
 @dataclass(frozen=True)
 class PageRoute:
-    """A page: its path, the function that reads its content, and which of its lists is written to files."""
+    """A page: its path, the function that reads its content, and its list that files have."""
 
     path: str
     title: str
@@ -103,7 +105,7 @@ class PageRoute:
     is_found: bool = False
     """Whether the search finds the page by its title, as it finds the pages of the menu."""
     also: str = ""
-    """Another word by which the search finds it."""
+    """A further word by which the search finds it."""
     beside: Sequence[str] = ()
     """Values of the page that are repeated in each row of a file."""
     has_figures: bool = False
@@ -138,13 +140,16 @@ class PageRoute:
         return f"{BYTE_ORDER_MARK}{file.getvalue()}"
 
     def workbook(self, content: Any) -> bytes:
-        """Return the list as an Excel workbook, in which numbers are numbers and days are days."""
+        """Return the list as an Excel workbook, with numbers and days as such."""
+        columns, rows = self._table(content)
+        texts = ((str(row[place] or "") for row in rows[:ROWS_MEASURED]) for place in range(len(columns)))
+        widths = [max(map(len, of_column), default=0) + 2 for of_column in texts]
         file = io.BytesIO()
-        write_workbook(file, *self._table(content))
+        write_workbook(file, dict(zip(columns, widths, strict=True)), rows)
         return file.getvalue()
 
     def _table(self, content: Any) -> tuple[list[str], list[list[object]]]:
-        """Return the names of the list's columns, those of the JSON, and its rows with one value per cell."""
+        """Return the columns of the list, named as in JSON, and its rows, with one value per cell."""
         # Not from JSON, in which amounts are text.
         shown = self.form.dump_python(content)
         beside = {name: shown[name] for name in self.beside}
@@ -168,7 +173,7 @@ def _cells(row: Mapping[str, object]) -> dict[str, object]:
 
 
 def _as_text(value: object) -> object:
-    """Return a cell of a CSV file: names that are no formulas, amounts without an exponent."""
+    """Return a value as a cell of a CSV file: no text is a formula, no amount has an exponent."""
     if isinstance(value, Decimal):
         return f"{value:f}"
     return as_plain_text(value) if isinstance(value, str) else value
@@ -244,7 +249,7 @@ def after(period: str, start: date) -> date:
 
 
 def menu_class(number: int) -> str:
-    """Return the class of an entry of the menu: the further back, the sooner a narrow screen has it under *More*."""
+    """Return the class of an entry of the menu, which says up to which width of the screen it is under *More*."""
     return next((name for last, name in MENU_CLASSES if number <= last), "last")
 
 
@@ -262,25 +267,25 @@ def shared_labels(rows: Sequence[Usage]) -> dict[str, str]:
 
 
 def label_keys(rows: Sequence[Usage]) -> list[str]:
-    """Return the keys of the other labels of a list."""
+    """Return the keys of the labels that differ between the rows of a list."""
     shared = shared_labels(rows)
     return list(dict.fromkeys(key for labels in _labels_of(rows) for key in labels if key not in shared))
 
 
 def label_heads(keys: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Return the heads of columns of labels: one for each of the first keys, and one for all others."""
+    """Return the headings of the columns of labels: one for each of the first keys, and one for all others."""
     names = [key.replace("_", " ").capitalize() for key in (keys or ())[:LABEL_COLUMNS]]
     others = ["Other labels"] if len(keys or ()) > LABEL_COLUMNS else []
     return [(name, "roomy") for name in names + others]
 
 
 def _labels_of(rows: Sequence[Usage]) -> list[dict[str, str]]:
-    # Of a server that was not measured, labels are not read.
+    # The labels of a server that was not measured are not read.
     return [getattr(row, "labels", {}) for row in rows if getattr(row, "size_mb", None) is not None]
 
 
 def cost(amount: Decimal | None, currency: str = "") -> Markup | str:
-    """Render an amount with its currency, which is a smaller unit beside figures."""
+    """Render an amount with its currency as a unit."""
     return "no price" if amount is None else _with_unit(money(amount), currency)
 
 
@@ -317,7 +322,7 @@ FILTERS: Mapping[str, Callable[..., object]] = {
     "fill_range": lambda runway: "" if runway.state == FULL else range_of(runway) or "a single day",
     "words": lambda name: name.replace("_", " "),
     "shell": shlex.quote,
-    # As in charts, the line passes over what was partly measured.
+    # As in charts, the line skips what was partly measured.
     "recent": lambda sizes: [one.size_mb for one in sizes if not one.is_partial],
     "ticket": lambda url: url.rstrip("/").rpartition("/")[2] or url,
 }
@@ -330,7 +335,7 @@ LISTS = {
     "months": "months of issue",
     "runways": "fill dates",
 }
-"""What people call the list that a page gives as a file, where that is not the name of its field."""
+"""What people call the lists of files, where that is not the name of the field."""
 FUNCTIONS = (
     share_bar, sparkline, decide_command, window_name, before, after, shared_labels, label_keys, label_heads,
     billed_groups, is_left_out, menu_class, address, subject_address, table_address, dagster_partition,
@@ -363,6 +368,7 @@ def page_templates(pages: tuple[PageRoute, ...], dagster_url: str | None, thresh
         ],
         lists=LISTS,
         file_formats=FILE_FORMATS,
+        label_columns=LABEL_COLUMNS,
         dagster=dagster_url.rstrip("/") if dagster_url else None,
     )
     return environment
@@ -452,7 +458,7 @@ def _with_forecast(
 def is_past(sizes: Sequence[SizeInWindow], runway: StoredRunway | GroupSizeForecast) -> bool:
     """Whether a chart ends some days before the newest measurement, and therefore shows no forecast.
 
-    Charts of groups end with the last complete window, so that of a group may be as long ago as a window is long.
+    The chart of a group ends with the last complete window, which may have ended the length of a window ago.
     """
     last = sizes[-1]
     days = 0 if isinstance(runway, StoredRunway) else (last.window_end - last.window_start).days
@@ -495,7 +501,7 @@ def _ahead_until(runway: StoredRunway | GroupSizeForecast, last: date) -> list[F
 def _days_ahead(points: Sequence[Point], runway: StoredRunway | GroupSizeForecast) -> int:
     """Return how many days of forecast to draw: past the fill date, but not much more than the history.
 
-    A group has no fill date; as much is drawn as there is of history.
+    A group has no fill date: its chart goes as far ahead as the history goes back.
     """
     if not points:
         return 0
@@ -534,7 +540,7 @@ def _tile_of(group: GroupSpace, by: str) -> Tile:
 
 
 def changes_chart(title: str, page: ChangesPage) -> Markup:
-    """Draw the change of the fleet as steps by group, which add up to it; empty where it is not known."""
+    """Draw the change of the fleet as steps by group that add up to it; empty if it is not known."""
     if page.size is None or page.size.size_mb is None or page.rest_change_mb is None:
         return Markup()
     changes = {group_named(one.name, page.grouped_by): one.change_mb or 0 for one in page.groups if one.change_mb}

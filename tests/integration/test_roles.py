@@ -25,7 +25,7 @@ from capacity_assets.database.distributing import distribute
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import initialise
-from capacity_assets.database.views import OF_FORECASTS
+from capacity_assets.database.views import FORECAST_TABLES
 from capacity_assets.digest import DigestDeliveries, SendingSettings, read_digest, send_digests
 from capacity_assets.forecast.issuing import RunwayService
 from capacity_assets.history.exporting import write_window
@@ -180,7 +180,7 @@ def test_the_reader_sees_the_views_and_what_forecasts_are_made_of_and_nothing_el
                 if view not in ROLES:
                     connection.execute(text(f"SELECT * FROM {view}"))
             assert connection.execute(text("SELECT count(*) FROM capacity_growth")).scalar_one() == 0
-            for table in OF_FORECASTS:
+            for table in FORECAST_TABLES:
                 connection.execute(text(f"SELECT * FROM {table}"))
         denied = ["SELECT * FROM capacity_collection_targets", "DELETE FROM database_size_stats"]
         if not is_distributed(engine):

@@ -99,7 +99,7 @@ def test_a_database_that_is_not_of_the_known_size_makes_it_fail(
     assert re.search(r"\n[45] of 5 figures wrong.", printed)
 
 
-def test_without_docker_it_says_what_it_needs_and_what_works_without(tmp_path: Path) -> None:
+def test_without_docker_it_says_what_to_install_and_what_works_without(tmp_path: Path) -> None:
     shell, dirname = shutil.which("sh"), shutil.which("dirname")
     assert shell is not None
     assert dirname is not None
@@ -113,7 +113,7 @@ def test_without_docker_it_says_what_it_needs_and_what_works_without(tmp_path: P
     )
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert "This needs Docker with Compose, and found none" in done.stderr
+    assert "Docker with Compose was not found." in done.stderr
     assert f"venv/python {FOLDER}/verify.py ENGINE://ADMINISTRATOR@HOST:PORT/DATABASE" in done.stderr
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import URL, Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.declarations import declaration
 from capacity_assets.database.tables import ALWAYS
-from capacity_assets.database.views import OF_FORECASTS, OF_SERVERS, READER_ROLE
+from capacity_assets.database.views import FORECAST_TABLES, READER_ROLE, SELECT_ON_SERVERS
 from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.forecast.scenarios import Growth, LimitChange, NewDatabase, Purge, Scenario
@@ -277,20 +277,20 @@ def test_a_role_of_an_older_release_reads_every_other_page_and_is_told_what_to_g
 ) -> None:
     filled(engine)
     with engine.begin() as connection:
-        connection.execute(text(f"REVOKE SELECT ON {', '.join(OF_FORECASTS)} FROM {READER_ROLE}"))
-        connection.execute(text(f"REVOKE {OF_SERVERS} FROM {READER_ROLE}"))
+        connection.execute(text(f"REVOKE SELECT ON {', '.join(FORECAST_TABLES)} FROM {READER_ROLE}"))
+        connection.execute(text(f"REVOKE {SELECT_ON_SERVERS} FROM {READER_ROLE}"))
     reader = reading_engine(database, role=READER_ROLE)
     refuse_a_role_that_can_write(reader)
     reader.dispose()
     with served_pages(database, role=READER_ROLE) as pages:
         assert [pages.ask(one).status for one in ("/", "/scenario", "/scenario?name=twice+the+growth")] == [200] * 3
         lacking = pages.ask(address({"growth_factor": "1.2"}))
-        said = html.unescape(lacking.text)
-        assert (lacking.status, 'value="1.2"' in said) == (503, True)
-        grants = [f"GRANT SELECT ON {', '.join(OF_FORECASTS)} TO {READER_ROLE}", f"GRANT {OF_SERVERS} TO {READER_ROLE}"]
+        shown = html.unescape(lacking.text)
+        assert (lacking.status, 'value="1.2"' in shown) == (503, True)
         with engine.begin() as connection:
-            for grant in grants:
-                assert grant in said
+            for right in (f"SELECT ON {', '.join(FORECAST_TABLES)}", SELECT_ON_SERVERS):
+                grant = f"GRANT {right} TO {READER_ROLE}"
+                assert grant in shown
                 connection.execute(text(grant))
         assert pages.ask(address({"growth_factor": "1.2"})).status == 200
         assert pages.ask(address({"new_database_gb": "1"})).status == 200

@@ -1,8 +1,9 @@
-"""Assumptions in the address of a page and in a file are the same, whatever is written into the form."""
+"""The assumptions in the address of What if and in the file that it shows are the same, whatever the form contains."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -31,9 +32,9 @@ TEXTS = st.one_of(
 ADDRESSES = st.dictionaries(st.sampled_from([name for names in NAMES.values() for name in names]), TEXTS, max_size=8)
 
 
-def outcome(read: object) -> Scenario | str:
+def outcome(read: Callable[[], Scenario]) -> Scenario | str:
     try:
-        return read()  # type: ignore[operator, no-any-return]
+        return read()
     except ValidationError as error:
         return str(error)
 

@@ -90,7 +90,7 @@
     input.setAttribute("aria-activedescendant", items[chosen].id);
   }
 
-  // Pages whose title, or other word, has what is typed at the beginning of a word; they are listed before names.
+  // Pages whose title or further word has a word that begins with the query; listed before names.
   function pagesWith(query) {
     const begin = query.toLowerCase();
     return pages.filter(function (one) {
