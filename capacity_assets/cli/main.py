@@ -65,7 +65,7 @@ COMMANDS = [
     LazyCommand("decide", "decisions:decide", "Declare a decision about something that may fill."),
     LazyCommand("decisions", "decisions:decisions", "List, import and remove decisions."),
     LazyCommand("runway", "runway:runway", "Show when servers and databases will be full."),
-    LazyCommand("scenario", "runway:scenario", "Show how assumptions change runways and budget."),
+    LazyCommand("scenario", "runway:scenario", "Show how assumptions change fill dates and budget."),
     LazyCommand("labels", "labels:labels", "Declare whose servers and databases they are."),
     LazyCommand("prices", "bills:prices", "Declare what a GiB costs per month."),
     LazyCommand("bill", "bills:bill", "Show what the databases of a month cost, by group."),

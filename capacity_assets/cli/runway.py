@@ -215,14 +215,22 @@ SCENARIO_HEADINGS = (
     "Server",
     "What",
     ">Size",
-    "Base (50 %)",
+    "As forecast (50 %)",
     ">Within a year",
-    "Scenario (50 %)",
+    "With assumptions (50 %)",
     "Range",
     ">Within a year",
 )
-BUDGET_HEADINGS = (">Size at the end", ">Scenario", ">Change", ">Amount", ">Scenario", ">Change")
-FIT_HEADINGS = ("Server", "Full first", ">Left today", "Base (50 %)", "With it (50 %)", "Range", ">Within a year")
+BUDGET_HEADINGS = (">Size as forecast", ">Size", ">Change", ">Amount as forecast", ">Amount", ">Change")
+FIT_HEADINGS = (
+    "Server",
+    "Full first",
+    ">Left today",
+    "As forecast (50 %)",
+    "With it (50 %)",
+    "Range",
+    ">Within a year",
+)
 
 
 @click.command()
@@ -230,7 +238,7 @@ FIT_HEADINGS = ("Server", "Full first", ">Left today", "Base (50 %)", "With it (
 @click.option("--fit", type=options.GIGABYTES, help="Instead of FILE: show where a new database of this many GiB fits.")
 @options.grouping_option("engine, or a label key, for the budget. Default: the first of CAPACITY_LABEL_KEYS.")
 @options.rows_option("show", 20)
-@click.option("--store", "stored_name", metavar="NAME", help="Store the result under a name, for the page /scenario.")
+@click.option("--store", "stored_name", metavar="NAME", help="Store the result under a name, for the page What if.")
 @click.option("--remove", "removed_name", metavar="NAME", help="Instead of FILE: remove a stored result.")
 @options.json_command
 def scenario(
@@ -244,10 +252,10 @@ def scenario(
     stored_name: str | None,
     removed_name: str | None,
 ) -> Report:
-    """Show how assumptions change runways and budget.
+    """Show how assumptions change fill dates and budget.
 
-    FILE is a TOML file with tables [[growth]], [[new_database]], [[purge]], [[limit]] and [[move]]. What differs from
-    the base case is shown beside it, the greatest risk first. Stores nothing without --store.
+    FILE is a TOML file with tables [[growth]], [[new_database]], [[purge]], [[limit]] and [[move]]. Lists what changes,
+    as forecast and with the assumptions, the greatest risk first. Stores nothing without --store.
 
     \b
     Examples:
@@ -265,8 +273,8 @@ def scenario(
         if fit is not None:
             added = scenarios.new_database_everywhere(fit)
             with database_errors(doing="reading sizes and limits"), engine.connect() as connection:
-                found = results.read_fits(connection, today, added)
-            return Report(found, _fit_lines(found, fit, show))
+                fits = results.read_fits(connection, today, added)
+            return Report(fits, _fit_lines(fits, fit, show))
         assert file is not None  # noqa: S101 -- one of the three was given
         assumed = scenarios.scenario_of_file(file)
         registered_servers(engine, sorted(assumed.servers))  # refuses unknown names
@@ -297,7 +305,7 @@ def _scenario_lines(result: ScenarioResult, show: int, stored_name: str | None) 
     if result.without_budget:
         yield f"No budget: {result.without_budget}"
     if stored_name is not None:
-        yield f"Stored as {stored_name}: the page /scenario shows it."
+        yield f"Stored as {stored_name}: the page What if shows it."
 
 
 def _budget_cells(name: str, one: BudgetChange) -> list[object]:
@@ -315,8 +323,8 @@ def _chance(figures: ScenarioRunway) -> str:
 
 
 def _fit_lines(fits: Sequence[results.NewDatabaseFit], gb: Decimal, show: int) -> Iterator[Line]:
+    yield results.fit_answer(fits)
     if not fits:
-        yield "No server has a known limit. `capacity limits set` declares one."
         return
     rows = [
         [one.server, one.display_name, human_mb(one.headroom_mb), one.before.text, *_scenario_cells(one.after)]
