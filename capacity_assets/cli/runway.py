@@ -393,7 +393,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
         "lowest_change_mb": second.lowest_change,
         "highest_change_mb": second.highest_change,
         "cut_changes": second.cut_changes,
-        "method": METHODS[second.method][0],
+        "method": METHODS[int(first.method[0])][0],
         "errors_mb": second.errors,
         "band_mb": second.band,
         "said_before": earlier,
@@ -483,7 +483,7 @@ def _forecast_lines(runway: Runway, first: SizeForecasts, second: ReferenceForec
         f"Daily changes between {second.lowest_change:,.3f} and {second.highest_change:,.3f} MiB are used unchanged; "
         f"{second.cut_changes:,} beyond were cut to these."
     )
-    _, better = METHODS[second.method]
+    _, better = METHODS[int(first.method[0])]
     yield f"Drift: {first.drift[0]:,.3f} MiB per day; by the second calculation: {second.drift:,.3f}. {better}"
     rows = [_band_cells(runway, first, second, place) for place in range(len(HORIZONS_DAYS))]
     yield Table("Bands in MiB", BAND_HEADINGS, rows)

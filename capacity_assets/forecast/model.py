@@ -63,10 +63,10 @@ class SizeForecasts:
 
     last: Sizes
     """The last known size."""
+    method: NDArray[np.int64]
+    """The method that forecast past days best: LAST_SIZE, MEAN_CHANGE or SLOPE."""
     drift: Sizes
-    """Forecast change per day; 0 if the last size was the better forecast, or history is short."""
-    uses_slope: NDArray[np.bool_]
-    """Whether the drift is the slope of the sizes, which was clearly the better forecast."""
+    """Forecast change per day by that method; 0 if history is short."""
     known_changes: NDArray[np.int64]
     """Number of known daily changes; below LEAST_CHANGES there is no band."""
     errors: Sizes
@@ -130,7 +130,7 @@ def forecast(sizes: Sizes, measured: Sizes | None = None) -> SizeForecasts:
     fallen = np.fmax.reduce(levels[:, -1 - PEAK_DAYS :], axis=1) - last
     rises, activity = _rises(levels), _activity(changes[:, -SPREAD_DAYS:])
     return SizeForecasts(
-        last, drift, method == SLOPE, known, errors, counts, lower, upper, rises, pace, spread, fallen, activity
+        last, method, drift, known, errors, counts, lower, upper, rises, pace, spread, fallen, activity
     )
 
 

@@ -57,8 +57,6 @@ class ReferenceForecast:
     highest_change: float
     """Daily changes are limited to this range."""
     cut_changes: int
-    method: int
-    """LAST_SIZE, MEAN_CHANGE or SLOPE."""
     errors: dict[int, list[float]]
     """Past errors of the method, by horizon in days."""
     rises: dict[int, list[float]]
@@ -178,7 +176,6 @@ def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | 
         lowest,
         highest,
         cut,
-        method,
         errors[method],
         rises={days: _rises(levels, days) for days in RISE_DAYS},
         pace=(levels[-1] - levels[-1 - week]) / max(week, 1),

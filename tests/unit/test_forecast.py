@@ -25,6 +25,7 @@ from capacity_assets.forecast.model import (
     MOST_USED,
     NOT_WITHIN_HORIZON,
     RISE_DAYS,
+    SLOPE,
     SMALLEST_FREE,
     WEIGHTS,
     WINSORISED_SHARE,
@@ -208,7 +209,7 @@ def test_growth_under_regular_purges_is_forecast_by_the_slope_of_its_sizes() -> 
     """It grows by 1,800 and loses 1,200 of that every 60 days: by 10 a day, and not by 30 or 0."""
     made = one(purged_growth(700, 60, 1_200))
 
-    assert made.uses_slope.tolist() == [True]
+    assert made.method.tolist() == [SLOPE]
     assert made.drift[0] == pytest.approx(10, abs=0.5)
     year = HORIZONS_DAYS.index(365)
     assert made.middle[0, year] == pytest.approx(made.last[0] + 3_650, abs=200)
@@ -218,12 +219,12 @@ def test_growth_under_regular_purges_is_forecast_by_the_slope_of_its_sizes() -> 
 def test_the_slope_needs_477_days_of_history() -> None:
     least = LEAST_SLOPE_CHANGES + JUDGED_BY_DAYS + ORIGIN_STEP_DAYS * (LEAST_SLOPE_ERRORS - 1) + 1
 
-    assert one(purged_growth(least, 60, 1_200)).uses_slope.tolist() == [True]
-    assert one(purged_growth(least - 1, 60, 1_200)).uses_slope.tolist() == [False]
+    assert one(purged_growth(least, 60, 1_200)).method.tolist() == [SLOPE]
+    assert one(purged_growth(least - 1, 60, 1_200)).method.tolist() != [SLOPE]
 
 
 def test_even_growth_keeps_its_mean_change() -> None:
-    assert one(line(5, 1_096)).uses_slope.tolist() == [False]
+    assert one(line(5, 1_096)).method.tolist() == [MEAN_CHANGE]
 
 
 def test_errors_of_rounding_choose_no_method() -> None:
