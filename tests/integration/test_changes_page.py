@@ -104,6 +104,13 @@ def test_the_page_leads_back_and_forward_and_to_what_it_names(pages: Pages) -> N
     assert 'rel="next"' not in pages.ask("/changes?period=daily").text
 
 
+def test_without_windows_of_a_period_the_page_says_how_to_compute_them_and_offers_the_others(pages: Pages) -> None:
+    html = pages.ask("/changes?period=yearly").text
+
+    assert "No figures by year yet. <code>capacity aggregate --period yearly</code> computes them." in html
+    assert 'href="/changes?period=daily"' in html
+
+
 def test_without_labels_groups_are_engines(pages: Pages, engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM group_size_aggregations WHERE label_key = 'team'"))
