@@ -257,6 +257,8 @@ logger = logging.getLogger("capacity_assets")
 SECONDS_KEPT = 10
 # Values cached for half a minute are read again before a request would wait for them.
 SECONDS_BETWEEN_READING_AHEAD = 20
+# The period that the page has by default, and the one whose lists have no index.
+READ_AHEAD_CHANGES = ("weekly", "daily")
 # A page that is still being read waits for it again after this pause.
 SECONDS_BETWEEN_ASKING = 1
 # More threads than connections, because many requests wait for the same query.
@@ -399,6 +401,7 @@ class PageServer:
         """Read what every reader sees, again and again until the event is set; the next request shows a failure."""
         ahead: list[tuple[str, dict[str, str]]] = [
             *(("/", {"period": name}) for name in PERIODS),
+            *(("/changes", {"period": name}) for name in READ_AHEAD_CHANGES),
             *((path, {}) for path in ("/groups", "/bill", "/accuracy")),
             ("/search", {"q": "-", "shown": "1"}),
         ]

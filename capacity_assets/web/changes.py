@@ -109,8 +109,7 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
     """Read the changes. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     by, period = grouping_of(query), query.period("weekly")
     groupings = (*query.label_keys, *WITHOUT_LABEL)
-    with reader.transaction() as connection:
-        window = chosen_window(connection, query, period)
+    window = chosen_window(reader, query, period)
     if window is None:
         return ChangesPage(period.name, None, None, grouped_by=by, groupings=groupings)
     key = ("changes", period.name, window, query.today, shared_revision(reader))

@@ -170,9 +170,8 @@ GROUP_ORDERS: dict[str, Callable[[Group], Any]] = {
 def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
     """Read the groups. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     by, period, order = grouping_of(query), query.period("monthly"), query.one_of("order", tuple(GROUP_ORDERS))
-    fills = _fills_first(reader, by)
+    fills, window = _fills_first(reader, by), chosen_window(reader, query, period)
     with reader.transaction() as connection:
-        window = chosen_window(connection, query, period)
         groups: list[Group] = []
         space: list[GroupSpace] = []
         if window:
@@ -227,10 +226,9 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     period = PERIODS[shown.period]
     if name is None and by in WITHOUT_LABEL:
         raise NotFoundError(f"The address lacks the parameter name: which {by} is meant.")
-    ahead = _ahead(reader, query, by, name)
+    ahead, window = _ahead(reader, query, by, name), chosen_window(reader, query, period)
+    windows = _windows(shown, window)
     with reader.transaction() as connection:
-        window = chosen_window(connection, query, period)
-        windows = _windows(shown, window)
         sizes = with_gaps(windows, group_sizes(connection, period, windows, by, name))
         earlier = group_sizes(connection, period, shown.earlier(windows), by, name)
         found, more = _databases(connection, period, window, by, name)

@@ -48,7 +48,7 @@ from capacity_assets.reading.windows import (
 STALE_TIMES = 3
 MOST_KEPT_BYTES = 32 * 1024 * 1024
 """Limit of all values together, in pickled size; in memory they take about six times as much."""
-FORECASTS_SECONDS, OUTSTANDING_SECONDS = 2, 1
+FORECASTS_SECONDS, WINDOWS_SECONDS, OUTSTANDING_SECONDS = 2, 2, 1
 SECONDS_BETWEEN_REVISIONS, DECLARED_SECONDS, UNMEASURED_SECONDS, NAMES_SECONDS = 10, 10, 30, 300
 PARTIAL_SECONDS = 300
 """Partly measured windows are cached this long, because finding them reads every server of every window shown."""
@@ -485,12 +485,20 @@ def part_of_page(rows: Sequence[T], query: PageQuery) -> tuple[Sequence[T], bool
     return rows[first : first + most], len(rows) > first + most
 
 
-def chosen_window(connection: Connection, query: PageQuery, period: Period) -> Window | None:
+def shared_windows(reader: Reader, query: PageQuery, period: Period) -> tuple[Window | None, Window | None]:
+    """Return the newest window and the last complete one; None: none was computed."""
+
+    def read(connection: Connection) -> tuple[Window | None, Window | None]:
+        newest = newest_window(connection, period)
+        return newest, complete_window(connection, period, newest, query.today)
+
+    return reader.read_cached(("windows", period.name, query.today), read, WINDOWS_SECONDS)
+
+
+def chosen_window(reader: Reader, query: PageQuery, period: Period) -> Window | None:
     """Return the window of the address, by default the last complete one."""
     day = query.day("window")
-    if day is not None:
-        return period.window_of(day)
-    return complete_window(connection, period, newest_window(connection, period), query.today)
+    return shared_windows(reader, query, period)[1] if day is None else period.window_of(day)
 
 
 @dataclass(frozen=True)

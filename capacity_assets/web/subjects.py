@@ -57,7 +57,6 @@ from capacity_assets.reading.table_growth import (
     newest_day_of_table,
     table_history,
 )
-from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.forecasts import DecisionRow, decision_rows
 from capacity_assets.web.reader import (
     LONGEST_DAYS,
@@ -73,6 +72,7 @@ from capacity_assets.web.reader import (
     every_few,
     found_names,
     shared_unmeasured,
+    shared_windows,
     shown_range,
 )
 
@@ -181,10 +181,9 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
     number, order = query.server(), query.one_of("order", tuple(ORDERS))
     shown = shown_range(reader, query)
     period = PERIODS[shown.period]
+    newest, window = shared_windows(reader, query, period)
     with reader.transaction() as connection:
         server = subjects.server_facts(connection, number)
-        newest = newest_window(connection, period)
-        window = complete_window(connection, period, newest, query.today)
         listed, more = databases(
             connection, period, window, order=order, server_id=number, page=query.page, shown=ROWS_PER_PAGE
         )
@@ -211,13 +210,12 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
     number, name = query.server(), query.needed("name")
     shown = shown_range(reader, query)
     period = PERIODS[shown.period]
+    newest, window = shared_windows(reader, query, period)
     with reader.transaction() as connection:
         server = subjects.server_facts(connection, number)
-        newest = newest_window(connection, period)
         stored = subjects.newest_day_of(connection, number, name)
         if stored is None and not subjects.was_ever_sampled(connection, number, name):
             raise _no_such(f"database {name!r} on {server.server}")
-        window = complete_window(connection, period, newest, query.today)
         neighbours, _ = databases(
             connection, period, window, order="size", server_id=number, shown=NEIGHBOURS_SHOWN + 1
         )
@@ -465,8 +463,7 @@ class SearchPage:
 def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
     """Read the list of servers. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     period, order, engine = query.period(), query.one_of("order", tuple(SERVER_ORDERS)), query.text("engine") or None
-    with reader.transaction() as connection:
-        window = chosen_window(connection, query, period)
+    window = chosen_window(reader, query, period)
     missing, unmeasured = _unmeasured(reader, query, period, window)
     # Servers without a size come first in every order.
     shown, skipped = query.rows_shown, (query.page - 1) * query.rows_shown
@@ -507,8 +504,8 @@ def _unmeasured(
 def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
     """Read the list of databases. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     period, order, label = query.period(), query.one_of("order", tuple(ORDERS)), query.label()
+    window = chosen_window(reader, query, period)
     with reader.transaction() as connection:
-        window = chosen_window(connection, query, period)
         listed, has_more = databases(
             connection,
             period,
@@ -532,8 +529,8 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
     """Read the list of tables and indexes. Raises ValidationError, NotFoundError, sqlalchemy.exc.DBAPIError."""
     period, order, label = query.period("weekly"), query.one_of("order", TABLE_ORDERS), query.label()
     engine, server = query.text("engine") or None, query.server() if query.text("server") else None
+    window = chosen_window(reader, query, period)
     with reader.transaction() as connection:
-        window = chosen_window(connection, query, period)
         bill = subjects.newest_final(subjects.bill_issues(connection))
         of_server = None if server is None else subjects.server_facts(connection, server)
         among = partial(
