@@ -210,10 +210,12 @@ def with_usage_of_databases(  # noqa: PLR0913, PLR0917 -- what is listed, and ho
     listed: Sequence[DatabaseRow],
     thresholds: Thresholds,
     today: date,
+    *,
+    with_recent: bool = True,
 ) -> list[DatabaseInList]:
-    """Return the rows of a list with their recent sizes and the limit that each reaches first."""
+    """Return the rows of a list with the limit that each reaches first and, `with_recent`, their recent sizes."""
     subjects = [(row.server_id, row.database) for row in listed]
-    recent = _recent_sizes(connection, _RECENT_DATABASES, period, window, subjects)
+    recent = _recent_sizes(connection, _RECENT_DATABASES, period, window, subjects) if with_recent else {}
     usages = usages_of(connection, today, subjects, thresholds) if subjects else {}
     return [
         DatabaseInList(**vars(row), **vars(replace(usages.get(subject, Usage()), recent=recent.get(subject, ()))))
@@ -229,10 +231,12 @@ def with_usage_of_servers(  # noqa: PLR0913, PLR0917 -- what is listed, and how 
     unmeasured: Mapping[int, UnmeasuredServer],
     thresholds: Thresholds,
     today: date,
+    *,
+    with_recent: bool = True,
 ) -> list[ServerInList]:
     """Return the rows of a list as `with_usage_of_databases`; `unmeasured` are those not measured on the newest day."""
     subjects = [(row.server_id, "") for row in listed]
-    recent = _recent_sizes(connection, _RECENT_SERVERS, period, window, subjects)
+    recent = _recent_sizes(connection, _RECENT_SERVERS, period, window, subjects) if with_recent else {}
     usages = usages_of(connection, today, subjects, thresholds) if subjects else {}
     partial: set[int] = set()
     before: set[int] = set()

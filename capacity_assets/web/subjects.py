@@ -479,8 +479,16 @@ def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
             skipped=max(skipped - len(first), 0),
             shown=shown - len(listed_first),
         )
+        # A file has no column for recent sizes.
         listed = with_usage_of_servers(
-            connection, period, window, [*listed_first, *measured], unmeasured, reader.thresholds, query.today
+            connection,
+            period,
+            window,
+            [*listed_first, *measured],
+            unmeasured,
+            reader.thresholds,
+            query.today,
+            with_recent=not query.is_file,
         )
     has_more = has_more or len(first) > skipped + shown
     return ServersPage(servers=listed, has_more=has_more, **_list_values(reader, query, period, window, order))
@@ -516,7 +524,9 @@ def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
             page=query.page,
             shown=query.rows_shown,
         )
-        with_usage = with_usage_of_databases(connection, period, window, listed, reader.thresholds, query.today)
+        with_usage = with_usage_of_databases(
+            connection, period, window, listed, reader.thresholds, query.today, with_recent=not query.is_file
+        )
     return DatabasesPage(
         databases=with_usage,
         has_more=has_more,
