@@ -18,9 +18,10 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPConnection
 from pathlib import Path
@@ -188,12 +189,14 @@ def main(*, fleet: Fleet, daily_days: int, rounds: int, readers: int, folder: Pa
         with _served(home, fleet) as process:
             _ask_first()
             [pid_file] = (home / "postgres").rglob("postmaster.pid")
-            _ask_each(fleet, rounds, process, int(pid_file.read_text().split()[0]))
+            servers = _Servers(process, int(pid_file.read_text().split()[0]))
+            _ask_each(fleet, rounds, servers)
             same = page_path(PAGES["a database, daily"], 30, fleet.last_day)
-            _ask_together(readers, "each a page that one other asks for too", _paths(fleet, 5, readers // 2) * 2)
-            _ask_together(readers, "each another page", _paths(fleet, 15, readers))
-            _ask_together(readers, "all the same page", [same] * readers)
-            _ask_together(readers, "four pages each", _paths(fleet, 35, readers * 2) * 2)
+            together = partial(_ask_together, readers, servers)
+            together("each a page that one other asks for too", _paths(fleet, 5, readers // 2) * 2)
+            together("each another page", _paths(fleet, 15, readers))
+            together("all the same page", [same] * readers)
+            together("four pages each", _paths(fleet, 35, readers * 2) * 2)
             _ask_while_computing(engine, fleet, readers)
         engine.dispose()
 
@@ -336,27 +339,34 @@ def _packed(path: str) -> tuple[int, str]:
     return len(content), (gzip.decompress(content) if is_packed else content).decode()
 
 
+@dataclass(frozen=True)
+class _Servers:
+    """The process of the pages, and the first one of the PostgreSQL server."""
+
+    pages: int
+    postgres: int
+
+    def processor_ms(self, before: tuple[float, float] = (0, 0)) -> tuple[float, float]:
+        """Return the processor time of both since `before`, in milliseconds."""
+        children = Path(f"/proc/{self.postgres}/task/{self.postgres}/children").read_text().split()
+        return _processor_ms(self.pages) - before[0], sum(_processor_ms(int(one)) for one in children) - before[1]
+
+
 def _processor_ms(process: int) -> float:
     """Return the processor time of the threads of a process, in milliseconds."""
     threads = Path(f"/proc/{process}/task").glob("*/schedstat")
     return sum(int(one.read_text().split()[0]) for one in threads) / 1_000_000
 
 
-def _processor_ms_of_server(first: int) -> float:
-    """Return that of a PostgreSQL server, by its first process."""
-    children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
-    return sum(_processor_ms(int(one)) for one in children)
-
-
-def _ask_each(fleet: Fleet, rounds: int, process: int, postgres: int) -> None:
+def _ask_each(fleet: Fleet, rounds: int, servers: _Servers) -> None:
     click.echo("| page | median | slowest | the same again | processor time: server + PostgreSQL |")
     click.echo("| --- | --- | --- | --- | --- |")
     for name, path in (PAGES | LONG).items():
         taken, used = list[float](), list[tuple[float, float]]()
         for number in range(rounds):
-            before = _processor_ms(process), _processor_ms_of_server(postgres)
+            before = servers.processor_ms()
             taken.append(_ask(page_path(path, number, fleet.last_day)))
-            used.append((_processor_ms(process) - before[0], _processor_ms_of_server(postgres) - before[1]))
+            used.append(servers.processor_ms(before))
         again = statistics.median(_ask(page_path(path, number, fleet.last_day)) for number in range(rounds))
         middle = statistics.median(taken)
         verdict = "" if middle <= LIMIT_MS else f" (over {LIMIT_MS} ms)"
@@ -372,14 +382,15 @@ def _paths(fleet: Fleet, first: int, count: int) -> list[str]:
     return [page_path(path, number, fleet.last_day) for number in numbers for path in pages][:count]
 
 
-def _ask_together(readers: int, what: str, paths: Sequence[str]) -> None:
+def _ask_together(readers: int, servers: _Servers, what: str, paths: Sequence[str]) -> None:
     """Ask for all of them at once, as in the morning."""
-    started = time.perf_counter()
+    started, before = time.perf_counter(), servers.processor_ms()
     with ThreadPoolExecutor(readers) as pool:
         taken = sorted(pool.map(_ask, paths))
     seconds = time.perf_counter() - started
+    pages, postgres = servers.processor_ms(before)
     parts = [f"median {statistics.median(taken):.0f} ms", f"nine of ten within {taken[len(taken) * 9 // 10]:.0f} ms"]
-    parts += [f"slowest {taken[-1]:.0f} ms"]
+    parts += [f"slowest {taken[-1]:.0f} ms", f"processor time {pages:.0f} + {postgres:.0f} ms"]
     click.echo("")
     click.echo(f"{readers} readers at once, {what}: {len(paths)} pages in {seconds:.1f} s: {', '.join(parts)}")
 
