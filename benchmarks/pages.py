@@ -56,7 +56,7 @@ UTC_ZONE = ZoneInfo("UTC")
 PAGES = {
     "fleet": "/?period={period}",
     "fleet, a range": "/?range=1y&period={period}",
-    **{f"changes, {name}": f"/changes?period={name}&window={{{name}}}" for name in PERIODS},
+    "changes of a week": "/changes?window={weekly}",
     "servers by growth": "/servers?order=growth&period=monthly&page={n}",
     "databases by growth": "/databases?order=growth&period=monthly&page={n}",
     "databases by size": "/databases?order=size&period=daily&page={n}",
@@ -84,8 +84,9 @@ PAGES = {
     "search": "/search?q=base-7+server-1{n}",
     "what if": "/scenario?by={by}",
 }
-# What computes forecasts or writes a file of up to 10,000 rows. It is measured alone.
-LONG = {
+# Other windows than most people ask for, and what computes forecasts or writes a file. They are measured alone.
+ALONE = {
+    **{f"changes, {name}": f"/changes?period={name}&window={{{name}}}" for name in PERIODS if name != "weekly"},
     "what if a disk were larger": "/scenario?limit_add_gb={n}&limit_server=server-{n}&limit_volume=%2Fdata",
     "groups as a workbook": "/groups?by={by}&format=xlsx",
     "databases as a workbook, 10,000 rows": "/databases?order=growth&period=monthly&page={n}&format=xlsx",
@@ -361,7 +362,7 @@ def _processor_ms(process: int) -> float:
 def _ask_each(fleet: Fleet, rounds: int, servers: _Servers) -> None:
     click.echo("| page | median | slowest | the same again | processor time: server + PostgreSQL |")
     click.echo("| --- | --- | --- | --- | --- |")
-    for name, path in (PAGES | LONG).items():
+    for name, path in (PAGES | ALONE).items():
         taken, used = list[float](), list[tuple[float, float]]()
         for number in range(rounds):
             before = servers.processor_ms()
