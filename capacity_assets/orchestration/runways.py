@@ -46,7 +46,7 @@ RUNWAY, RUNWAY_GROUP = "runway", "forecasts"
 RUNWAY_JOB, RUNWAY_SCHEDULE = "runway_job", "runway_schedule"
 SHOWN = 10
 # Changed with the method, so that the UI shows which partitions an earlier one made.
-METHOD_VERSION = "3"
+METHOD_VERSION = "4"
 MINUTE = 20
 
 DESCRIPTION = """\
