@@ -223,14 +223,15 @@ def _slopes(levels: Sizes, known: NDArray[np.int64]) -> Sizes:
 
     NaN where fewer than LEAST_SLOPE_CHANGES changes are known.
     """
-    days = np.arange(levels.shape[1], dtype=np.float64)
-    first = np.maximum((len(days) - 1 - known)[:, None], np.arange(len(days)) - DRIFT_DAYS)
-    count = days - first + 1
-    # Relative to the last size, so that the sums stay small.
+    columns = np.arange(levels.shape[1])
+    first = np.maximum((len(columns) - 1 - known)[:, None], columns - DRIFT_DAYS)
+    count = columns - first + 1.0
+    # Relative to the last day and size: sums stay small, and columns before the first size change no digit.
+    days, middle = columns - columns[-1], (first + columns) / 2 - columns[-1]
     relative = np.nan_to_num(levels - levels[:, -1:])
     total, moment = (_sum_from(first, values) for values in (relative, relative * days))
     with np.errstate(divide="ignore", invalid="ignore"):
-        slopes: Sizes = (moment - (first + days) / 2 * total) / (count * (count**2 - 1) / 12)
+        slopes: Sizes = (moment - middle * total) / (count * (count**2 - 1) / 12)
     return np.where(count > LEAST_SLOPE_CHANGES, slopes, np.nan)
 
 
