@@ -27,15 +27,13 @@ from capacity_assets.reading.sizes import (
     SizeInWindow,
     change_sentence,
     fleet_history,
-    mark_partial,
-    partial_windows,
     with_gaps,
 )
 from capacity_assets.reading.table_growth import are_measured
 from capacity_assets.reading.windows import newest_day
 from capacity_assets.web.bills import grouping_of
 from capacity_assets.web.forecasts import DecisionRow, decision_rows
-from capacity_assets.web.reader import PARTIAL_SECONDS, PageQuery, Reader, chosen_window, shared_revision
+from capacity_assets.web.reader import PageQuery, Reader, chosen_window, shared_revision, with_partial_marks
 
 MOVED_SHOWN, LISTED, GROUPS_SHOWN = 10, 20, 12
 MOVED_DAYS, WITHIN_DAYS = 8, 365
@@ -195,10 +193,6 @@ def _size(reader: Reader, period: Period, window: Window) -> SizeInWindow:
     windows = [*period.back(window, 3), period.following(window)]
     with reader.transaction() as connection:
         sizes = with_gaps(windows, fleet_history(connection, period, windows))
+    marked = with_partial_marks(reader, period, sizes)
     unmeasured = SizeInWindow(window.start, window.end, None)
-    if not sizes:
-        return unmeasured
-    read = partial(partial_windows, period=period, sizes=sizes)
-    key = ("partial", period.name, sizes[0].window_start, sizes[-1].window_start)
-    marked = mark_partial(sizes, reader.read_cached(key, read, PARTIAL_SECONDS, is_for_all=True))
     return next((one for one in marked if one.window_start == window.start), unmeasured)

@@ -30,8 +30,6 @@ from capacity_assets.reading.sizes import (
     SizeInWindow,
     fleet_history,
     fleet_now,
-    mark_partial,
-    partial_windows,
     with_gaps,
 )
 from capacity_assets.reading.subjects import DeclaredStep, steps_between
@@ -41,13 +39,13 @@ from capacity_assets.web.bills import total_amounts
 from capacity_assets.web.forecasts import DecisionRow, decision_rows
 from capacity_assets.web.reader import (
     MOST_FLEET_WINDOWS,
-    PARTIAL_SECONDS,
     ChartRange,
     PageQuery,
     Reader,
     shared_outdated,
     shared_revision,
     shown_range,
+    with_partial_marks,
 )
 from capacity_assets.web.subjects import UNMEASURED_SHOWN
 
@@ -162,12 +160,7 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
         sizes = with_gaps(windows, fleet_history(connection, period, windows))
         earlier = fleet_history(connection, period, shown.earlier(windows))
         steps = steps_between(connection, windows[0].start, windows[-1].end) if windows else []
-    if sizes:
-        key = ("partial", period.name, sizes[0].window_start, sizes[-1].window_start)
-        read_partial = partial(partial_windows, period=period, sizes=sizes)
-        incomplete = reader.read_cached(key, read_partial, PARTIAL_SECONDS, is_for_all=True)
-        sizes = mark_partial(sizes, incomplete)
-    return replace(fleet, sizes=sizes, earlier=earlier, steps=steps)
+    return replace(fleet, sizes=with_partial_marks(reader, period, sizes), earlier=earlier, steps=steps)
 
 
 def _read_every_period(connection: Connection, today: date, grouped_by: str, thresholds: Thresholds) -> FleetPage:

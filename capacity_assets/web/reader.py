@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, timedelta
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -34,7 +35,7 @@ from capacity_assets.reading.access import CONNECTIONS, STATEMENT_TIMEOUT_SECOND
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
 from capacity_assets.reading.forecasts import forecasts_revision, outdated_servers
 from capacity_assets.reading.lists import NameMatch, name_index
-from capacity_assets.reading.sizes import windows_back
+from capacity_assets.reading.sizes import SizeInWindow, mark_partial, partial_windows, windows_back
 from capacity_assets.reading.subjects import address
 from capacity_assets.reading.windows import (
     UncomputedSamples,
@@ -493,6 +494,15 @@ def shared_windows(reader: Reader, query: PageQuery, period: Period) -> tuple[Wi
         return newest, complete_window(connection, period, newest, query.today)
 
     return reader.read_cached(("windows", period.name, query.today), read, WINDOWS_SECONDS)
+
+
+def with_partial_marks(reader: Reader, period: Period, sizes: Sequence[SizeInWindow]) -> Sequence[SizeInWindow]:
+    """Return sizes of the fleet with those of partly measured windows marked."""
+    if not sizes:
+        return sizes
+    key = ("partial", period.name, sizes[0].window_start, sizes[-1].window_start)
+    read = partial(partial_windows, period=period, sizes=sizes)
+    return mark_partial(sizes, reader.read_cached(key, read, PARTIAL_SECONDS, is_for_all=True))
 
 
 def chosen_window(reader: Reader, query: PageQuery, period: Period) -> Window | None:
