@@ -59,7 +59,7 @@ from capacity_assets.forecast.runway import (
 Subject: TypeAlias = tuple[str, str]
 """A server and a database of it."""
 LabelFilter: TypeAlias = Callable[[Sequence[Subject], tuple[str, str]], Collection[Subject]]
-"""A function that returns those of some databases that have a label (key, value) today."""
+"""A function that returns those of some databases that have a label (key, value) today; value empty: no such label."""
 
 MOST_FACTOR = 1000
 
@@ -100,7 +100,10 @@ class Growth:
     def text(self) -> str:
         """The assumption as people read it."""
         on = f" on {self.server}" if self.server else ""
-        of = "=".join(self.label) if self.label else f"{self.database}{on}" if self.database else self.server
+        of = f"{self.database}{on}" if self.database else self.server
+        if self.label:
+            key, value = self.label
+            of = f"{key}={value}" if value else f"what has no {key}"
         return f"growth of {of or 'everything'} times {self.factor}"
 
 

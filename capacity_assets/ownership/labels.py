@@ -190,7 +190,8 @@ def read_labels(
 ) -> dict[Subject, dict[str, str]]:
     """Return the labels of registered servers (database None) and databases on a day; raises DBAPIError.
 
-    If `label` (key and value) or `of_engine` is given, only of those that have it.
+    If `label` (key and value) or `of_engine` is given, only of those that have it. An empty value selects those without
+    that key.
     """
     key, value = label or (None, None)
     parameters = {"servers": [server for server, _ in subjects], "databases": [database for _, database in subjects]}
@@ -350,7 +351,7 @@ LABELLED = """
 SELECT s.number, coalesce(l.labels, CAST('{}' AS jsonb)) AS labels
 FROM subjects s LEFT JOIN labels_held l USING (number)
 WHERE (CAST(:engine AS text) IS NULL OR s.engine = :engine)
-  AND (CAST(:key AS text) IS NULL OR l.labels ->> CAST(:key AS text) = :value)
+  AND (CAST(:key AS text) IS NULL OR coalesce(l.labels ->> CAST(:key AS text), '') = :value)
 """
 KNOWN = "SELECT DISTINCT key || '=' || value AS label FROM capacity_labels WHERE value IS NOT NULL"
 ALIKE = """

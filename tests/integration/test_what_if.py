@@ -42,6 +42,7 @@ PURGE = {"purge_server": "server-1", "purge_database": "orders"}
 ASSUMED: tuple[dict[str, object], ...] = (
     {"growth_factor": "1.2"},
     {"growth_factor": "2.5", "growth_label": "team=payments"},
+    {"growth_factor": "2", "growth_label": "team="},
     {"growth_factor": "0", "growth_server": "server-2"},
     {"limit_add_gb": "200"},
     {"limit_add_gb": "10.5", **DISK, "limit_day": SOON},
@@ -94,6 +95,16 @@ def test_what_assumes_nothing_changes_nothing(pages: Pages) -> None:
         expected = "With these assumptions, no fill date changes. The next 12 months cost the same."
         assert page["answer"] == expected
         assert {one["difference"] for one in page["result"]["budget"]} == {"0.00"}
+
+
+def test_a_label_without_a_value_selects_what_has_no_such_label(pages: Pages) -> None:
+    of_nothing = pages.document(address({"growth_factor": "2", "growth_label": "environment="}))
+    of_server_2 = pages.document(address({"growth_factor": "2", "growth_label": "team="}))
+    everything = pages.document(address({"growth_factor": "2"}))
+
+    assert of_nothing["runways"] == everything["runways"] != []
+    assert of_nothing["assumptions"] == ["growth of what has no environment times 2"]
+    assert of_server_2["runways"] == [], "its only database does not grow"
 
 
 def test_the_answer_names_the_fill_date_and_the_cost(pages: Pages) -> None:
