@@ -64,6 +64,7 @@ from capacity_assets.web.metrics import OPENMETRICS, PLAIN, MetricsScope, read_m
 from capacity_assets.web.reader import (
     ANSWER_SECONDS,
     FILE_FORMATS,
+    OF_FILES,
     PAGE_FORMATS,
     RANGE_NAMES,
     STALE_TIMES,
@@ -74,7 +75,7 @@ from capacity_assets.web.reader import (
     shared_notice,
     shared_revision,
 )
-from capacity_assets.web.rendering import PageRoute, page_templates
+from capacity_assets.web.rendering import FileList, PageRoute, page_templates
 from capacity_assets.web.subjects import (
     read_database,
     read_databases,
@@ -90,12 +91,14 @@ from capacity_assets.web.what_if import NAMES, read_scenario
 BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
 WINDOW_COLUMNS = ("period", "window_start", "window_end")
 BUDGET_COLUMNS = ("as_of", "last_day", "currency", "grouped_by")
+SERVER_COLUMNS = ("server.server_id", "server.server")
 PAGES = (
     PageRoute(
         *("/", "Fleet", read_fleet, "sizes"),
         "Size and growth of the fleet, what fills first, what changed, and which servers were not measured.",
         ("period", *RANGE_NAMES),
         in_menu=True,
+        beside=("period",),
         has_figures=True,
     ),
     PageRoute(
@@ -176,6 +179,7 @@ PAGES = (
         above=("/", "/filling"),
         in_menu=True,
         also="scenario",
+        other_lists={"budget": FileList("result.budget", ("result.grouped_by", "result.last_day", "result.currency"))},
     ),
     PageRoute(
         *("/tables", "Tables", read_tables, "tables"),
@@ -192,6 +196,7 @@ PAGES = (
         {"order": list(ORDERS)},
         needed=("server",),
         above=("/", "/servers"),
+        beside=(*SERVER_COLUMNS, "period"),
         has_figures=True,
     ),
     PageRoute(
@@ -200,6 +205,7 @@ PAGES = (
         ("server", "name", "period", *RANGE_NAMES, "window"),
         needed=("server", "name"),
         above=("/", "/servers", "/server"),
+        beside=(*SERVER_COLUMNS, "database", "period"),
         has_figures=True,
     ),
     PageRoute(
@@ -208,6 +214,7 @@ PAGES = (
         ("server", "database", "schema", "name", "range", "first", "last"),
         needed=("server", "database", "name"),
         above=("/", "/servers", "/server", "/database"),
+        beside=(*SERVER_COLUMNS, "database", "schema", "table"),
     ),
     PageRoute(
         *("/volume", "Volume", read_volume, "sizes"),
@@ -215,6 +222,7 @@ PAGES = (
         ("server", "name", *RANGE_NAMES),
         needed=("server", "name"),
         above=("/", "/servers", "/server"),
+        beside=(*SERVER_COLUMNS, "volume.volume"),
     ),
     PageRoute(
         *("/group", "Group", read_group, "sizes"),
@@ -426,7 +434,7 @@ class PageServer:
         if not page.is_cached or query.is_file:
             # A file is not cached, because it is large and for a single reader.
             return read()
-        values = tuple(sorted((name, value) for name, value in query.values.items() if name != "format"))
+        values = tuple(sorted((name, value) for name, value in query.values.items() if name not in OF_FILES))
         return self._reader.cached((page.path, values, query.today, shared_revision(self._reader)), read, SECONDS_KEPT)
 
     def no_such_page(self, request: Request, _error: Exception) -> Response:
@@ -448,7 +456,9 @@ class PageServer:
             if is_api:
                 return Response(self.json_of(page, request.query_params), media_type="application/json")
             form = query.one_of("format", PAGE_FORMATS)
-            refuse_unknown_parameters(page, (name for name in request.query_params if name != "format"))
+            of_file = {"format", "list"} if page.other_lists else {"format"}
+            refuse_unknown_parameters(page, (name for name in request.query_params if name not in of_file))
+            listed = query.one_of("list", ("", *page.other_lists))
             self._reader.refuse_a_newer_schema()
             answer = self._read(page, query)
             if form == "html":
@@ -463,8 +473,9 @@ class PageServer:
         if form == "json":
             return Response(page.json(answer.content), media_type="application/json")
         written, media_type = (page.csv, CSV_TYPE) if form == "csv" else (page.workbook, EXCEL_TYPE)
-        headers = {"Content-Disposition": f'attachment; filename="{page.name}.{form}"'}
-        return Response(written(answer.content), media_type=media_type, headers=headers)
+        name = "-".join(filter(None, (page.name, listed)))
+        headers = {"Content-Disposition": f'attachment; filename="{name}.{form}"'}
+        return Response(written(answer.content, listed), media_type=media_type, headers=headers)
 
     def _rendered(self, page: PageRoute, query: PageQuery, answer: ReadContent, user: str | None, notice: str) -> bytes:
         """Return the page as compressed HTML, rendered once for all readers of the same content."""

@@ -313,6 +313,8 @@ MONTH = re.compile(r"\d{4}-\d{2}")
 FILE_FORMATS = {"csv": "CSV", "xlsx": "Excel"}
 """The formats of files, by name, as people call them."""
 PAGE_FORMATS = ("html", "json", *FILE_FORMATS)
+OF_FILES = ("format", "list")
+"""Parameters of every page that has files: their format, and the list that they have where a page has several."""
 RANGE_NAMES = ("range", "first", "last", "compare")
 
 
@@ -376,7 +378,7 @@ MOST_WINDOWS, MOST_FLEET_WINDOWS = 400, 130
 
 def known_values(given: Mapping[str, str]) -> dict[str, str]:
     """Return the parameters that any page reads; others are refused, and stand in no link of the refusal."""
-    return {name: value for name, value in given.items() if name in PARAMETERS or name == "format"}
+    return {name: value for name, value in given.items() if name in PARAMETERS or name in OF_FILES}
 
 
 @dataclass(frozen=True)
@@ -390,7 +392,7 @@ class PageQuery:
 
     def with_values(self, **changes: object) -> str:
         """Return this page's address with other values; None removes one."""
-        return address(self.path, **{**self.values, "format": None, **changes})
+        return address(self.path, **{**self.values, **dict.fromkeys(OF_FILES), **changes})
 
     def without(self, *names: str) -> PageQuery:
         """Return this query without some parameters."""

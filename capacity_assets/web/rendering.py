@@ -84,6 +84,14 @@ CHIPS = {Severity.FULL: "Full", Severity.ACT: "Act", Severity.WATCH: "Watch"}
 
 
 @dataclass(frozen=True)
+class FileList:
+    """A list of a page as a file: where its rows are in the content, as `result.budget`, and what each row repeats."""
+
+    path: str
+    beside: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class PageRoute:
     """A page: its path, the function that reads its content, and its list that files have."""
 
@@ -107,7 +115,9 @@ class PageRoute:
     also: str = ""
     """A further word by which the search finds it."""
     beside: Sequence[str] = ()
-    """Values of the page that are repeated in each row of a file."""
+    """Values of the page that are repeated in each row of a file; `server.server_id` is the column server_id."""
+    other_lists: Mapping[str, FileList] = field(default_factory=dict, hash=False)
+    """Further lists that are files by `list=` and this name."""
     has_figures: bool = False
     """Whether it shows windows of databases and servers, and so the notice about samples not included yet."""
     is_cached: bool = True
@@ -127,38 +137,46 @@ class PageRoute:
         """Return the content as JSON."""
         return self.form.dump_json(content, indent=1)
 
-    def csv(self, content: Any) -> str:
-        """Return the list as CSV.
+    def csv(self, content: Any, name: str = "") -> str:
+        """Return the list as CSV, or another one by name.
 
         It begins with a byte order mark, without which spreadsheets assume another encoding than UTF-8.
         """
-        columns, rows = self._table(content)
+        columns, rows = self._table(content, name)
         file = io.StringIO()
         if rows:
             # None is written as an empty cell.
             csv.writer(file).writerows([columns, *(map(_as_text, row) for row in rows)])
         return f"{BYTE_ORDER_MARK}{file.getvalue()}"
 
-    def workbook(self, content: Any) -> bytes:
-        """Return the list as an Excel workbook, with numbers and days as such."""
-        columns, rows = self._table(content)
+    def workbook(self, content: Any, name: str = "") -> bytes:
+        """Return the list, or another one by name, as an Excel workbook, with numbers and days as such."""
+        columns, rows = self._table(content, name)
         texts = ((str(row[place] or "") for row in rows[:ROWS_MEASURED]) for place in range(len(columns)))
         widths = [max(map(len, of_column), default=0) + 2 for of_column in texts]
         file = io.BytesIO()
         write_workbook(file, dict(zip(columns, widths, strict=True)), rows)
         return file.getvalue()
 
-    def _table(self, content: Any) -> tuple[list[str], list[list[object]]]:
-        """Return the columns of the list, named as in JSON, and its rows, with one value per cell."""
+    def _table(self, content: Any, name: str) -> tuple[list[str], list[list[object]]]:
+        """Return the columns of a list, named as in JSON, and its rows, with one value per cell."""
+        written = self.other_lists.get(name, FileList(self.table, self.beside))
         # Not from JSON, in which amounts are text.
         shown = self.form.dump_python(content)
-        beside = {name: shown[name] for name in self.beside}
-        listed = [{**beside, **row} for row in shown[self.table]]
+        beside = {path.rpartition(".")[2]: _at(shown, path) for path in written.beside}
+        listed = [{**beside, **row} for row in _at(shown, written.path) or ()]
         rows = [_cells(row) for row in listed]
         # Where some rows have a mapping and others have None, the columns of its values are enough.
         mappings = {name for row in listed for name, value in row.items() if isinstance(value, Mapping)}
         columns = list(dict.fromkeys(name for row in rows for name in row if name not in mappings))
         return columns, [[row.get(name) for name in columns] for row in rows]
+
+
+def _at(shown: Any, path: str) -> Any:
+    """Return the value at a path such as `result.budget`; None where a part of it is None."""
+    for name in path.split("."):
+        shown = None if shown is None else shown[name]
+    return shown
 
 
 def _cells(row: Mapping[str, object]) -> dict[str, object]:
@@ -329,6 +347,7 @@ FILTERS: Mapping[str, Callable[..., object]] = {
 MENU_CLASSES = ((3, "first"), (4, "second"), (7, "third"))
 """The last entry of the menu with each class."""
 LISTS = {
+    "budget": "budget lines",
     "changed": "databases",
     "found": "names",
     "lines": "budget lines",

@@ -35,7 +35,7 @@ def test_every_page_is_html_json_csv_and_excel(pages: Pages) -> None:
         document = pages.document(address)
         page.form.validate_python(document)
         links = re.findall(r'format=(\w+)[^>]*title="[^"]+, up to 10,000 rows" download>([^<]+)</a>', html.text)
-        assert links == [("csv", "Download CSV"), ("xlsx", "Excel")], address
+        assert links == [("csv", "Download CSV"), ("xlsx", "Excel")] * (1 + len(page.other_lists)), address
         rows = list(csv.DictReader(io.StringIO(pages.ask(f"{address}{_and(address)}format=csv").text)))
         assert len(rows) == len(document[page.table]) > 0 or page.path == "/changes", address
         headings, *cells = pages.workbook(address)
@@ -88,10 +88,19 @@ def test_each_row_of_a_list_in_a_file_names_its_window_and_no_column_is_only_a_h
     [columns, *_] = pages.workbook("/groups")
     assert "fills_first_day" in columns, "only some groups have one"
     assert "fills_first" not in columns
-    [columns, *cells] = pages.workbook("/group?by=team&name=payments")
-    assert {(cell[columns.index("grouped_by")], cell[columns.index("name")]) for cell in cells} == {
-        ("team", "payments")
+    of_subjects = {
+        "/group?by=team&name=payments": {"period": "monthly", "grouped_by": "team", "name": "payments"},
+        "/": {"period": "daily"},
+        "/server?server=1": {"server_id": 1, "server": "server-1", "period": "daily"},
+        "/database?server=1&name=orders": {"server_id": 1, "server": "server-1", "database": "orders"},
+        "/volume?server=1&name=%2Fdata": {"server_id": 1, "server": "server-1", "volume": "/data"},
+        "/table?server=1&database=orders&schema=public&name=audit": {
+            **{"server_id": 1, "server": "server-1", "database": "orders", "schema": "public", "table": "audit"}
+        },
     }
+    for address, named in of_subjects.items():
+        [columns, *cells] = pages.workbook(address)
+        assert all(dict(zip(columns, cell, strict=True)).items() >= named.items() for cell in cells), address
 
 
 def shown(day: date) -> str:

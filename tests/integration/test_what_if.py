@@ -32,7 +32,7 @@ from tests.clocks import TODAY
 from tests.command import printed
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
-from tests.pages import KEYS, Pages, served_pages
+from tests.pages import KEYS, Pages, header, served_pages
 from tests.pages_fleet import FIRST, GROWING, filled
 
 PREPARED = {"pages": filled}
@@ -95,6 +95,30 @@ def test_what_assumes_nothing_changes_nothing(pages: Pages) -> None:
         expected = "With these assumptions, no fill date changes. The next 12 months cost the same."
         assert page["answer"] == expected
         assert {one["difference"] for one in page["result"]["budget"]} == {"0.00"}
+
+
+def test_the_budget_is_a_file_too(pages: Pages) -> None:
+    for values in ({"growth_factor": "2"}, {"name": "twice the growth"}):
+        result = pages.document(address(values))["result"]
+        written = pages.ask(address({**values, "format": "csv", "list": "budget"}))
+        rows = list(csv.DictReader(io.StringIO(written.text[1:])))
+        headings, *cells = pages.workbook(address({**values, "list": "budget"}))
+
+        assert [row["difference"] for row in rows] == [one["difference"] for one in result["budget"]] != []
+        assert [row["name"] or None for row in rows] == [one["name"] for one in result["budget"]]
+        of_budget = {(row["grouped_by"], row["last_day"], row["currency"]) for row in rows}
+        assert of_budget == {("team", result["last_day"], "EUR")}
+        assert (headings, len(cells)) == (list(rows[0]), len(rows))
+        assert header(written, "content-disposition") == 'attachment; filename="scenario-budget.csv"'
+        link = html.escape(address({**values, "format": "csv", "list": "budget"}))
+        assert f'<a href="{link}" title="Budget lines, up to 10,000 rows" download>' in pages.ask(address(values)).text
+    assert pages.ask(address({"new_database_gb": "5", "format": "csv", "list": "budget"})).text == "\ufeff"
+    for path, sentence in (
+        ("/scenario?format=csv&list=groups", "list must be one of budget."),
+        ("/budget?format=csv&list=budget", "budget has no parameter 'list'"),
+    ):
+        refused = pages.ask(path)
+        assert (refused.status, sentence in refused.json["error"]) == (400, True), path
 
 
 def test_a_label_without_a_value_selects_what_has_no_such_label(pages: Pages) -> None:
