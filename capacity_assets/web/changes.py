@@ -33,6 +33,7 @@ from capacity_assets.reading.table_growth import are_measured
 from capacity_assets.reading.windows import newest_day
 from capacity_assets.web.bills import grouping_of
 from capacity_assets.web.forecasts import DecisionRow, decision_rows
+from capacity_assets.web.groups import shared_fills_first
 from capacity_assets.web.reader import PageQuery, Reader, chosen_window, shared_revision, with_partial_marks
 
 MOVED_SHOWN, LISTED, GROUPS_SHOWN = 10, 20, 12
@@ -70,9 +71,11 @@ class ChangesPage:
     changed: Sequence[MovedDatabase] = ()
     """Databases that grew most, then those that shrank most. A file has all with a known change."""
     new: Sequence[DatabaseOfOneWindow] = ()
-    new_databases: int = 0
+    new_databases: int | None = 0
+    """None: nothing was measured in the window, or in the one before."""
     gone: Sequence[DatabaseOfOneWindow] = ()
-    gone_databases: int = 0
+    gone_databases: int | None = 0
+    """None: as for `new_databases`."""
     sooner: Sequence[FillDateChange] = ()
     """Fill dates that came closer by more than a week since the first day of the window, or are new."""
     sooner_dates: int = 0
@@ -88,7 +91,8 @@ class ChangesPage:
     """Decisions that were taken in the window."""
     missed: Sequence[MissedDays] = ()
     """Servers in service that were not measured on every day of the window."""
-    missed_servers: int = 0
+    missed_servers: int | None = None
+    """None: no server was measured up to the window, or none since."""
     has_tables: bool = False
     """Whether tables and indexes were measured in the last month."""
 
@@ -113,7 +117,8 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
     key = ("changes", period.name, window, query.today, shared_revision(reader))
     read = partial(_of_any_grouping, period=period, window=window, today=query.today, thresholds=reader.thresholds)
     page = reader.read_cached(key, read, CHANGES_SECONDS, is_for_all=True)
-    size = _size(reader, period, window)
+    before, size = _sizes(reader, period, window)
+    are_measured_both = before.size_mb is not None and size.size_mb is not None
     with reader.transaction() as connection:
         groups = groups_of(connection, period, window, by)
         if [one.name for one in groups] == [None] and not query.text("by"):
@@ -125,6 +130,7 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
             listed, _ = databases(connection, period, window, order="growth", page=query.page, shown=query.rows_shown)
             changed = [MovedDatabase(**vars(row)) for row in listed]
     groups.sort(key=lambda one: (one.change_mb is None, -abs(one.change_mb or 0)))
+    fills = shared_fills_first(reader, by)
     is_compared = size.change_mb is not None and not size.is_change_partial
     rest = (size.change_mb or 0) - _sum_of(groups)
     return replace(
@@ -133,13 +139,15 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
         size=None if size.size_mb is None else size,
         grouped_by=by,
         groupings=groupings,
-        groups=groups[:GROUPS_SHOWN],
+        groups=[replace(one, fills_first=fills.get(one.name)) for one in groups[:GROUPS_SHOWN]],
         other_groups=len(groups[GROUPS_SHOWN:]),
         other_change_mb=_sum_of(groups[GROUPS_SHOWN:]),
         rest_change_mb=rest if is_compared else None,
         # Each group and each server is rounded to a MiB.
         is_rest_rounding=abs(rest) <= len(groups) + sum(one.servers for one in groups),
         changed=changed,
+        new_databases=page.new_databases if are_measured_both else None,
+        gone_databases=page.gone_databases if are_measured_both else None,
     )
 
 
@@ -184,15 +192,19 @@ def _of_any_grouping(
     # A window that is not over counts up to the newest day.
     end = min(window.end, last)
     coverage = coverage_of(connection, end, (end - window.start).days + 1, shown=LISTED)
-    return replace(page, missed=coverage.missed, missed_servers=coverage.missed_servers)
+    known = None if coverage.percent is None else coverage.missed_servers
+    return replace(page, missed=coverage.missed, missed_servers=known)
 
 
-def _size(reader: Reader, period: Period, window: Window) -> SizeInWindow:
-    """Return the size of the fleet in a window."""
+def _sizes(reader: Reader, period: Period, window: Window) -> tuple[SizeInWindow, SizeInWindow]:
+    """Return the size of the fleet in the window before, and in a window."""
     # Whether it was partly measured follows from the windows around it.
     windows = [*period.back(window, 3), period.following(window)]
     with reader.transaction() as connection:
         sizes = with_gaps(windows, fleet_history(connection, period, windows))
     marked = with_partial_marks(reader, period, sizes)
-    unmeasured = SizeInWindow(window.start, window.end, None)
-    return next((one for one in marked if one.window_start == window.start), unmeasured)
+    by_start = {one.window_start: one for one in marked}
+    before, size = (
+        by_start.get(one.start, SizeInWindow(one.start, one.end, None)) for one in (period.previous(window), window)
+    )
+    return before, size

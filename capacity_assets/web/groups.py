@@ -170,7 +170,7 @@ GROUP_ORDERS: dict[str, Callable[[Group], Any]] = {
 def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
     """Read the groups. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     by, period, order = grouping_of(query), query.period("monthly"), query.one_of("order", tuple(GROUP_ORDERS))
-    fills, window = _fills_first(reader, by), chosen_window(reader, query, period)
+    fills, window = shared_fills_first(reader, by), chosen_window(reader, query, period)
     with reader.transaction() as connection:
         groups: list[Group] = []
         space: list[GroupSpace] = []
@@ -204,7 +204,8 @@ def _notice(connection: Connection, period: Period, windows: Sequence[Window], b
     return stale_groups_notice(changed_at) if changed_at else None
 
 
-def _fills_first(reader: Reader, by: str) -> dict[str | None, GroupFillDate]:
+def shared_fills_first(reader: Reader, by: str) -> dict[str | None, GroupFillDate]:
+    """Return what fills first of each group, for the lists of groups."""
     if by == "server":
         # There are as many groups as servers, so only the first name of each is kept.
         return reader.read_cached(

@@ -104,6 +104,31 @@ def test_the_page_leads_back_and_forward_and_to_what_it_names(pages: Pages) -> N
     assert 'rel="next"' not in pages.ask("/changes?period=daily").text
 
 
+def test_a_window_without_a_measurement_says_so_and_has_no_zeros(pages: Pages) -> None:
+    for window, sentence in (
+        ("2020-01-06", "Nothing was measured of the fleet in the week of 6 to 12 Jan 2020."),
+        ("2030-01-07", "Nothing was measured of the fleet in the week of 7 to 13 Jan 2030."),
+    ):
+        page = pages.document(f"/changes?window={window}")
+        html = pages.ask(f"/changes?window={window}").text
+
+        assert (page["size"], page["headline"]) == (None, sentence)
+        assert [page[name] for name in ("new_databases", "gone_databases", "missed_servers")] == [None] * 3
+        assert (">0<" in html, "Every server in service was measured" in html) == (False, False), window
+    first = pages.document(f"/changes?period=daily&window={FIRST}")
+    assert first["size"]["size_mb"] > 0
+    assert (first["new_databases"], first["missed_servers"]) == (None, 0), "nothing to compare with"
+    assert "nothing measured in the day before" in pages.ask(f"/changes?period=daily&window={FIRST}").text
+
+
+def test_each_group_has_what_fills_first_as_in_the_list_of_groups(pages: Pages) -> None:
+    for by in ("team", "engine"):
+        filling = {one["name"]: one["fills_first"] for one in pages.document(f"/groups?by={by}")["groups"]}
+        listed = {one["name"]: one["fills_first"] for one in pages.document(f"/changes?by={by}")["groups"]}
+        assert listed == filling, by
+        assert any(listed.values()), by
+
+
 def test_without_windows_of_a_period_the_page_says_how_to_compute_them_and_offers_the_others(pages: Pages) -> None:
     html = pages.ask("/changes?period=yearly").text
 
