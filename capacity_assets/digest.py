@@ -22,6 +22,7 @@ from capacity_assets.base.units import (
     human_change_mb,
     human_day,
     human_mb,
+    human_probability,
     printable,
 )
 from capacity_assets.charts.drawing import size_axis
@@ -242,7 +243,7 @@ def _moved_date_text(one: FillDateChange) -> str:
 
 
 def _risk_text(one: FillDateChange) -> str:
-    risk = f"{one.severity}, probability {100 * one.probability:.0f} %, {day_text(one.day)}"
+    risk = f"{one.severity}, probability {human_probability(one.probability)}, {day_text(one.day)}"
     return f"{one.display_name} on {one.server}: {risk}"
 
 

@@ -71,6 +71,16 @@ def human_percent(change_mb: int, of_mb: int) -> str:
     return f"{share:+,} %" if share else "0.0 %"
 
 
+def human_probability(probability: float) -> str:
+    """Render a probability: 0.3 -> '30 %'.
+
+    It is rounded down, so that 50 % is only shown of what has a fill date, and a threshold only of what reaches it.
+    """
+    # 100 times 0.57 is a little less than 57.
+    percent = math.floor(round(100 * probability, 6))
+    return f"{percent} %" if percent or not probability else "under 1 %"
+
+
 def human_pair_mb(one_mb: int, other_mb: int) -> tuple[str, str]:
     """Render two sizes in one unit, with as many decimals as their difference needs to be seen."""
     unit = _unit_of(max(abs(one_mb), abs(other_mb)))

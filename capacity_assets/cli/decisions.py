@@ -15,13 +15,13 @@ import click
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings
-from capacity_assets.base.units import human_mb
+from capacity_assets.base.units import human_mb, human_probability
 from capacity_assets.cli import declaring, options
 from capacity_assets.cli.declaring import DECLARED, DeclarationReport, DeclarationSession
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import Report, Table, say
 from capacity_assets.forecast import decisions as forecast
-from capacity_assets.forecast.decisions import Decision, StoredDecision, percent
+from capacity_assets.forecast.decisions import Decision, StoredDecision
 from capacity_assets.forecast.results import TOO_LITTLE_HISTORY, display_name
 from capacity_assets.reading.forecasts import StoredRunway, runway_of
 from capacity_assets.reading.subjects import server_id_of
@@ -104,8 +104,10 @@ def _risk_text(decision: Decision, probability: float | None) -> str:
         return f"{left_out}. Its risk is not known: they name it again once it is full."
     most = probability + forecast.GROWN_BY
     # What is not full is forecast with at most 99 %.
-    ends = f"Above {percent(most)}" if most < MOST_WHERE_NOT_FULL else "Once it is full"
-    return f"{left_out}. Probability of being full by then: {percent(probability)}. {ends}, they name it again."
+    ends = f"Above {human_probability(most)}" if most < MOST_WHERE_NOT_FULL else "Once it is full"
+    return (
+        f"{left_out}. Probability of being full by then: {human_probability(probability)}. {ends}, they name it again."
+    )
 
 
 def _say_planned(session: DeclarationSession, *, decision: Decision) -> None:
@@ -169,7 +171,7 @@ def list_(settings: Settings, /, *, every: bool) -> Report:
 def _cells(stored: StoredDecision, today: date) -> list[object]:
     what = display_name(stored.subject, stored.name)
     added = "" if stored.added_mb is None else human_mb(stored.added_mb)
-    risks = ["" if risk is None else percent(risk) for risk in (stored.probability, stored.probability_now)]
+    risks = ["" if risk is None else human_probability(risk) for risk in (stored.probability, stored.probability_now)]
     note = f"{stored.note} {stored.ticket}" if stored.ticket else stored.note
     state = [stored.state(today), *declaring.declared_cells(stored), note]
     return [stored.server, what, stored.kind, stored.until, added, *risks, *state]

@@ -19,7 +19,15 @@ from sqlalchemy import Connection, Engine
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import HORIZONS_DAYS, Settings
-from capacity_assets.base.units import counted, first_of, human_change_mb, human_day, human_mb, printable
+from capacity_assets.base.units import (
+    counted,
+    first_of,
+    human_change_mb,
+    human_day,
+    human_mb,
+    human_probability,
+    printable,
+)
 from capacity_assets.cli import options
 from capacity_assets.cli.decisions import decision_json
 from capacity_assets.cli.limits import limit_text
@@ -319,7 +327,7 @@ def _scenario_cells(after: ScenarioRunway) -> list[object]:
 
 
 def _chance(figures: ScenarioRunway) -> str:
-    return "" if figures.within_365_days is None else f"{figures.within_365_days:.0%}"
+    return "" if figures.within_365_days is None else human_probability(figures.within_365_days)
 
 
 def _fit_lines(fits: Sequence[results.NewDatabaseFit], gb: Decimal, show: int) -> Iterator[Line]:

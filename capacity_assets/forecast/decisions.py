@@ -32,7 +32,7 @@ from capacity_assets.base.declarations import (
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import Window
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import first_of, human_day, human_mb, printable, suggestion
+from capacity_assets.base.units import first_of, human_day, human_mb, human_probability, printable, suggestion
 from capacity_assets.database.declared_rows import (
     UnknownSubjectError,
     declaring,
@@ -225,16 +225,9 @@ class StoredDecision(Decision):
     @property
     def growth(self) -> str:
         """Return by how much the risk has grown, in sentences."""
-        before = f"was {percent(self.probability)}" if self.probability is not None else "was not known"
-        return (
-            f"The risk has grown: the probability of being full by then is {percent(self.probability_now or 0)}. "
-            f"It {before} when this was decided."
-        )
-
-
-def percent(probability: float) -> str:
-    """Render a probability: 0.3 -> '30 %'."""
-    return f"{100 * probability:.0f} %"
+        before = f"was {human_probability(self.probability)}" if self.probability is not None else "was not known"
+        now = human_probability(self.probability_now or 0)
+        return f"The risk has grown: the probability of being full by then is {now}. It {before} when this was decided."
 
 
 def _ended(note: str) -> str:

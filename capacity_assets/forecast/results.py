@@ -13,7 +13,7 @@ from datetime import date, timedelta
 import sqlalchemy as sa
 
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import human_change_mb, human_day, human_mb, human_range
+from capacity_assets.base.units import human_change_mb, human_day, human_mb, human_probability, human_range
 from capacity_assets.database.tables import capacity_runways
 
 SERVER, DATABASE, VOLUME, GROUP = "server", "database", "volume", "group"
@@ -44,6 +44,11 @@ FASTER = 2
 
 SHARES = (0.1, 0.5, 0.9)
 """Probabilities of being full by the early, the middle and the late day."""
+
+
+def probability_of(share: float) -> float:
+    """Return a probability with three decimals, rounded down, as one that reaches no share of SHARES has no day."""
+    return math.floor(1000 * share) / 1000
 
 
 def day_text(day: date | None) -> str:
@@ -177,7 +182,7 @@ class Runway(RunwayFigures):
         middle = "not full within a year" if self.middle_day is None else f"full on {human_day(self.middle_day)}"
         return (
             f"{self.display_name} on {self.server}: {middle}{self._range_text}, within {within_days} days with a "
-            f"probability of {100 * self.probabilities[within_days]:.0f} %. {holds} "
+            f"probability of {human_probability(self.probabilities[within_days])}. {holds} "
             f"Forecast growth: {human_change_mb(round(self.change_mb_per_day))} per day."
             + ("" if self.sooner_day is None else f" {self.remark}")
         )

@@ -46,6 +46,7 @@ from capacity_assets.forecast.results import (
     PlannedRunway,
     Runway,
     RunwayList,
+    probability_of,
 )
 
 
@@ -324,7 +325,7 @@ def _runway(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
     days = (ends.early_days, ends.middle_days, ends.late_days)
     early, middle, late = (_day(row.last_day, int(each[place])) if state == FORECAST else None for each in days)
     within = zip(HORIZONS_DAYS, ends.probability[place], strict=True)
-    probabilities = {days: round(float(share), 3) for days, share in within} if state == FORECAST else {}
+    probabilities = {days: probability_of(float(share)) for days, share in within} if state == FORECAST else {}
     if state == FULL:
         early = middle = late = row.last_day
         probabilities = dict.fromkeys(HORIZONS_DAYS, 1.0)

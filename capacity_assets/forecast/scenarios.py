@@ -42,7 +42,7 @@ from capacity_assets.forecast.model import (
     forecast,
     with_growth,
 )
-from capacity_assets.forecast.results import DATABASE, SERVER, VOLUME, Runway, RunwayList
+from capacity_assets.forecast.results import DATABASE, SERVER, SHARES, VOLUME, Runway, RunwayList
 from capacity_assets.forecast.runway import (
     BatchRunways,
     BindingLimit,
@@ -738,6 +738,10 @@ def _combined(starts: Sequence[Sizes], every: Sequence[FillDays]) -> FillDays:
             upto = np.where(last >= 0, one.probability[np.arange(len(last)), np.maximum(last, 0)], 0.0)
             has_begun = (start <= horizon) & (start < end)
             probability[:, place] = np.where(has_begun, np.fmax(probability[:, place], upto), probability[:, place])
+    # An interval that ends between two horizons may have a day there.
+    for share, found in zip(SHARES, days.values(), strict=True):
+        within = (found != NOT_WITHIN_HORIZON)[:, None] & (found[:, None] <= np.asarray(HORIZONS_DAYS))
+        probability = np.where(within, np.fmax(probability, share), probability)
     newest = every[-1]
     probability = np.where(
         (newest.is_known & newest.has_band)[:, None], np.maximum.accumulate(probability, axis=1), np.nan

@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import insert
 from capacity_assets.base.declarations import fleet_or_label
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.periods import Clock
-from capacity_assets.base.units import human_change_mb, human_day, human_mb, printable
+from capacity_assets.base.units import human_change_mb, human_day, human_mb, human_probability, printable
 from capacity_assets.database.tables import capacity_alerts
 from capacity_assets.forecast.decisions import decide_command
 from capacity_assets.forecast.results import DATABASE, RECENT_DAYS, VOLUME_LIMIT
@@ -190,7 +190,7 @@ def _heading(risk: AlertRisk, within_days: int) -> str:
 
 
 def _probability_text(risk: AlertRisk, within_days: int) -> str:
-    return f"{100 * risk.probability:.0f} % within {within_days} days"
+    return f"{human_probability(risk.probability)} within {within_days} days"
 
 
 def _lines(update: AlertUpdate, risk: AlertRisk, within_days: int) -> Iterator[MessageLine]:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
-from capacity_assets.base.units import counted, human_day, human_mb, human_range, printable
+from capacity_assets.base.units import counted, human_day, human_mb, human_probability, human_range, printable
 from capacity_assets.database.engine import snapshot
 from capacity_assets.forecast.decisions import StoredDecision, is_left_out
 from capacity_assets.forecast.results import (
@@ -223,7 +223,7 @@ def _reason(
     if runway.state != FORECAST or probability is None or severity_of(runway, thresholds):
         return None
     day = "not full within a year" if runway.full_middle is None else f"full on {human_day(runway.full_middle)}"
-    return f"{day}, within {thresholds.days} days with a probability of {100 * probability:.0f} %"
+    return f"{day}, within {thresholds.days} days with a probability of {human_probability(probability)}"
 
 
 _WITHOUT_A_DATE = {NO_LIMIT: "it has no limit any more", LIMIT_UNKNOWN: "its limit is no longer known"}

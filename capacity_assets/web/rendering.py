@@ -31,6 +31,7 @@ from capacity_assets.base.units import (
     human_days,
     human_mb,
     human_percent,
+    human_probability,
     printable,
     whole_mb,
 )
@@ -325,7 +326,7 @@ FILTERS: Mapping[str, Callable[..., object]] = {
     "size_of_bytes": lambda value: size(None if value is None else whole_mb(value)),
     "change_of_bytes": lambda value: change(None if value is None else whole_mb(value)),
     "percent": lambda value: UNKNOWN if value is None else f"{value:+,.2f} %" if value else "0 %",
-    "chance": lambda value: UNKNOWN if value is None else f"{100 * value:.0f} %",
+    "chance": lambda value: UNKNOWN if value is None else human_probability(value),
     "share": lambda value, places=1: DASH if value is None else f"{value:.{places}f} %",
     "cost": cost,
     "cost_change": lambda amount, currency="": _with_unit(money_change(amount), currency),

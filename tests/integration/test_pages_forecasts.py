@@ -239,7 +239,7 @@ def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engin
         html = pages.ask("/database?server=1&name=still").text
         listed = pages.ask("/filling").text
 
-    assert '29 % <span class="chip watch">Watch</span></td>' in listed
+    assert '28 % <span class="chip watch">Watch</span></td>' in listed
     assert text == {
         "/database?server=1&name=still": f"Disk /data {said} On its own it would not fill within a year.",
         "/server?server=1": f"Disk /data {said}",

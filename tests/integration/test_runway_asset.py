@@ -42,7 +42,7 @@ def test_every_server_and_database_has_a_row_with_its_forecast_whether_its_limit
     assert (orders["size_mb"], orders["limit_mb"], orders["binds"]) == (3014, 3214, "own limit")
     assert [orders[f"forecast_{days}_mb"] for days in (7, 30, 90, 365)] == [3084, 3314, 3914, 6664]
     assert [orders[f"lower_{days}_mb"] for days in (7, 30, 90)] == [3084, 3314, 3914]
-    assert [orders[f"probability_{days}"] for days in (7, 30, 90, 365)] == [0.047, 0.793, 0.917, 0.971]
+    assert [orders[f"probability_{days}"] for days in (7, 30, 90, 365)] == [0.046, 0.793, 0.917, 0.97]
     assert (rows["still"]["forecast_30_mb"], rows["still"]["probability_30"]) == (500, None)
     assert (rows["young"]["forecast_7_mb"], rows["young"]["middle_day"]) == (None, None)
     stored = issue_of(engine, TODAY, TODAY)

@@ -19,6 +19,7 @@ from capacity_assets.forecast.results import Runway
 from capacity_assets.forecast.runway import compute_runways
 from capacity_assets.forecast.scenarios import (
     KINDS_OF_ASSUMPTIONS,
+    LimitChange,
     Scenario,
     ScenarioComparison,
     compare,
@@ -146,6 +147,22 @@ def test_less_growth_takes_no_more_than_there_is(limited: Engine) -> None:
 
     changes = {name: halved["server-1", name].change_mb_per_day for name in ("orders", "", "/data", "still")}
     assert (base["server-1", ""].change_mb_per_day, changes) == (0, {"orders": 5, "": 0, "/data": 5, "still": 0})
+
+
+def test_a_day_within_a_year_has_at_least_its_probability_within_a_year(limited: Engine) -> None:
+    disk = {"server": "server-1", "volume": "/data"}
+    before = after(limited, assumed("limit", **disk, add_gb=0.5))["server-1", "/data"]
+    assert before.middle_day is not None
+    assert before.probabilities[90] < 0.5
+
+    # When the disk becomes much larger, it was full for some weeks.
+    later = {"add_gb": 900, "day": before.middle_day + timedelta(days=30)}
+    limits = [declaration(LimitChange, {**disk, **change}) for change in ({"add_gb": 0.5}, later)]
+    row = after(limited, Scenario(limit=limits))["server-1", "/data"]
+
+    assert row.middle_day == before.middle_day
+    assert row.probabilities[90] == before.probabilities[90]
+    assert row.probabilities[365] == 0.5
 
 
 def test_a_database_that_moves_takes_its_size_and_growth_along(limited: Engine) -> None:

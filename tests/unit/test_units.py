@@ -15,6 +15,7 @@ from capacity_assets.base.units import (
     human_mb,
     human_pair_mb,
     human_percent,
+    human_probability,
     human_range,
     natural_key,
     printable,
@@ -71,6 +72,18 @@ def test_a_difference_can_always_be_seen(one: int, other: int) -> None:
 )
 def test_shares_round_half_away_from_zero_and_from_nothing_there_is_none(change: int, of: int, shown: str) -> None:
     assert human_percent(change, of) == shown
+
+
+@pytest.mark.parametrize(
+    ("probability", "shown"),
+    [(0.5, "50 %"), (0.499, "49 %"), (0.57, "57 %"), (0.29, "29 %"), (0.996, "99 %"), (1, "100 %"), (0, "0 %")],
+)
+def test_a_probability_is_not_rounded_up_to_one_that_has_a_day_or_is_certain(probability: float, shown: str) -> None:
+    assert human_probability(probability) == shown
+
+
+def test_a_small_probability_is_not_zero() -> None:
+    assert [human_probability(one) for one in (0.001, 0.009, 0.01)] == ["under 1 %", "under 1 %", "1 %"]
 
 
 def test_control_characters_of_a_name_are_shown_and_not_obeyed() -> None:
