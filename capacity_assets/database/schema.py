@@ -55,7 +55,7 @@ from capacity_assets.database.views import (
 )
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0025"
+SCHEMA_REVISION = "0026"
 FIRST_REVISION = "0013"
 """That of version 0.3.0, the oldest that is upgraded in place."""
 QUEUE_REVISION = "0015"

@@ -633,6 +633,8 @@ capacity_runways = table(
     PrimaryKeyConstraint("as_of", "instance_id", "subject", "name", name="capacity_runways_pkey"),
     # What fills first is asked on every page.
     Index("ix_capacity_runways_middle", "as_of", "middle_day"),
+    # Pages look every few seconds whether forecasts were issued.
+    Index("ix_capacity_runways_issued", "as_of", "issued_at"),
     postgresql_partition_by=BY_FORECAST_DAY,
 )
 

@@ -249,12 +249,16 @@ def _store(
     if replace:
         of_servers = None if scope.servers is None else _ids_of(connection, scope.servers)
         ids = [OF_NO_SERVER] if kinds == (GROUP,) else of_servers
-        written += _remove_subjects_gone(connection, scope.as_of, ids)
+        removed = _remove_subjects_gone(connection, scope.as_of, ids)
+        written += removed
         # Rows that did not change were computed with the declaration too.
         query = with_queries(_DECLARED_SINCE, declared=DECLARED_FOR_FORECASTS)
-        declared = connection.execute(query, {"as_of": scope.as_of, "instance_ids": ids}).scalars().all()
-        is_declared = runways.instance_id == sa.any_(sa.literal(declared, sa.ARRAY(sa.Integer)))
-        confirm = sa.update(capacity_runways).where(runways.as_of == scope.as_of, is_declared)
+        confirmed = [*connection.execute(query, {"as_of": scope.as_of, "instance_ids": ids}).scalars()]
+        if removed:
+            # Pages notice a change by the time of the newest forecast, so one server of this run gets that of the run.
+            confirmed += connection.execute(sa.select(_STAGED.c.instance_id).limit(1)).scalars()
+        is_confirmed = runways.instance_id == sa.any_(sa.literal(confirmed, sa.ARRAY(sa.Integer)))
+        confirm = sa.update(capacity_runways).where(runways.as_of == scope.as_of, is_confirmed)
         connection.execute(confirm.values(issued_at=issued_at))
     return written, left_out
 

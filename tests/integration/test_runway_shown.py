@@ -23,7 +23,7 @@ from capacity_assets.forecast import issuing
 from capacity_assets.forecast.issuing import issue_runways, update_forecasts
 from capacity_assets.forecast.limits import Limit, declare_limits, forget_limit
 from capacity_assets.ownership.labels import Label, declare_labels, first_fill_date_of_groups
-from capacity_assets.reading.forecasts import ForecastIssue, figures_of, issue_of, newest_issue
+from capacity_assets.reading.forecasts import ForecastIssue, figures_of, forecasts_revision, issue_of, newest_issue
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
 from tests.computing import compute_windows
@@ -41,6 +41,23 @@ def issued(engine: Engine) -> ForecastIssue:
     stored = issue_of(engine, TODAY, TODAY)
     assert stored is not None
     return stored
+
+
+def test_pages_notice_that_a_forecast_was_removed_although_no_other_one_changed(engine: Engine) -> None:
+    def revision() -> tuple[object, ...]:
+        with engine.connect() as connection:
+            return forecasts_revision(connection)
+
+    issue_runways(engine, TODAY, TODAY)
+    first = revision()
+    assert issue_runways(engine, TODAY, TODAY).written == 0
+    assert revision() == first
+    execute(engine, f"DELETE FROM database_size_stats WHERE database_name = 'orders' AND collected_date = '{TODAY}'")
+
+    assert issue_runways(engine, TODAY, TODAY).written == 1
+
+    assert "orders" not in stored_runways(engine)
+    assert revision() != first
 
 
 def test_more_databases_than_are_told_on_one_full_volume_hide_nothing_else(engine: Engine) -> None:
