@@ -35,7 +35,8 @@ from capacity_assets.database.distributing import distribution_text, placements
 from capacity_assets.database.embedded import EmbeddedServerError, others_can_write
 from capacity_assets.database.engine import UnreachableError, check_today, safe_url
 from capacity_assets.database.locks import ask_redis
-from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, schema_state
+from capacity_assets.database.schema import schema_revision, schema_state
+from capacity_assets.database.tables import SCHEMA_REVISION
 from capacity_assets.forecast.history import HistoryScope, open_history_reader
 from capacity_assets.history.retention import Retention, parse_retention
 from capacity_assets.messages.transports import Receiver, SendingSettings, receivers_of, unreachable

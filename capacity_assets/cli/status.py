@@ -27,7 +27,8 @@ from capacity_assets.cli.options import Line, Report, Table, json_command
 from capacity_assets.collection.servers import CollectionState, collection_state
 from capacity_assets.database.distributing import distribution_text, placements
 from capacity_assets.database.engine import UnreachableError, safe_url
-from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision, untracked_changes
+from capacity_assets.database.schema import schema_revision, untracked_changes
+from capacity_assets.database.tables import SCHEMA_REVISION
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.reading.coverage import servers_in_service
 from capacity_assets.reading.forecasts import ForecastIssue, StoredRunway, recent_issue

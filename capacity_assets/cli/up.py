@@ -33,7 +33,8 @@ from capacity_assets.database import embedded
 from capacity_assets.database.embedded import CAPACITY_DATABASE, EmbeddedServerError
 from capacity_assets.database.engine import UnreachableError, safe_url
 from capacity_assets.database.locks import LockUnavailableError, ask_redis
-from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
+from capacity_assets.database.schema import schema_revision
+from capacity_assets.database.tables import SCHEMA_REVISION
 from capacity_assets.database.views import READER_ROLE
 from capacity_assets.history.retention import parse_retention
 from capacity_assets.orchestration.instance import (

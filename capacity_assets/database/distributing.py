@@ -20,9 +20,9 @@ from capacity_assets.database.cluster import (
     forget_distribution,
 )
 from capacity_assets.database.partitions import UNREAD, layout_of
-from capacity_assets.database.schema import SCHEMA_REVISION, schema_revision
+from capacity_assets.database.schema import schema_revision
 from capacity_assets.database.sql import execute
-from capacity_assets.database.tables import CAPACITY_TABLES
+from capacity_assets.database.tables import CAPACITY_TABLES, SCHEMA_REVISION
 from capacity_assets.database.views import create_views, outdated_views
 
 DISTRIBUTION_COLUMN = "instance_id"

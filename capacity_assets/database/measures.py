@@ -2,7 +2,7 @@
 
 - A further size of a database is an entry of `SIZE_KINDS`: columns of samples and aggregates, figures, imports and
   views follow, and `capacity init` adds the columns. An engine's class passes its bytes by `stem`. Raise
-  `SCHEMA_REVISION` (`database.schema`), so that programs ask for `capacity init` before they use the columns.
+  `SCHEMA_REVISION` (`database.tables`), so that programs ask for `capacity init` before they use the columns.
 - A further kind of what lies beside databases is an entry of `PART_KINDS`. An engine says in `part_sources` how it
   measures a kind. These sizes are not part of the size of a database or server.
 - A further figure is a field of `Measure` or `Further`, with its column. Its computation is in

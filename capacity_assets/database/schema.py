@@ -39,6 +39,7 @@ from capacity_assets.database.engine import another_zone
 from capacity_assets.database.locks import NO_TIME_LIMIT, try_lock
 from capacity_assets.database.sql import current_schema, execute, execute_steps, quoted
 from capacity_assets.database.tables import (
+    SCHEMA_REVISION,
     capacity_locks,
     database_size_aggregations,
     instance_size_aggregations,
@@ -55,7 +56,6 @@ from capacity_assets.database.views import (
 )
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0026"
 FIRST_REVISION = "0013"
 """That of version 0.3.0, the oldest that is upgraded in place."""
 QUEUE_REVISION = "0015"

@@ -150,6 +150,12 @@ def forecast_columns(days: int) -> list[Column[object]]:
     ]
 
 
+SCHEMA_REVISION = "0026"
+"""The number of these definitions. Raised with a column that programs use, so that they ask for `capacity init` first.
+
+What comparing tables cannot do is a step of the revision in `schema.STEPS`.
+"""
+
 metadata = MetaData()
 
 BY_DAY = "RANGE (collected_date)"

@@ -215,8 +215,7 @@ STORED = {
 }
 """The stored fields of a runway by column. A field with the name of a column is stored without further code.
 
-A new column stands in `database/tables.py`, and its value is computed in `runway.py`. It needs a raised
-`SCHEMA_REVISION` (`database.schema`), so that programs ask for `capacity init` first.
+A new column stands in `database/tables.py`, with a raised `SCHEMA_REVISION`; its value is computed in `runway.py`.
 """
 STORED_PLANS = {f"planned_{one.name}": one.name for one in fields(PlannedRunway)}
 """The same for planned limits."""

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.settings import Settings
-from capacity_assets.database.schema import SCHEMA_REVISION
+from capacity_assets.database.tables import SCHEMA_REVISION
 from capacity_assets.forecast.decisions import Decision, decide
 from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.orchestration.aggregates import COMPUTED_WINDOWS_SENSOR, LATE_DATA_SENSOR

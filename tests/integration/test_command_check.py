@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import URL, Engine, create_engine, text
 
 from capacity_assets.base.settings import Settings
-from capacity_assets.database.schema import SCHEMA_REVISION
+from capacity_assets.database.tables import SCHEMA_REVISION
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 

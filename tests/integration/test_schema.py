@@ -15,13 +15,12 @@ from capacity_assets.database.adoption import indexes_of, is_by_number, wanted_i
 from capacity_assets.database.partitions import CAPACITY_TABLES
 from capacity_assets.database.schema import (
     NOT_RECORDED_MEANWHILE,
-    SCHEMA_REVISION,
     VERSION_TABLE,
     SchemaProblemsError,
     initialise,
     schema_state,
 )
-from capacity_assets.database.tables import computed_windows, metadata
+from capacity_assets.database.tables import SCHEMA_REVISION, computed_windows, metadata
 from capacity_assets.database.views import VIEWS
 from tests.databases import execute
 from tests.fleet import load_sample, stored
