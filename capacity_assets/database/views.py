@@ -117,19 +117,23 @@ FROM (
 """)
 
 
+# With one condition on the subject the key finds the volumes among a thousand databases that share them.
 STANDS_FOR_ITSELF = """(
   r.subject = 'volume' OR r.binds IS NULL OR r.binds NOT IN ('volume', 'server limit') OR NOT EXISTS (
       SELECT FROM capacity_runways o
       WHERE o.as_of = r.as_of AND o.instance_id = r.instance_id
-        AND ((o.probability_30, o.probability_7, o.probability_90, o.probability_365)
-                 >= (r.probability_30, r.probability_7, r.probability_90, r.probability_365)
+        AND o.subject = CASE r.binds WHEN 'volume' THEN 'volume' ELSE 'server' END
+        AND (r.binds = 'volume' OR o.binds = 'own limit')
+        AND ((-coalesce(o.probability_30, -1), -coalesce(o.probability_7, -1), -coalesce(o.probability_90, -1),
+              -coalesce(o.probability_365, -1), coalesce(o.early_day, CAST('infinity' AS date)))
+             <= (-coalesce(r.probability_30, -1), -coalesce(r.probability_7, -1), -coalesce(r.probability_90, -1),
+                 -coalesce(r.probability_365, -1), coalesce(r.early_day, CAST('infinity' AS date)))
              OR r.subject = 'server' AND o.subject = 'volume' AND o.middle_day IS NOT NULL
-                AND o.early_day <= coalesce(r.late_day, CAST('infinity' AS date)))
-        AND (r.binds = 'volume' AND o.subject = 'volume'
-             OR r.binds = 'server limit' AND o.subject = 'server' AND o.binds = 'own limit')))"""
+                AND o.early_day <= coalesce(r.late_day, CAST('infinity' AS date)))))"""
 """Whether no other row says the same at least as urgently: a thousand databases may share one volume.
 
-A server that its volumes limit is the same space as these: one of them stands for it if their ranges overlap.
+A server that its volumes limit is the same space as these: one of them stands for it if their ranges overlap. The same
+rule for runways that are not stored is `standing_for_themselves` in `forecast.results`.
 """
 
 

@@ -247,7 +247,7 @@ class RunwayList:
 
 
 def standing_for_themselves(rows: Sequence[Runway]) -> list[Runway]:
-    """Leave out rows that are limited by a volume or server whose own row is at least as urgent.
+    """Leave out rows that are limited by a volume or server whose own row is at least as urgent, as the views do.
 
     A server that is limited by its volumes stands for the same space: it is left out if its range overlaps that of a
     volume.

@@ -398,28 +398,14 @@ def stored_scenario(connection: Connection, name: str) -> ScenarioRecord:
     return ScenarioRecord(row.name, row.stored_at, _RESULTS.validate_python(row.content))
 
 
-# The rule is that of `standing_for_themselves`.
 _ISSUED = """
-WITH issued AS MATERIALIZED (
-    SELECT server_id, subject, binds, full_early, full_middle, full_late, is_outdated,
-           ROW(-coalesce(probability_30_days, -1), -coalesce(probability_7_days, -1),
-               -coalesce(probability_90_days, -1), -coalesce(probability_365_days, -1),
-               coalesce(full_early, 'infinity')) AS risk
-    FROM capacity_runway WHERE as_of = :as_of
-), wholes AS MATERIALIZED (
-    SELECT *, CASE WHEN subject = 'volume' THEN 'volume' WHEN binds = 'own limit' THEN 'server limit' END AS stands_for
-    FROM issued WHERE subject <> 'database'
+WITH counts AS MATERIALIZED (
+    SELECT server_id, bool_or(is_outdated) AS is_outdated,
+           count(*) FILTER (WHERE binds IS NOT NULL AND stands_for_itself) AS standing
+    FROM capacity_runway WHERE as_of = :as_of GROUP BY server_id
 )
 SELECT s.server, counts.standing, counts.is_outdated
-FROM capacity_servers s LEFT JOIN (
-    SELECT r.server_id, bool_or(r.is_outdated) AS is_outdated,
-           count(*) FILTER (WHERE r.binds IS NOT NULL AND (r.subject = 'volume' OR NOT EXISTS (
-               SELECT FROM wholes o WHERE o.server_id = r.server_id AND o.stands_for = r.binds AND (
-                   o.risk <= r.risk
-                   OR r.subject = 'server' AND o.full_middle IS NOT NULL AND r.binds = 'volume'
-                      AND o.full_early <= coalesce(r.full_late, 'infinity'))))) AS standing
-    FROM issued r GROUP BY r.server_id
-) AS counts USING (server_id)
+FROM capacity_servers s LEFT JOIN counts USING (server_id)
 WHERE s.is_active
 """
 # Those with a forecast of the day, and those whose samples of it came later.

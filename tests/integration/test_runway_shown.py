@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from pyarrow.parquet import read_table
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import URL, Engine, insert, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import human_day
 from capacity_assets.database.locks import wait_for_lock
-from capacity_assets.database.tables import ALWAYS
+from capacity_assets.database.tables import ALWAYS, capacity_runways
 from capacity_assets.digest import read_digest
 from capacity_assets.forecast import issuing
 from capacity_assets.forecast.issuing import issue_runways, update_forecasts
 from capacity_assets.forecast.limits import Limit, declare_limits, forget_limit
+from capacity_assets.forecast.results import (
+    OWN_LIMIT,
+    SERVER_LIMIT,
+    STORED,
+    VOLUME_LIMIT,
+    Runway,
+    standing_for_themselves,
+)
 from capacity_assets.ownership.labels import Label, declare_labels, first_fill_date_of_groups
 from capacity_assets.reading.forecasts import ForecastIssue, figures_of, forecasts_revision, issue_of, newest_issue
 from tests.clocks import TODAY, fixed_clock
@@ -33,6 +44,45 @@ from tests.pages import served_pages
 from tests.runways import FIRST, GROWING, add_ceiling, add_day, add_volume, stored_runways
 
 pytestmark = pytest.mark.usefixtures("fleet_with_limits")
+
+
+def test_views_leave_out_the_same_rows_as_lists_of_runways_that_are_not_stored(engine: Engine) -> None:
+    """Few different values, so that many rows are equally urgent; unknown ones among them."""
+    choose = Random(7).choice  # noqa: S311 -- the same values in every run
+    rows = []
+    for server, place in itertools.product(range(1000, 1200), range(8)):
+        is_dated = choose([True, True, False])
+        early, middle, late = sorted(choose([5, 5, 9, 400]) for _ in range(3))
+        days = [TODAY + timedelta(days=day) if is_dated and day < 400 else None for day in (early, middle, late)]
+        own_limits = [OWN_LIMIT, VOLUME_LIMIT] if place == 0 else [OWN_LIMIT, VOLUME_LIMIT, SERVER_LIMIT, None]
+        rows.append(
+            Runway(
+                server=f"server {server}",
+                database=f"db-{place}" if place > 2 else None,
+                volume=f"/{place}" if place in {1, 2} else None,
+                **{"state": "forecast", "last_day": TODAY, "size_mb": 9, "limit_mb": 10, "headroom_mb": 1},
+                binds=VOLUME_LIMIT if place in {1, 2} else choose(own_limits),
+                **{"source": "measured", "change_mb_per_day": 1, "recent_mb_per_day": None, "history_days": 99},
+                **dict(zip(("early_day", "middle_day", "late_day"), days, strict=True)),
+                probabilities={horizon: choose([0.1, 0.2]) for horizon in HORIZONS_DAYS} if is_dated else {},
+            )
+        )
+    names = [column for column in STORED if column not in {"volumes", "allocated_mb"}]
+    values = [
+        {
+            **{"instance_id": int(row.server.split()[1]), "subject": row.subject, "name": row.name},
+            **{column: getattr(row, STORED[column]) for column in names},
+            **{f"probability_{horizon}": row.probabilities.get(horizon) for horizon in HORIZONS_DAYS},
+        }
+        for row in rows
+    ]
+    with engine.begin() as connection:
+        connection.execute(insert(capacity_runways), [{"as_of": TODAY, "in_time": True, **one} for one in values])
+        stored = connection.execute(text("SELECT server, subject, name FROM capacity_runway WHERE stands_for_itself"))
+        standing = {tuple(row) for row in stored}
+
+    assert standing == {(row.server, row.subject, row.name) for row in standing_for_themselves(rows)}
+    assert 100 < len(standing) < len(rows) - 100
 
 
 def issued(engine: Engine) -> ForecastIssue:
