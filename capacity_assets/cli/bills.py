@@ -23,7 +23,7 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import as_plain_text, counted, first_of, suggestion
 from capacity_assets.cli import declaring, options
 from capacity_assets.cli.declaring import DECLARED, NAMES_SHOWN, DeclarationReport, DeclarationSession
-from capacity_assets.cli.export import write_rows
+from capacity_assets.cli.documents import write_rows
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import Line, Report, Table, say
 from capacity_assets.collection.servers import registered_servers

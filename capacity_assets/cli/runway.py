@@ -29,8 +29,7 @@ from capacity_assets.base.units import (
     printable,
 )
 from capacity_assets.cli import options
-from capacity_assets.cli.decisions import decision_json
-from capacity_assets.cli.limits import limit_text
+from capacity_assets.cli.limits import decision_json, limit_text
 from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.collection.servers import registered_servers
 from capacity_assets.forecast import model, scenarios

@@ -19,9 +19,9 @@ from capacity_assets.base.settings import DEFAULT_HOME, ConfigurationError, Sett
 from capacity_assets.base.units import BYTES_PER_MB, counted, first_of, human_mb, natural_key
 from capacity_assets.cli import declaring, options
 from capacity_assets.cli.declaring import DECLARED, NAMES_SHOWN, DeclarationReport, DeclarationSession
+from capacity_assets.cli.documents import write_growth_report
 from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import DONE, FAILED, Line, Report, Table, say
-from capacity_assets.cli.report import write_growth_report
 from capacity_assets.collection import servers as registry_of_servers
 from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders, readable_by_others
 from capacity_assets.collection.engines.base import FailureKind, ServerPart, engine_named, engine_names
