@@ -163,11 +163,11 @@ class AggregationConfig(dg.Config):
     overwrite: bool = Field(
         default=False,
         description="Rebuild the windows exactly: replace protected rows and remove rows that the raw data no longer "
-        "supports. Off, stored history is never replaced by a row built from fewer samples.",
+        "supports. If off, stored history is never replaced by a row built from fewer samples.",
     )
     recompute: bool = Field(
         default=False,
-        description="Read and compute also windows that nothing has touched since they were computed. Off, these are "
+        description="Also compute windows that have not changed since they were computed. If off, these are "
         "reported as unchanged without being read.",
     )
 
