@@ -210,7 +210,8 @@ def _decided_text(row: Runway, decision: StoredDecision) -> str:
 
 
 def _cells(row: Runway) -> list[object]:
-    probabilities = [f"{row.probabilities[days]:.0%}" if row.probabilities else "" for days in SHOWN_WITHIN_DAYS]
+    shown = (row.probabilities.get(days) for days in SHOWN_WITHIN_DAYS)
+    probabilities = ["" if one is None else human_probability(one) for one in shown]
     states = {TOO_LITTLE_HISTORY: f"{row.history_days} of {LEAST_HISTORY_DAYS} days"}
     days = row.days_text if row.state in {FORECAST, FULL} else [states.get(row.state, row.state)] * 3
     subject = [row.server, row.display_name]
@@ -514,7 +515,7 @@ def _band_cells(runway: Runway, first: SizeForecasts, second: ReferenceForecast,
     own = len(second.errors[days])
     errors = own if first.counts[0, place] else f"{own}, borrowed"
     probability = runway.probabilities.get(days)
-    full = "" if probability is None else f"{probability:.0%}"
+    full = "" if probability is None else human_probability(probability)
     band = second.band.get(days)
     again = "none" if band is None else f"{band[0]:,.1f} to {band[1]:,.1f}"
     return [f"{days} days", errors, *sizes, full, again]
@@ -524,4 +525,4 @@ def _evidence_cells(limit_mb: float, second: ReferenceForecast, days: int) -> li
     pieces = zip(second.evidence(limit_mb, days), model.WEIGHTS[days], strict=True)
     weighed = [piece * weight for piece, weight in pieces]
     full = second.probabilities(limit_mb)[days]
-    return [f"{days} days", *(f"{one:+.2f}" for one in (*weighed, sum(weighed))), f"{full:.0%}"]
+    return [f"{days} days", *(f"{one:+.2f}" for one in (*weighed, sum(weighed))), human_probability(full)]

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from capacity_assets.aggregates.levels import RAW_TABLES
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import human_mb
+from capacity_assets.base.units import human_mb, human_probability
 from capacity_assets.database.tables import capacity_runways
 from capacity_assets.orchestration.checks import (
     NOTHING_FILLS_SOON,
@@ -133,4 +133,4 @@ def _risk_cells(risk: "StoredRunway") -> list[str]:
     sizes = [human_mb(row.size_mb), human_mb(row.limit_mb or 0)]
     mark = risk.decision.mark if risk.decision else ""
     named = [escaped(row.server), escaped(row.display_name)]
-    return [*named, *sizes, f"{row.binds}", *row.ends, f"{row.probabilities[30]:.0%}", mark]
+    return [*named, *sizes, f"{row.binds}", *row.ends, human_probability(row.probabilities[30]), mark]

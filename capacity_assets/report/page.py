@@ -36,6 +36,7 @@ from capacity_assets.base.units import (
     human_mb,
     human_pair_mb,
     human_percent,
+    human_probability,
 )
 from capacity_assets.charts.drawing import (
     MOST_SERIES,
@@ -433,7 +434,9 @@ def _environment() -> Environment:
     own = PackageLoader("capacity_assets.report", "templates")
     environment = environment_of(ChoiceLoader([own, FileSystemLoader(STYLES)]))
     environment.filters.update(mb=human_mb, change=human_change_mb, percent=human_percent, pair=human_pair_mb)
-    environment.filters.update(day=human_day, signed=signed, bar=band_bar, likelihood=likelihood)
+    environment.filters.update(
+        day=human_day, signed=signed, bar=band_bar, likelihood=likelihood, probability=human_probability
+    )
     return environment
 
 

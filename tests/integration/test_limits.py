@@ -180,7 +180,7 @@ def test_a_limit_below_the_size_is_stored_and_said_to_be(tmp_path: Path) -> None
         "note: still on server-1 holds 500 MiB, more than its limit.",
     ]
     shown = capacity("runway", columns=200).output.splitlines()
-    assert shown[2].split()[-5:-2] == ["full"] * 3
+    assert shown[2].split()[-7:-4] == ["full"] * 3
 
 
 def test_one_database_of_a_server_is_asked_for_by_its_name() -> None:
@@ -204,7 +204,7 @@ def test_what_holds_as_much_as_its_limit_is_full_whatever_its_history(engine: En
     message = capacity("explain", "young", "--runway").output.splitlines()
 
     assert (young.state, young.early_day, young.probabilities) == ("full", TODAY, {7: 1, 30: 1, 90: 1, 365: 1})
-    assert shown[2].split()[-5:] == ["full", "full", "full", "100%", "100%"]
+    assert shown[2].split()[-7:] == ["full", "full", "full", "100", "%", "100", "%"]
     assert message[-2] == "It is full."
 
 

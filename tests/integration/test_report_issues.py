@@ -170,7 +170,7 @@ def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were
     section = page.split('id="fills-first"')[1].split("</section>")[0]
     assert "<td>orders</td>" in section
     assert [section.count(day) for day in ("2025-03-12", "2025-03-20", "2025-05-26")] == [1, 1, 1]
-    assert "90%, nearly certain" in section
+    assert "90 %, nearly certain" in section
     assert "own limit, declared" in section
     assert 'id="unknown-limits" data-databases="1"' in section
     assert "Of 3 forecasts over 30 days that came due, 100 % of the sizes were in the band and 0 % above it" in section

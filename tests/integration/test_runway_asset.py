@@ -88,7 +88,7 @@ def test_the_partition_of_a_day_shows_what_fills_first_and_its_check_says_when_a
     [check] = result.get_asset_check_evaluations()
     early, day, late = (human_day(TODAY + timedelta(days=days)) for days in (13, 20, 73))
     assert list(metadata)[:2] == ["Fills first", "Fills soon"]
-    assert f"| server-1 | orders | 2.9 GiB | 3.1 GiB | own limit | {early} | {day} | {late} | 79% |" in str(
+    assert f"| server-1 | orders | 2.9 GiB | 3.1 GiB | own limit | {early} | {day} | {late} | 79 % |" in str(
         metadata["Fills first"]
     )
     assert (metadata["Fills soon"], metadata["subjects"], metadata["unknown_limits"]) == (1, 4, 1)

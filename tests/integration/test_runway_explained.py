@@ -163,7 +163,7 @@ def test_the_screen_lists_the_greatest_risk_first_and_counts_unknown_limits() ->
     assert lines[2].split() == [
         *("server-1", "orders", "2.9", "GiB", "3.5", "GiB", "own", "limit"),
         *" ".join(map(human_day, ORDERS_DAYS)).split(),
-        *("12%", "69%"),
+        *("12", "%", "68", "%"),
     ]
     assert "unlimited" in lines[3]
     assert "young" not in shown.output, "bound by its server, which is listed"
