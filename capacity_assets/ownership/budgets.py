@@ -415,7 +415,7 @@ def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
         raise ValidationError("A budget is made by engine or by the key of a label, not by server.")
     as_of, forecasts = _forecasts(connection, by, today, months[-1].end)
     fleet = forecasts.pop(FLEET)
-    of_groups = list(_groups_of(connection, by, today, assumed)) if assumed else []
+    of_groups = list(groups_of_effects(connection, by, today, assumed)) if assumed else []
     nothing = [0] * len(fleet.middle)
     for name, _ in of_groups:
         forecasts.setdefault(name, GroupForecast(name, fleet.last_day, nothing, nothing, nothing))
@@ -477,10 +477,10 @@ def _forecasts(
     return rows[0].as_of, forecasts
 
 
-def _groups_of(
+def groups_of_effects(
     connection: Connection, by: str, today: date, assumed: Sequence[Effect]
 ) -> Iterator[tuple[str | None, Effect]]:
-    """Yield the effects of a scenario, each with the group that its database is in."""
+    """Yield effects of a scenario, each with the group that its database is in; raises DBAPIError."""
     names = {"servers": [one.server for one in assumed], "databases": [one.database for one in assumed]}
     query = with_queries(_GROUPS_OF, subjects=SUBJECTS, labels_held=LABELS_OF_SUBJECTS)
     for row in connection.execute(query, {**names, "by": by, "day": today}):

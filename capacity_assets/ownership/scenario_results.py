@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from capacity_assets.base.declarations import LONGEST_VALUE
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.base.units import human_day, human_mb, human_range, natural_key
+from capacity_assets.base.units import first_of, human_day, human_mb, human_range, natural_key
 from capacity_assets.database.tables import capacity_scenarios
 from capacity_assets.forecast.history import HistoryScope, newest_day
 from capacity_assets.forecast.results import (
@@ -33,6 +33,8 @@ from capacity_assets.forecast.results import (
 )
 from capacity_assets.forecast.scenarios import (
     KINDS_IN_ORDER,
+    Effect,
+    Growth,
     LabelFilter,
     Scenario,
     ScenarioComparison,
@@ -40,13 +42,23 @@ from capacity_assets.forecast.scenarios import (
     compare_within,
 )
 from capacity_assets.ownership.bills import group_named, money
-from capacity_assets.ownership.budgets import MOST_MONTHS, Budget, BudgetLine, BudgetTotal, coming_months, read_budget
+from capacity_assets.ownership.budgets import (
+    MOST_MONTHS,
+    Budget,
+    BudgetLine,
+    BudgetTotal,
+    coming_months,
+    groups_of_effects,
+    read_budget,
+)
 from capacity_assets.ownership.labels import read_labels
 
 WITHIN_DAYS = 90
 LONGEST_HORIZON = 365
 NOTABLE_DIFFERENCE = 0.25
 """Share by which a group and its databases grow differently, beyond which a note says so."""
+OTHER_GROWTH_SHOWN, OTHER_GROWTH_NAMED = 3, 8
+"""Groups with such a note of their own, and how many of the others are named."""
 
 
 @dataclass(frozen=True)
@@ -190,10 +202,12 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
         assumed = read_budget(connection, by, months, today, keys, comparison.effects)
     except NotFoundError as error:
         return ScenarioResult(*common, comparison.notes, without_budget=str(error))
+    grown = [one for one in comparison.effects if isinstance(one.of, Growth)]
+    grouped = list(groups_of_effects(connection, by, today, grown)) if grown else []
     before_by_name = {line.name: line for line in base.lines}
     return ScenarioResult(
         *common,
-        [*comparison.notes, *_groups_of_other_growth(scenario, comparison, base)],
+        [*comparison.notes, *_groups_of_other_growth(scenario, base, grouped)],
         grouped_by=by,
         last_day=base.last_day,
         currency=base.currency,
@@ -252,24 +266,47 @@ def _refuse_more(
         raise LargeScenarioError(f"This would forecast {number:,} {counted}; a page forecasts at most {most:,}.")
 
 
-def _groups_of_other_growth(scenario: Scenario, comparison: ScenarioComparison, base: Budget) -> Iterator[str]:
-    """Say why a growth factor changes a group by another share of its forecast growth."""
+def _groups_of_other_growth(
+    scenario: Scenario, base: Budget, grouped: Sequence[tuple[str | None, Effect]]
+) -> Iterator[str]:
+    """Say why a growth factor changes groups by another share of their forecast growth.
+
+    `grouped` are the effects of growth, each with its group. What differs most is said of the first groups, the others
+    are named.
+    """
     lines = {line.name: line for line in base.lines}
+    found: list[tuple[int, BudgetLine, str]] = []
     for growth in scenario.growth:
-        line = lines.get(growth.label[1]) if growth.label and growth.label[0] == base.grouped_by else None
-        if line is None or growth.factor == 1:
-            continue
-        changed = sum(one.mb_per_day for one in comparison.effects if one.of is growth)
-        month_mb = round(changed / float(growth.factor - 1) * LONGEST_HORIZON / 12)
-        days = (base.last_day - line.measured_day).days
-        own_mb = round((line.end_size_mb - line.size_mb) / days * LONGEST_HORIZON / 12)
-        if month_mb > 0 and abs(month_mb - own_mb) > NOTABLE_DIFFERENCE * max(month_mb, own_mb):
-            level = "is level" if line.end_size_mb == line.size_mb else "falls"
-            own = level if line.end_size_mb <= line.size_mb else f"grows by {human_mb(own_mb)} per month"
-            yield (
-                f"The forecast of {group_named(line.name, base.grouped_by)} {own}, but some of its databases grow by "
-                f"{human_mb(month_mb)} per month together. The factor applies to these."
-            )
+        changed: dict[str | None, float] = {}
+        for name, one in grouped:
+            if one.of is growth and growth.factor != 1 and name in lines:
+                more = one.mb_per_day / float(growth.factor - 1) * LONGEST_HORIZON / 12
+                changed[name] = changed.get(name, 0.0) + more
+        for name, mb_per_month in changed.items():
+            line, month_mb = lines[name], round(mb_per_month)
+            days = (base.last_day - line.measured_day).days
+            own_mb = round((line.end_size_mb - line.size_mb) / days * LONGEST_HORIZON / 12)
+            # Of the databases of one server, or one database, the others of the group may be the rest of its growth.
+            less_mb = own_mb - month_mb if _is_of_whole_groups(growth, base.grouped_by) else 0
+            difference_mb = max(month_mb - own_mb, less_mb)
+            if month_mb > 0 and difference_mb > NOTABLE_DIFFERENCE * max(month_mb, own_mb):
+                level = "is level" if line.end_size_mb == line.size_mb else "falls"
+                own = level if line.end_size_mb <= line.size_mb else f"grows by {human_mb(own_mb)} per month"
+                grow = f"some of its databases grow by {human_mb(month_mb)} per month together"
+                found.append((difference_mb, line, f"{own}, but {grow}. The factor applies to these."))
+    found.sort(key=lambda one: -one[0])
+    for _, line, text in found[:OTHER_GROWTH_SHOWN]:
+        yield f"The forecast of {group_named(line.name, base.grouped_by)} {text}"
+    others = [group_named(line.name, base.grouped_by) for _, line, _ in found[OTHER_GROWTH_SHOWN:]]
+    if others:
+        named = first_of(others, OTHER_GROWTH_NAMED)
+        yield f"Other groups whose forecast differs from the growth of their databases: {named}."
+
+
+def _is_of_whole_groups(growth: Growth, grouped_by: str) -> bool:
+    """Whether a factor applies to all databases of a group, or to none."""
+    is_of_groups = growth.label is None or growth.label[0] == grouped_by
+    return is_of_groups and growth.server is None and growth.database is None
 
 
 def _standing(comparison: ScenarioComparison) -> set[tuple[str, str, str]]:

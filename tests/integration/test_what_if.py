@@ -270,7 +270,9 @@ def test_a_database_that_was_measured_after_the_forecasts_were_issued_is_read_to
     assert [[one.name for one in result.runways] for result in narrow] == [["late"], ["late"]]
 
 
-def test_a_group_whose_forecast_is_level_says_why_a_factor_changes_it(engine: Engine, database: URL) -> None:
+def test_a_group_whose_forecast_is_level_says_why_a_factor_changes_it(
+    engine: Engine, database: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
     filled(engine)
     stays = ", ".join(f"forecast_{days}_mb = size_mb" for days in (7, 30, 90, 365))
     with engine.begin() as connection:
@@ -281,10 +283,16 @@ def test_a_group_whose_forecast_is_level_says_why_a_factor_changes_it(engine: En
     )
     with served_pages(database) as pages:
         for factor in ("1.2", "0.5"):
-            page = pages.document(address({"growth_factor": factor, "growth_label": "team=payments"}))
-            assert sentence in page["result"]["notes"]
-        for values in ({"growth_factor": "1", "growth_label": "team=payments"}, {"growth_factor": "1.2"}):
-            assert sentence not in pages.document(address(values))["result"]["notes"]
+            for of in ({"growth_label": "team=payments"}, {"growth_server": "server-1"}, {}):
+                page = pages.document(address({"growth_factor": factor, **of}))
+                assert sentence in page["result"]["notes"], of
+        same = pages.document(address({"growth_factor": "1", "growth_label": "team=payments"}))
+        assert sentence not in same["result"]["notes"]
+        by_engine = pages.document(address({"growth_factor": "2", "growth_label": "team=payments", "by": "engine"}))
+        assert [one for one in by_engine["result"]["notes"] if "The forecast of" in one] == []
+        monkeypatch.setattr(scenario_results, "OTHER_GROWTH_SHOWN", 0)
+        [*_, note] = pages.document(address({"growth_factor": "3"}))["result"]["notes"]
+        assert note == "Other groups whose forecast differs from the growth of their databases: payments."
 
 
 def test_a_group_that_grows_otherwise_than_its_databases_says_so(engine: Engine, database: URL) -> None:
@@ -303,6 +311,10 @@ def test_a_group_that_grows_otherwise_than_its_databases_says_so(engine: Engine,
             "The forecast of payments grows by 3.0 GiB per month, but some of its databases grow by 1.5 GiB per month "
             "together. The factor applies to these.",
         ]
+        everything = pages.document(address({"growth_factor": "1.2"}))["result"]["notes"]
+        assert [one for one in everything if "The forecast of payments grows by 3.0 GiB" in one]
+        of_server = pages.document(address({"growth_factor": "1.2", "growth_server": "server-1"}))["result"]["notes"]
+        assert of_server == [placeless], "databases on other servers may be the rest of the growth"
 
 
 @pytest.mark.single_server("takes a role on that nodes do not let in")
