@@ -1,4 +1,7 @@
-"""`capacity check`: one screen with the state of configuration, databases and schema."""
+"""`capacity check`: one screen with the state of configuration, databases and schema.
+
+The checks that Dagster runs are in `aggregates.checks` and `orchestration.checks`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `capacity` command: the list of its commands. The module of a command is imported when it is called."""
+"""The `capacity` command: `COMMANDS` lists its commands with their modules, which are imported when they are called."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Alerts: failed runs and failed checks of severity error to the default receiver, what fills soon to whom it concerns.
 
+How a message reaches a receiver is in `messages.transports`.
+
 One sensor reads both kinds of event after its cursor, so that a receiver that is away loses nothing: the tick
 fails, the cursor stays, the next tick sends again. It runs beside the work and can harm no run. The first
 tick begins at the present; history is not sent.

@@ -1,6 +1,7 @@
 """`/metrics`: the figures of servers, volumes and chosen databases as gauges, in the text format of OpenMetrics.
 
-Prometheus' own text format is the same but for the last line, which it takes for a comment.
+Prometheus' own text format is the same but for the last line, which it takes for a comment. A further metric is an
+entry of `DESCRIPTIONS`, and its value.
 """
 
 from __future__ import annotations
