@@ -1,5 +1,7 @@
 """The web application: routes, access, responses as HTML, JSON or files, error pages, and limits of connections.
 
+A page is an entry of `PAGES`, a class and a function in the module of its subject, and a template.
+
 uvicorn limits the head of a request only with h11, waits for requests forever, and accepts connections until the
 process runs out of file descriptors. `LimitedConnection` limits all three for the pages and for Dagster's web server.
 """
@@ -58,7 +60,15 @@ from capacity_assets.web.api import API, DOCUMENT, openapi, refuse_unknown_param
 from capacity_assets.web.bills import read_bill_page, read_budget_page
 from capacity_assets.web.changes import read_changes
 from capacity_assets.web.fleet import read_fleet
-from capacity_assets.web.forecasts import EVERY, OPEN, read_accuracy, read_decisions_page, read_filling
+from capacity_assets.web.forecasts import (
+    ASSUMPTION_NAMES,
+    EVERY,
+    OPEN,
+    read_accuracy,
+    read_decisions_page,
+    read_filling,
+    read_scenario,
+)
 from capacity_assets.web.groups import GROUP_ORDERS, read_group, read_groups
 from capacity_assets.web.metrics import OPENMETRICS, PLAIN, MetricsScope, read_metrics
 from capacity_assets.web.reader import (
@@ -86,7 +96,6 @@ from capacity_assets.web.subjects import (
     read_tables,
     read_volume,
 )
-from capacity_assets.web.what_if import NAMES, read_scenario
 
 BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
 WINDOW_COLUMNS = ("period", "window_start", "window_end")
@@ -175,7 +184,7 @@ PAGES = (
     PageRoute(
         *("/scenario", "What if", read_scenario, "runways"),
         "What assumptions change of fill dates and budget, where a new database fits, and stored scenarios.",
-        ("name", "by", *(name for names in NAMES.values() for name in names)),
+        ("name", "by", *(name for names in ASSUMPTION_NAMES.values() for name in names)),
         above=("/", "/filling"),
         in_menu=True,
         also="scenario",

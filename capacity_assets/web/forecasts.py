@@ -1,22 +1,60 @@
-"""The pages about forecasts: what fills first, decisions on it, and accuracy."""
+"""The pages about forecasts: what fills first, decisions on it, accuracy, and What if.
+
+What if answers the assumptions in its address, and shows stored scenarios.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime
 from functools import partial
+from typing import TypeAlias
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.base.periods import Window
+from capacity_assets.base.errors import INSUFFICIENT_PRIVILEGE, DatabaseError, ValidationError, sqlstate_of
+from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.units import MB_PER_GB
+from capacity_assets.collection.servers import refuse_unregistered
+from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.forecast.decisions import read_decisions
+from capacity_assets.forecast.results import VOLUME
+from capacity_assets.forecast.scenarios import KINDS_OF_ASSUMPTIONS, Scenario, scenario_of_tables
+from capacity_assets.ownership.labels import WITHOUT_LABEL, default_grouping
+from capacity_assets.ownership.scenario_results import (
+    LargeScenarioError,
+    NewDatabaseFit,
+    RunwayChange,
+    ScenarioResult,
+    answer_of,
+    fit_answer,
+    read_fits,
+    read_result,
+    stored_scenario,
+    stored_scenario_names,
+)
+from capacity_assets.reading.access import MISSING_RIGHT_ON_HISTORY, limit_seconds, role_of
 from capacity_assets.reading.accuracy import FleetAccuracy, ForecastScores, accuracy_of, headline
-from capacity_assets.reading.forecasts import StoredRunway, fills_first, free_capacity
+from capacity_assets.reading.forecasts import StoredRunway, fills_first, free_capacity, median_database_mb
+from capacity_assets.reading.groups import groups_of
 from capacity_assets.reading.risks import Headline, next_to_fill
-from capacity_assets.reading.subjects import server_facts
-from capacity_assets.web.reader import PageQuery, Reader, part_of_page, shared_outdated, shared_revision
+from capacity_assets.reading.subjects import active_servers, address, server_facts, server_ids_of
+from capacity_assets.reading.windows import complete_window, newest_window
+from capacity_assets.web.reader import (
+    PARAMETERS,
+    SHARED_SECONDS,
+    PageQuery,
+    Reader,
+    part_of_page,
+    shared_outdated,
+    shared_revision,
+)
 
 OPEN, EVERY = "open", "all"
 ACCURACY_SECONDS, FIRST_SECONDS = 1800, 30
@@ -163,3 +201,185 @@ def read_accuracy(reader: Reader, query: PageQuery) -> AccuracyPage:
 def _default_horizon(found: FleetAccuracy) -> int:
     judged = {one.horizon_days for one in found.horizons if one.is_judged}
     return next((days for days in DEFAULT_HORIZONS_DAYS if days in judged), DEFAULT_HORIZONS_DAYS[-1])
+
+
+SCENARIO_PATH = "/scenario"
+RESULT_SECONDS, EXAMPLE_SECONDS = 60, 300
+MOST_DATABASES = 10_000
+"""The most databases that a page forecasts; more take longer than readers wait."""
+FILLING_SHOWN = 50
+"""Subjects among which the first disk is looked for."""
+ASSUMPTION_NAMES = {kind: [name for name in PARAMETERS if name.startswith(f"{kind}_")] for kind in KINDS_OF_ASSUMPTIONS}
+"""Parameters by kind of assumption: growth_factor is `factor` of `[[growth]]`."""
+ASSUMED_NUMBERS = ("factor", "gb", "add_gb", "growth_gb_per_month")
+PLAIN_NUMBER = re.compile(r"(0|[1-9]\d{0,8})(\.\d{1,6})?")
+"""Texts that TOML reads as the same number. Others are written as strings."""
+Tables: TypeAlias = Mapping[str, Sequence[Mapping[str, str]]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question about this fleet, and the address that answers it."""
+
+    text: str
+    address: str
+
+
+@dataclass(frozen=True)
+class ScenarioPage:
+    """What assumptions change, or a stored scenario: by default the newest."""
+
+    names: Sequence[str]
+    name: str | None = None
+    stored_at: datetime | None = None
+    result: ScenarioResult | None = None
+    """None: nothing is assumed and nothing is stored, or `message` or `is_fit` is set."""
+    runways: Sequence[RunwayChange | NewDatabaseFit] = ()
+    server_ids: Mapping[str, int] = field(default_factory=dict)
+    """Servers of `runways` that are still registered, by name."""
+    answer: str = ""
+    """The result in a sentence or two."""
+    is_fit: bool = False
+    """Whether `runways` are the servers on which a new database fits, best first."""
+    assumptions: Sequence[str] = ()
+    message: str | None = None
+    """Why the page does not compute the assumptions."""
+    toml: str | None = None
+    """The assumptions as a file for `command`."""
+    command: str | None = None
+    """The command with the same result; None: there is none."""
+    grouped_by: str | None = None
+    groupings: Sequence[str] = ()
+    examples: Sequence[Example] = ()
+
+
+def read_scenario(reader: Reader, query: PageQuery) -> ScenarioPage:
+    """Read the page. Raises NotFoundError, ValidationError, DatabaseError, sqlalchemy.exc.DBAPIError."""
+    name, by, tables = query.text("name"), query.text("by") or default_grouping(query.label_keys), tables_of(query)
+    if name is not None and tables:
+        raise ValidationError("Give assumptions or the name of a stored scenario, not both.")
+    if tables:
+        return _assumed(reader, query, tables, by)
+    examples = reader.read_cached(("examples", query.today), partial(examples_of, query=query), EXAMPLE_SECONDS)
+    with reader.transaction() as connection:
+        names = stored_scenario_names(connection)
+        if name is None and not names:
+            return ScenarioPage(names, examples=examples)
+        stored = stored_scenario(connection, name or names[0])
+        ids = server_ids_of(connection, [one.server for one in stored.result.runways])
+    return ScenarioPage(
+        *(names, stored.name, stored.stored_at, stored.result, stored.result.runways, ids),
+        answer=answer_of(stored.result),
+        assumptions=stored.result.assumptions,
+        examples=examples,
+    )
+
+
+def tables_of(query: PageQuery) -> Tables:
+    """Return the assumptions in an address as the tables of a file; raises ValidationError."""
+    given = {
+        kind: {name.removeprefix(f"{kind}_"): value for name in names if (value := query.text(name))}
+        for kind, names in ASSUMPTION_NAMES.items()
+    }
+    return {kind: [values] for kind, values in given.items() if values}
+
+
+def toml_of(tables: Tables) -> str:
+    """Return the TOML of a file with these tables."""
+    return "\n".join(
+        "".join([f"[[{kind}]]\n", *(f"{name} = {_toml_value(name, text)}\n" for name, text in table.items())])
+        for kind, every in tables.items()
+        for table in every
+    )
+
+
+def _toml_value(name: str, text: str) -> str:
+    if name in ASSUMED_NUMBERS and PLAIN_NUMBER.fullmatch(text):
+        return text
+    # TOML escapes as JSON does, and this character too.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _assumed(reader: Reader, query: PageQuery, tables: Tables, by: str) -> ScenarioPage:
+    scenario = scenario_of_tables(tables)
+    is_fit = any(one.server is None for one in scenario.new_database)
+    page = ScenarioPage(
+        names=(),
+        is_fit=is_fit,
+        assumptions=scenario.texts,
+        toml=None if is_fit else toml_of(tables),
+        command=_command(tables, by, default_grouping(query.label_keys), is_fit=is_fit),
+        grouped_by=by,
+        groupings=(*query.label_keys, WITHOUT_LABEL[0]),
+    )
+
+    def read() -> ScenarioPage:
+        # One at a time, so that other pages have the processor and the connections.
+        with reader.alone(), reader.transaction() as connection:
+            limit_seconds(connection, SHARED_SECONDS)
+            return _answered(connection, query, scenario, page)
+
+    key = ("scenario", json.dumps(tables), by, query.today, shared_revision(reader))
+    try:
+        return reader.cached(key, read, RESULT_SECONDS)
+    except DBAPIError as error:
+        if sqlstate_of(error) != INSUFFICIENT_PRIVILEGE:
+            raise
+        with reader.transaction() as connection:
+            raise DatabaseError(MISSING_RIGHT_ON_HISTORY.format(role=role_of(connection))) from None
+    except LargeScenarioError as error:
+        return _refused(page, str(error), "has no such limit")
+
+
+def _refused(page: ScenarioPage, reason: str, command_does: str) -> ScenarioPage:
+    """Return the page with the reason why it does not answer, and the command if one does."""
+    return replace(page, message=f"{reason} The command below {command_does}." if page.command else reason)
+
+
+def _answered(connection: Connection, query: PageQuery, scenario: Scenario, page: ScenarioPage) -> ScenarioPage:
+    """Return the page with its answer; raises as `read_result`."""
+    if tables_are_distributed(connection):
+        return _refused(page, "On a cluster, pages cannot compute scenarios.", "can")
+    known = server_ids_of(connection, sorted(scenario.servers))
+    refuse_unregistered(scenario.servers, [*known, *(one.server for one in active_servers(connection))])
+    if page.is_fit:
+        fits = read_fits(connection, query.today, scenario, MOST_DATABASES)
+        answered = replace(page, runways=fits, answer=fit_answer(fits))
+    else:
+        by = page.grouped_by or ""
+        result = read_result(connection, query.today, scenario, by, query.label_keys, MOST_DATABASES)
+        answered = replace(page, result=result, runways=result.runways, answer=answer_of(result))
+    ids = server_ids_of(connection, [one.server for one in answered.runways])
+    return replace(answered, names=stored_scenario_names(connection), server_ids=ids)
+
+
+def _command(tables: Tables, by: str, default_by: str, *, is_fit: bool) -> str | None:
+    """Return the command with the same result; None: there is none."""
+    if is_fit:
+        [new] = tables["new_database"]
+        return f"capacity scenario --fit {shlex.quote(new['gb'])}" if len(tables) == len(new) == 1 else None
+    grouped = "" if by == default_by else f" --group-by {shlex.quote(by)}"
+    return f"capacity scenario FILE{grouped} --store NAME"
+
+
+def examples_of(connection: Connection, query: PageQuery) -> list[Example]:
+    """Return questions about the largest group, the disk that fills first, and a database of median size."""
+    by, period = default_grouping(query.label_keys), PERIODS["daily"]
+    window = complete_window(connection, period, newest_window(connection, period), query.today)
+    groups = groups_of(connection, period, window, by) if window and by not in WITHOUT_LABEL else []
+    largest = max((one for one in groups if one.name), key=lambda one: one.size_mb or 0, default=None)
+    subject, only = (largest.name, {"growth_label": f"{by}={largest.name}"}) if largest else ("everything", {})
+    examples = [Example(f"What if {subject} grew 20 % faster?", address(SCENARIO_PATH, growth_factor="1.2", **only))]
+    filling = fills_first(connection, query.today, shown=FILLING_SHOWN)
+    disk = next((one for one in filling if one.subject == VOLUME and one.limit_mb), None)
+    if disk and disk.limit_mb:
+        added = {"limit_add_gb": max(round(disk.limit_mb / MB_PER_GB / 4), 1)}
+        larger = address(SCENARIO_PATH, **added, limit_server=disk.server, limit_volume=disk.name)
+        examples.append(Example(f"What if {disk.display_name} on {disk.server} were 25 % larger?", larger))
+    median_mb = median_database_mb(connection)
+    if median_mb is not None:
+        gb = max(round(median_mb / MB_PER_GB), 1)
+        examples.append(
+            Example(f"Where would a new database of {gb:,} GiB fit?", address(SCENARIO_PATH, new_database_gb=gb))
+        )
+    return examples

@@ -27,7 +27,7 @@ from capacity_assets.ownership import scenario_results
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.ownership.scenario_results import result_of
 from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write
-from capacity_assets.web import what_if
+from capacity_assets.web import forecasts as pages_of_forecasts
 from tests.clocks import TODAY
 from tests.command import printed
 from tests.computing import compute_windows
@@ -344,7 +344,7 @@ def test_a_role_of_an_older_release_reads_every_other_page_and_is_told_what_to_g
 
 
 def test_a_larger_fleet_than_a_page_computes_gets_the_command(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(what_if, "MOST_DATABASES", 2)
+    monkeypatch.setattr(pages_of_forecasts, "MOST_DATABASES", 2)
     page = pages.document(address({"growth_factor": "1.3"}))
 
     assert page["message"].startswith("This would forecast 4 databases; a page forecasts at most 2.")
@@ -368,7 +368,7 @@ def test_one_is_computed_at_a_time_and_the_other_pages_go_on(
         assert goes_on.wait(30)
         return scenario_results.read_result(*given, **named)
 
-    monkeypatch.setattr(what_if, "read_result", slow)
+    monkeypatch.setattr(pages_of_forecasts, "read_result", slow)
     with served_pages(database) as pages:
         first = threading.Thread(target=pages.ask, args=[address({"growth_factor": "1.2"})])
         first.start()

@@ -20,8 +20,8 @@ from capacity_assets.ownership.scenario_results import (
     answer_of,
     in_order_of_dates,
 )
+from capacity_assets.web.forecasts import ASSUMPTION_NAMES, tables_of, toml_of
 from capacity_assets.web.reader import PageQuery
-from capacity_assets.web.what_if import NAMES, tables_of, toml_of
 
 TEXTS = st.one_of(
     st.decimals(0, 2000, allow_nan=False).map(str),
@@ -29,7 +29,9 @@ TEXTS = st.one_of(
     st.dates(date(2000, 1, 1), date(2100, 1, 1)).map(str),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20),
 )
-ADDRESSES = st.dictionaries(st.sampled_from([name for names in NAMES.values() for name in names]), TEXTS, max_size=8)
+ADDRESSES = st.dictionaries(
+    st.sampled_from([name for names in ASSUMPTION_NAMES.values() for name in names]), TEXTS, max_size=8
+)
 
 
 def outcome(read: Callable[[], Scenario]) -> Scenario | str:
