@@ -16,7 +16,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from capacity_assets.web import reader
 from capacity_assets.web.app import PAGE_OF, PAGES
-from capacity_assets.web.reader import PARAMETERS, PageQuery
+from capacity_assets.web.reader import OF_FILES, PARAMETERS, PageQuery
 from tests.documents import ROOT
 from tests.pages import Pages, header
 from tests.pages_fleet import ADDRESSES, GROWING, filled
@@ -90,7 +90,7 @@ def test_the_parameters_of_each_answer_are_those_that_it_reads(pages: Pages, mon
         pages.ask(address)
 
     # The sizes of a volume and of a table are of days, whatever the period, and those of a table are not compared.
-    found = {PAGE_OF[path].name: names - {"format"} for path, names in asked.items()}
+    found = {PAGE_OF[path].name: names - {*OF_FILES} for path, names in asked.items()}
     found["volume"].remove("period")
     found["table"] -= {"period", "compare"}
     # Read only where it is given.
