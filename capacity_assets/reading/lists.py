@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from heapq import nsmallest
 from itertools import accumulate, islice
 from typing import Any
 
@@ -350,6 +351,10 @@ def _labelled_servers(connection: sa.Connection, key: str, value: str, day: date
 SEPARATOR = "\n"
 
 
+NAME_KINDS = ("server", "database", "group", "volume", "table")
+"""The kinds of names that a search finds, in the order of the index."""
+
+
 @dataclass(frozen=True)
 class NameMatch:
     """A name that a search matches, with its kind and server; for a group, `server` is the key of its label."""
@@ -371,25 +376,31 @@ LARGEST_NAMED = 20_000
 
 @dataclass(frozen=True)
 class NameIndex:
-    """Names, their text with one line each, the starts of lines, and the names with a fill date, earliest first."""
+    """Names by kind, their text with one line each, the starts of lines, and those with a fill date, earliest first."""
 
     names: Sequence[NameMatch]
     text: str
     starts: Sequence[int]
     filling: Sequence[NameMatch] = ()
 
-    def search(self, query: str, shown: int) -> list[NameMatch]:
+    def search(self, query: str, shown: int, kind: str = "") -> list[NameMatch]:
         """Return names that contain all words of a query: by fill date, then those that begin with the first word.
 
-        Without words, return those that fill first.
+        Without words, return those that fill first. With a kind, return only its names, without words also those
+        without a fill date.
         """
         words = query.casefold().split()
+        filling = (match for match in self.filling if not kind or match.kind == kind)
+        urgent = list(islice((match for match in filling if _contains(match, words)), shown))
+        if not words and not kind:
+            return urgent
+        first_line, last_line = self._lines_of(kind) if kind else (0, len(self.names))
         if not words:
-            return list(self.filling[:shown])
-        urgent = list(islice((match for match in self.filling if _contains(match, words)), shown))
+            others_of_kind = (match for match in self.names[first_line:last_line] if match.full_by is None)
+            return [*urgent, *nsmallest(shown - len(urgent), others_of_kind, key=lambda match: match.name)]
         first: list[NameMatch] = []
         others: list[NameMatch] = []
-        for match in self._containing(max(words, key=len)):
+        for match in self._containing(max(words, key=len), first_line, last_line):
             if match.full_by is None and _contains(match, words):
                 (first if match.name.casefold().startswith(words[0]) else others).append(match)
                 if len(first) >= shown:
@@ -397,12 +408,19 @@ class NameIndex:
         first.sort(key=lambda match: (len(match.name), match.name, match.server))
         return [*urgent, *first, *others][:shown]
 
-    def _containing(self, word: str) -> Iterator[NameMatch]:
-        at = self.text.find(word)
-        while at >= 0:
+    def _lines_of(self, kind: str) -> tuple[int, int]:
+        """Return the first line of a kind, and the first one behind it."""
+        order = NAME_KINDS.index(kind)
+        first, last = (find(self.names, order, key=_order_of_kind) for find in (bisect_left, bisect_right))
+        return first, last
+
+    def _containing(self, word: str, first_line: int, last_line: int) -> Iterator[NameMatch]:
+        """Yield the names with a word in these lines; reading a few lines of many takes no longer than of a few."""
+        line, end = first_line, self.starts[last_line] if last_line < len(self.starts) else len(self.text)
+        while line < last_line and (at := self.text.find(word, self.starts[line], end)) >= 0:
             line = bisect_right(self.starts, at) - 1
             yield self.names[line]
-            at = self.text.find(word, self.starts[line + 1]) if line + 1 < len(self.starts) else -1
+            line += 1
 
 
 def name_index(connection: Connection, today: date) -> NameIndex:
@@ -433,6 +451,7 @@ def name_index(connection: Connection, today: date) -> NameIndex:
         full_by = days.get(SubjectKey(match.server_id, match.kind, "" if match.kind == "server" else match.name))
         if full_by is not None:
             names[number] = replace(match, full_by=full_by)
+    names.sort(key=_order_of_kind)
     lines = [_line(one).replace(SEPARATOR, " ") for one in names]
     starts = accumulate((len(line) + 1 for line in lines[:-1]), initial=0)
     filling = sorted(
@@ -446,6 +465,10 @@ def _line(match: NameMatch) -> str:
     label = f" {match.server}={match.name}" if match.kind == "group" else ""
     place = f" {match.database} {match.schema}.{match.name}" if match.kind == "table" else ""
     return f"{match.name} {match.server}{label}{place}".casefold()
+
+
+def _order_of_kind(match: NameMatch) -> int:
+    return NAME_KINDS.index(match.kind)
 
 
 def _contains(match: NameMatch, words: Sequence[str]) -> bool:

@@ -243,7 +243,7 @@ PAGES = (
     PageRoute(
         *("/search", "Search", read_search, "found"),
         "Servers, databases, volumes and groups by words of their names; those that fill first are listed first.",
-        ("q", "shown"),
+        ("q", "kind", "shown"),
         is_cached=False,
     ),
 )

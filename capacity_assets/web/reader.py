@@ -34,7 +34,7 @@ from capacity_assets.database.schema import newer_schema
 from capacity_assets.reading.access import CONNECTIONS, STATEMENT_TIMEOUT_SECONDS, limit_seconds
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
 from capacity_assets.reading.forecasts import forecasts_revision, outdated_servers
-from capacity_assets.reading.lists import NameMatch, name_index
+from capacity_assets.reading.lists import NAME_KINDS, NameMatch, name_index
 from capacity_assets.reading.sizes import SizeInWindow, mark_partial, partial_windows, windows_back
 from capacity_assets.reading.subjects import address
 from capacity_assets.reading.windows import (
@@ -239,12 +239,12 @@ def _break_off(connection: Any) -> None:
         shared.shutdown(socket.SHUT_RDWR)
 
 
-def found_names(reader: Reader, query: str, shown: int, today: date) -> list[NameMatch]:
-    """Return the names that contain all words of a query, from a cached index; raises DBAPIError."""
+def found_names(reader: Reader, query: str, shown: int, today: date, kind: str = "") -> list[NameMatch]:
+    """Return the names of a kind, or all, that have all words of a query, from a cached index; raises DBAPIError."""
     index = reader.read_cached(
         ("names", today), lambda connection: name_index(connection, today), NAMES_SECONDS, is_for_all=True
     )
-    return index.search(query, shown)
+    return index.search(query, shown, kind)
 
 
 def shared_unmeasured(reader: Reader, today: date) -> UnmeasuredServers:
@@ -332,9 +332,9 @@ PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "period": ("Length of the windows.", {"enum": list(PERIODS)}),
     "window": ("Any day of the window; by default, the last complete one.", DATE),
     "order": ("Order of the list.", {"type": "string"}),
-    "engine": ("Filter by engine, for example postgresql.", TEXT),
-    "label": ("Filter by label, for example team=payments. Use team= for items without that label.", TEXT),
-    "page": ("Part of a long list, from 1; has_more says whether there is another.", _number(MOST_PAGES)),
+    "engine": ("Only this engine, such as postgresql.", TEXT),
+    "label": ("Only this label, such as team=payments; team= for what has none.", TEXT),
+    "page": ("Part of a long list, from 1; has_more: there is another.", _number(MOST_PAGES)),
     "by": ("What groups are made by: engine, server, or the key of a label such as team.", TEXT),
     "name": ("Name of the database, volume, table, group or scenario.", TEXT),
     "database": ("Name of the database in which the table is.", TEXT),
@@ -343,6 +343,7 @@ PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "month": ("The month, by any of its days or as 2026-03.", {"type": "string"}),
     "issue": ("Version of the bill; by default, the newest.", _number(10_000)),
     "q": ("Words that are in the name, in any order.", TEXT),
+    "kind": ("Only names of this kind.", {"enum": list(NAME_KINDS)}),
     "shown": ("Maximum number of names.", _number(ROWS_PER_PAGE)),
     "range": ("Days of the sizes, up to the newest.", {"enum": list(RANGES)}),
     "first": ("First day of the sizes.", DATE),
@@ -352,7 +353,7 @@ PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "horizon": ("Days ahead of the forecasts that are judged.", {"enum": list(HORIZONS_DAYS)}),
     "months": ("Number of months.", _number(12)),
     "growth_factor": ("Factor for the forecast growth.", NUMBER),
-    "growth_label": ("Only databases with this label.", TEXT),
+    "growth_label": ("Only databases with this label; team= for what has none.", TEXT),
     "growth_server": ("Only databases of this server.", TEXT),
     "limit_add_gb": ("GiB that every limit, or the named one, is higher.", NUMBER),
     "limit_server": ("Server with the higher limit.", TEXT),

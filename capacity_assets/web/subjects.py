@@ -29,6 +29,7 @@ from capacity_assets.reading.forecasts import (
     runway_of,
 )
 from capacity_assets.reading.lists import (
+    NAME_KINDS,
     ORDERS,
     SERVER_ORDERS,
     DatabaseInList,
@@ -599,7 +600,7 @@ def _list_values(reader: Reader, query: PageQuery, period: Period, window: Windo
 
 def read_search(reader: Reader, query: PageQuery) -> SearchPage:
     """Search the names of servers, databases, volumes and groups. Raises ValidationError."""
-    words = (query.text("q") or "").strip()
+    words, kind = (query.text("q") or "").strip(), query.one_of("kind", ("", *NAME_KINDS))
     shown = query.number("shown", ROWS_PER_PAGE, ROWS_PER_PAGE)
-    matches = found_names(reader, words, shown + 1, query.today)
+    matches = found_names(reader, words, shown + 1, query.today, kind)
     return SearchPage(words, matches[:shown], len(matches) > shown)

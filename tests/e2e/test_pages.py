@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT, AxeResults
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from playwright.sync_api import Error as PlaywrightError
 
 from capacity_assets.web.app import CHALLENGE
@@ -293,6 +293,25 @@ def test_what_if_is_found_by_its_names_filled_in_and_answered_by_its_address(pag
     assert page.url.endswith("/scenario?purge_gb=50&purge_server=sqlserver-bi-01&purge_database=crm")
     page.get_by_text("Change the assumptions").click()
     expect(page.get_by_role("group", name="Purge").get_by_label("Database")).to_have_value("crm")
+
+
+def test_the_form_of_what_if_offers_the_names_of_this_fleet_and_the_disks_of_the_chosen_server(page: Page) -> None:
+    page.goto("/scenario")
+
+    def offered(group: str, label: str) -> Locator:
+        field = page.get_by_role("group", name=group).get_by_label(label)
+        field.focus()
+        return page.locator(f"datalist#{field.get_attribute('list')} option")
+
+    expect(offered("Growth", "Server")).to_have_count(12)
+    expect(offered("Growth", "Label").first).to_have_attribute("value", "team=commerce")
+    expect(offered("Purge", "Database").first).to_have_attribute("value", "crm")
+    page.get_by_role("group", name="Larger limit").get_by_label("Server").fill("mysql-orders-01")
+    disk = offered("Larger limit", "Disk")
+    expect(disk).to_have_count(1)
+    expect(disk).to_have_attribute("value", "/var/lib/mysql")
+    page.get_by_role("group", name="Larger limit").get_by_label("Disk").fill("nothing like it")
+    expect(disk).to_have_count(0)
 
 
 def test_no_page_scrolls_aside_on_any_screen_breaks_a_word_or_a_rule_of_accessibility(

@@ -90,7 +90,7 @@ def test_the_parameters_of_each_answer_are_those_that_it_reads(pages: Pages, mon
         pages.ask(address)
 
     # The sizes of a volume and of a table are of days, whatever the period, and those of a table are not compared.
-    found = {PAGE_OF[path].name: names - {*OF_FILES} for path, names in asked.items()}
+    found = {PAGE_OF[path].name: names - set(OF_FILES) for path, names in asked.items()}
     found["volume"].remove("period")
     found["table"] -= {"period", "compare"}
     # Read only where it is given.

@@ -8,6 +8,7 @@ import json
 import re
 from datetime import UTC, date, datetime, timedelta
 from html import unescape
+from urllib.parse import urlencode
 
 import pytest
 from sqlalchemy import URL, Engine, text
@@ -600,6 +601,30 @@ def test_sizes_of_a_year_before_are_shown_where_they_are_compared(pages: Pages, 
         (str(year_before), 77)
     ]
     assert "previous year: 77 MiB" in pages.ask("/database?server=1&name=orders&compare=year").text
+
+
+def test_a_search_for_a_kind_finds_only_its_names_and_without_words_all_of_them(pages: Pages) -> None:
+    def found(kind: str, words: str = "") -> list[str]:
+        answer = pages.document(f"/search?{urlencode({'kind': kind, 'q': words})}")["found"]
+        assert {one["kind"] for one in answer} <= {kind}
+        return values_of(answer, "name")
+
+    assert (found("server"), found("server", "2"), found("volume")) == (
+        ["server-1", "server-2", "server-3"],
+        ["server-2"],
+        ["/data"],
+    )
+    assert (found("group"), found("group", "team=p"), found("group", "server-1")) == (
+        ["archive", "payments"],
+        ["payments"],
+        [],
+    )
+    assert found("database")[0] == "orders", "what fills first"
+    assert sorted(found("database", "server-1")) == sorted([HOSTILE, "orders", "still"])
+    assert found("table", "aud") == ["audit"]
+    names = pages.document("/search?kind=database&shown=2")
+    assert (len(names["found"]), names["has_more"]) == (2, True)
+    assert "kind must be one of server, database, group, volume, table." in pages.ask("/search?kind=disk").text
 
 
 def test_a_sample_of_a_day_that_lies_ahead_hides_no_name_from_a_search(pages: Pages, engine: Engine) -> None:

@@ -1,6 +1,38 @@
-// Omits empty fields from the address of the form.
+// The form of What if: omits empty fields from its address, and offers names that the search finds.
 document.querySelectorAll("form.assumptions").forEach(function (form) {
+  "use strict";
+  const PAUSE_MILLISECONDS = 120;
+  const SHOWN = 50;
+
   form.addEventListener("formdata", function (event) {
     [...event.formData].forEach(function (one) { if (!one[1].trim()) event.formData.delete(one[0]); });
+  });
+
+  form.querySelectorAll("input[data-names]").forEach(function (input) {
+    const server = form.elements.namedItem(input.dataset.of);
+    let timer = 0;
+    let asked = 0;
+
+    async function offer() {
+      const mine = ++asked;
+      const on = server ? server.value.trim() : "";
+      const query = { q: (input.value + " " + on).trim(), kind: input.dataset.names, format: "json", shown: SHOWN };
+      try {
+        const answer = await fetch("/search?" + new URLSearchParams(query));
+        if (!answer.ok || mine !== asked) return;
+        const found = (await answer.json()).found.filter(function (one) { return !on || one.server === on; });
+        // A label is found with its key as the server.
+        const names = found.map(function (one) { return one.kind === "group" ? one.server + "=" + one.name : one.name; });
+        input.list.replaceChildren(...[...new Set(names)].map(function (name) { return new Option("", name); }));
+      } catch (error) {
+        // Without names, the field can be filled all the same.
+      }
+    }
+
+    input.addEventListener("focus", offer);
+    input.addEventListener("input", function () {
+      clearTimeout(timer);
+      timer = setTimeout(offer, PAUSE_MILLISECONDS);
+    });
   });
 });
