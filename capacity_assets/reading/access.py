@@ -88,17 +88,20 @@ def refuse_a_role_that_can_write(engine: Engine) -> None:
         names = [name for name in READABLE if name not in FORECAST_TABLES]
         names += READ_ON_NODES if tables_are_distributed(connection) else ()
         refused = rows(connection, _UNREADABLE, names=names)
+        # Everything that the role lacks, so that one statement is enough.
+        grant = f"`GRANT SELECT ON {', '.join(row.name for row in refused)} TO {role_of(connection)}`"
     missing, unreadable = ([row.name for row in refused if row.is_missing is kind] for kind in (True, False))
     if missing:
         raise ValidationError(
             f"The role {role.name} finds no {first_of(missing, NAMES_LISTED)}, so the pages are not served: the "
-            "capacity schema is missing or of an older version. Run `capacity init`, then the statements under Roles "
-            "in docs/operations.md again."
+            "capacity schema is missing or of an older version. Run `capacity init`, then as the owner of the tables "
+            f"{grant}. docs/operations.md has all rights of roles."
         )
     if unreadable:
         raise ValidationError(
-            f"The role {role.name} cannot read {first_of(unreadable, NAMES_LISTED)}, so the pages are not served. "
-            f"{MISSING_RIGHT}"
+            f"The role {role.name} cannot read {first_of(unreadable, NAMES_LISTED)}, so the pages are not served: an "
+            f"upgrade adds views and tables. As their owner, run {grant}. docs/operations.md has all rights of roles, "
+            "docs/scale.md those on a cluster."
         )
     if role.tables:
         raise ValidationError(

@@ -461,15 +461,54 @@ def test_a_reader_role_of_an_older_release_is_refused_with_what_to_do(database: 
         connection.execute(text(f"GRANT SELECT ON {', '.join(READ_ON_NODES)} TO {READER_ROLE}"))
         connection.execute(text(f"REVOKE SELECT ON capacity_server_samples FROM {READER_ROLE}"))
     reader = reading_engine(database, role=READER_ROLE)
-    with pytest.raises(ValidationError, match=r"cannot read capacity_server_samples.*Run the statements under Roles"):
+    grant = f"GRANT SELECT ON capacity_server_samples TO {READER_ROLE}"
+    with pytest.raises(ValidationError, match=f"cannot read capacity_server_samples, .* As their owner, run `{grant}`"):
         refuse_a_role_that_can_write(reader)
     reader.dispose()
+
+
+# As documented before the views were added that What if and the changes of fill dates read.
+FORMERLY_READABLE = """
+    capacity_growth, capacity_latest, capacity_server_growth, capacity_server_sizes, capacity_fleet, capacity_coverage,
+    capacity_runway, capacity_forecast_errors, capacity_forecasts, capacity_group_forecasts, capacity_groups,
+    capacity_label_spans, capacity_servers, capacity_declared_servers, capacity_samples, capacity_server_samples,
+    capacity_sample_origins, capacity_volumes, capacity_ceilings, capacity_server_parts, capacity_attempts,
+    capacity_declared_limits, capacity_declared_steps, capacity_declared_decisions, capacity_objects, capacity_bills,
+    capacity_bill_groups, capacity_bill_lines, capacity_prices, capacity_budgets, capacity_scenarios,
+    capacity_stale_windows"""
+
+
+@pytest.mark.single_server("takes a role on that nodes do not let in")
+@pytest.mark.usefixtures("reader_role")
+def test_the_refusal_of_a_role_with_the_former_rights_has_the_statement_that_repairs_it(
+    database: URL, engine: Engine
+) -> None:
+    filled(engine)
+    execute(
+        engine,
+        f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {READER_ROLE}",
+        f"GRANT SELECT ON {FORMERLY_READABLE} TO {READER_ROLE}",
+    )
+    reader = reading_engine(database, role=READER_ROLE)
+    with pytest.raises(ValidationError, match="cannot read capacity_issued_runways, so") as refused:
+        refuse_a_role_that_can_write(reader)
+    [grant] = re.findall(r"As their owner, run `(.*?)`", str(refused.value))
+
+    execute(engine, grant)
+
+    refuse_a_role_that_can_write(reader)
+    reader.dispose()
+    with served_pages(database, role=READER_ROLE) as pages:
+        assert [pages.ask(address).status for address in ADDRESSES] == [200] * len(ADDRESSES)
 
 
 def test_a_database_of_an_older_release_is_refused_with_what_to_do(database: URL, engine: Engine) -> None:
     execute(engine, *ADDED_LATER["0016"])
     reader = reading_engine(database)
-    with pytest.raises(ValidationError, match=r"finds no capacity_bill_groups, so .* Run `capacity init`"):
+    with pytest.raises(
+        ValidationError,
+        match=r"finds no capacity_bill_groups, .* `capacity init`, then .* `GRANT SELECT ON ",
+    ):
         refuse_a_role_that_can_write(reader)
     reader.dispose()
 
