@@ -249,7 +249,10 @@ def _concerned(
     names, on_day = scenario.servers, {"as_of": as_of}
     issued = connection.execute(sa.text(_ISSUED), on_day).all()
     if any(one.server is None for one in scenario.growth):
-        databases = [(row.server, row.name) for row in connection.execute(sa.text(_DATABASES), on_day)]
+        # Servers that were not measured on the newest day have late samples of their last day, or of one after it.
+        behind = [row for row in issued if row.measured_until is not None and row.measured_until < as_of]
+        late = {"behind": [row.server for row in behind], "since": [row.measured_until for row in behind]}
+        databases = [(row.server, row.name) for row in connection.execute(sa.text(_DATABASES), {**on_day, **late})]
         names |= {server for one in scenario.growth for server, _ in chosen_databases(one, databases, having)}
     read = {row.server for row in issued if row.server in names or row.standing is None or row.is_outdated}
     return read, sum(row.standing for row in issued if row.server not in read)
@@ -438,19 +441,25 @@ def stored_scenario(connection: Connection, name: str) -> ScenarioRecord:
 _ISSUED = """
 WITH counts AS MATERIALIZED (
     SELECT server_id, bool_or(is_outdated) AS is_outdated,
+           max(last_day) FILTER (WHERE subject <> 'volume') AS measured_until,
            count(*) FILTER (WHERE binds IS NOT NULL AND stands_for_itself) AS standing
     FROM capacity_runway WHERE as_of = :as_of GROUP BY server_id
 )
-SELECT s.server, counts.standing, counts.is_outdated
+SELECT s.server, counts.standing, counts.is_outdated, counts.measured_until
 FROM capacity_servers s LEFT JOIN counts USING (server_id)
 WHERE s.is_active
 """
-# Those with a forecast of the day, and those whose samples of it came later.
+# Those with a forecast of the day, and those whose samples of the newest day of their server came later.
 _DATABASES = """
 SELECT server, name FROM capacity_runway WHERE as_of = :as_of AND subject = 'database'
 UNION
 SELECT i.name, s.database_name FROM database_size_stats s JOIN instances i ON i.id = s.instance_id
 WHERE s.collected_date = :as_of
+UNION
+SELECT i.name, s.database_name
+FROM unnest(CAST(:behind AS text[]), CAST(:since AS date[])) AS b (server, day)
+JOIN instances i ON i.name = b.server
+JOIN database_size_stats s ON s.instance_id = i.id AND s.collected_date BETWEEN b.day AND :as_of
 """
 _MEASURED = """
 SELECT count(*) AS databases, count(DISTINCT s.instance_id) AS servers

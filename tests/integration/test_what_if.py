@@ -248,16 +248,19 @@ def test_only_servers_that_may_change_are_read_and_every_figure_is_that_of_readi
         assert all({"server-1", "server-2"} <= set(names) for names in servers), "declared after the forecasts"
 
 
+@pytest.mark.parametrize("number", [1, 2], ids=["on the newest day", "on the last day of a server that missed it"])
 def test_a_database_that_was_measured_after_the_forecasts_were_issued_is_read_too(
-    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     filled(engine)
-    add_database_sizes(engine, sizes(1, "late", FIRST.isoformat(), GROWING[:-1]))
-    declare_limits(engine, [Limit("server-1", "late", 20_000)])
+    server, last = f"server-{number}", TODAY - timedelta(days=number - 1)
+    begins = last - timedelta(days=len(GROWING) - 1)
+    add_database_sizes(engine, sizes(number, "late", begins.isoformat(), GROWING[:-1]))
+    declare_limits(engine, [Limit(server, "late", 20_000)])
     compute_windows(service, "daily", FIRST, TODAY)
     issue_runways(engine, TODAY, TODAY)
-    add_database_sizes(engine, sizes(1, "late", TODAY.isoformat(), GROWING[-1:]))
-    declare_labels(engine, [Label("server-1", "late", "team", "late", ALWAYS)], TODAY)
+    add_database_sizes(engine, sizes(number, "late", last.isoformat(), GROWING[-1:]))
+    declare_labels(engine, [Label(server, "late", "team", "late", ALWAYS)], TODAY)
     late = [
         Scenario(growth=[declaration(Growth, {"factor": 2, **of})])
         for of in ({"database": "late"}, {"label": "team=late"})
