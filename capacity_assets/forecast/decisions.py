@@ -55,6 +55,7 @@ from capacity_assets.forecast.results import (
     STALE_DAYS,
     VOLUME,
     VOLUME_LIMIT,
+    DatabaseOrVolume,
 )
 
 ACKNOWLEDGED, PLANNED, EXCLUDED = "acknowledged", "planned", "excluded"
@@ -103,7 +104,7 @@ def _added_mb(written: object) -> int:
 
 
 @dataclass(frozen=True)
-class DecisionSubject:
+class DecisionSubject(DatabaseOrVolume):
     """A server as a whole, or a database or volume of it."""
 
     __pydantic_config__ = NO_OTHER_NAMES
@@ -111,18 +112,6 @@ class DecisionSubject:
     server: str
     database: DatabaseName
     volume: DatabaseName
-
-    @property
-    def subject(self) -> str:
-        """What it is: server, database or volume."""
-        if self.volume is not None:
-            return VOLUME
-        return SERVER if self.database is None else DATABASE
-
-    @property
-    def name(self) -> str:
-        """The database or volume; empty: the server as a whole."""
-        return self.volume or self.database or ""
 
     @property
     def display_name(self) -> str:

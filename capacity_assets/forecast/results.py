@@ -104,8 +104,27 @@ class RunwayFigures:
     """The size of its files, where the others are of the used space inside them."""
 
 
+class DatabaseOrVolume:
+    """Properties of what is about a database or a volume, or with neither about a server as a whole."""
+
+    database: str | None
+    volume: str | None
+
+    @property
+    def name(self) -> str:
+        """The database or volume; empty: the server as a whole."""
+        return self.database or self.volume or ""
+
+    @property
+    def subject(self) -> str:
+        """What it is: server, database or volume."""
+        if self.database is not None:
+            return DATABASE
+        return SERVER if self.volume is None else VOLUME
+
+
 @dataclass(frozen=True, kw_only=True)
-class Runway(RunwayFigures):
+class Runway(RunwayFigures, DatabaseOrVolume):
     """A server, database or volume: its size, its limit, and when that is reached.
 
     Days and probabilities count from `last_day`. A day is None if the limit is not reached within a year, or `state` is
@@ -134,18 +153,6 @@ class Runway(RunwayFigures):
             return None
         day = self.last_day + timedelta(days=days)
         return day if self.middle_day is None or day < self.middle_day else None
-
-    @property
-    def name(self) -> str:
-        """The database or volume; empty: the server as a whole."""
-        return self.database or self.volume or ""
-
-    @property
-    def subject(self) -> str:
-        """What it is: server, database or volume."""
-        if self.database is not None:
-            return DATABASE
-        return SERVER if self.volume is None else VOLUME
 
     @property
     def display_name(self) -> str:
