@@ -1,13 +1,15 @@
-"""`capacity prices` and `bill`: what a GiB costs per month, and what groups cost."""
+"""`capacity prices`, `bill`, `budget` and `budgets`: what databases cost, and what groups will and may cost."""
 
 from __future__ import annotations
 
 import csv
 import io
+import shlex
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import date
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,10 @@ from psycopg import sql
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.task_runner import SECONDS_PER_COMMAND
-from capacity_assets.base.errors import CapacityError, ValidationError
+from capacity_assets.base.errors import CapacityError, ValidationError, database_errors
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
-from capacity_assets.base.units import as_plain_text, counted, first_of, suggestion
+from capacity_assets.base.units import as_plain_text, counted, first_of, human_mb, human_month, suggestion
 from capacity_assets.cli import declaring, options
 from capacity_assets.cli.declaring import DECLARED, NAMES_SHOWN, DeclarationReport, DeclarationSession
 from capacity_assets.cli.documents import write_rows
@@ -28,10 +30,13 @@ from capacity_assets.cli.main import OrderedGroup
 from capacity_assets.cli.options import Line, Report, Table, say
 from capacity_assets.collection.servers import registered_servers
 from capacity_assets.database.declared_rows import Stored
+from capacity_assets.database.engine import snapshot
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.ownership import bills
+from capacity_assets.ownership import budgets as group_budgets
 from capacity_assets.ownership import prices as price_list
 from capacity_assets.ownership.bills import BillByGroup, BillGroup, group_heading, group_named, money
+from capacity_assets.ownership.budgets import Budget, BudgetSums, MonthBudget
 from capacity_assets.ownership.focus import charges_of_bill
 from capacity_assets.ownership.labels import default_grouping, label_of_nothing, refuse_unknown_grouping
 from capacity_assets.ownership.prices import Price, PriceChanges
@@ -61,7 +66,7 @@ restate_option = click.option(
 )
 @restate_option
 @declaring.command
-def set_(
+def set_price(
     session: DeclarationSession, /, *, price: str, currency: str, first_day: date | None, restate: bool, **subject: Any
 ) -> DeclarationReport:
     """Declare the PRICE of a GiB per month: a number, or none.
@@ -77,7 +82,7 @@ def set_(
       capacity prices set 0.05 --currency EUR --label environment=test --from 2026-01-01 --restate
     """
     wanted = Price(price_list.parse_price(price), currency, *_subject(session, **subject), first_day)
-    changes = _declare(session, [wanted], restate=restate or first_day == ALWAYS)
+    changes = _declare_prices(session, [wanted], restate=restate or first_day == ALWAYS)
     [declared] = changes.prices
     if declared.price is None:
         effect = (
@@ -85,7 +90,10 @@ def set_(
         )
     else:
         effect = f"{_price_text(declared)} per GiB and month, {declaring.since_text(declared.valid_from)}."
-    lines = [f"{declared.display_name}: {effect}", *(f"note: {note}" for note in _notes(session.engine, declared))]
+    lines = [
+        f"{declared.display_name}: {effect}",
+        *(f"note: {note}" for note in _price_notes(session.engine, declared)),
+    ]
     if first_day is None and declared.valid_from != ALWAYS:
         lines.append("Earlier months are not changed. Use --always to apply the price to them as well.")
     return _price_report(changes, lines)
@@ -96,7 +104,7 @@ def _subject(session: DeclarationSession, engine: str, label: tuple[str, str] | 
     return engine, *price_list.label_of(written, session.settings.label_keys)
 
 
-def _declare(session: DeclarationSession, wanted: Sequence[Price], *, restate: bool) -> PriceChanges:
+def _declare_prices(session: DeclarationSession, wanted: Sequence[Price], *, restate: bool) -> PriceChanges:
     """Declare prices; say first which bills of closed months change."""
     engine, today = session.engine, session.today()
     changes = price_list.price_changes(engine, wanted, today, session.settings.label_keys)
@@ -158,7 +166,7 @@ def issue_bills(session: DeclarationSession, months: Iterable[date]) -> None:
         )
 
 
-def _notes(engine: Engine, declared: Price) -> Iterator[str]:
+def _price_notes(engine: Engine, declared: Price) -> Iterator[str]:
     if declared.engine:
         engines = {one.server.engine for one in registered_servers(engine)}
         if declared.engine not in engines:
@@ -175,14 +183,14 @@ def _price_text(price: Price) -> str:
 @declaring.file_argument
 @restate_option
 @declaring.command
-def import_(session: DeclarationSession, /, *, file: Path, restate: bool) -> DeclarationReport:
+def import_prices(session: DeclarationSession, /, *, file: Path, restate: bool) -> DeclarationReport:
     """Declare the prices that a CSV file lists.
 
     Columns are price, currency and, optionally, engine, label (as team=payments) and from (a day, or always; empty: as
     for `set`). Either all prices are stored or none.
     """
     declared = price_list.prices_of_file(file, session.settings.label_keys)
-    changes = _declare(session, declared, restate=restate)
+    changes = _declare_prices(session, declared, restate=restate)
     return _price_report(changes, [session.read_from(file, len(declared), "price")])
 
 
@@ -199,12 +207,12 @@ def _price_cells(stored: Stored[Price]) -> list[object]:
     _price_cells,
     "No price is declared. `capacity prices set` declares one, `capacity prices import` those of a file.",
 )
-def list_(engine: Engine, /) -> list[Stored[Price]]:
+def list_prices(engine: Engine, /) -> list[Stored[Price]]:
     """Show all declared prices and their first days."""
     return price_list.stored_prices(engine)
 
 
-@prices.command()
+@prices.command("remove")
 @subject_options
 @click.option(
     "--from",
@@ -214,7 +222,7 @@ def list_(engine: Engine, /) -> list[Stored[Price]]:
 )
 @restate_option
 @declaring.change_command
-def remove(
+def remove_price(
     session: DeclarationSession, /, *, first_day: date | None, restate: bool, **subject: Any
 ) -> DeclarationReport:
     """Remove a price, as if it had never been declared.
@@ -393,3 +401,250 @@ BILL_FORMATS: Mapping[str, Callable[[BillByGroup], str]] = {
     "json": lambda issued: options.as_json_text(_bill_json(issued)) + "\n",
     "html": _bill_page,
 }
+
+
+LONGEST_PLAN = 60
+coming_months_option = click.option(
+    "--months",
+    type=click.IntRange(1, group_budgets.MOST_MONTHS),
+    default=group_budgets.MOST_MONTHS,
+    show_default=True,
+    help="Whole months after the current one.",
+)
+BUDGET_COLUMNS = (
+    "size_mb", "end_size_mb", "end_lower_mb", "end_upper_mb", "amount", "lower_amount", "upper_amount",
+    "price_per_gib", "budget", "budget_difference",
+)  # fmt: skip
+
+
+@click.command()
+@options.grouping_option("engine, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
+@coming_months_option
+@click.option(
+    "--output", default=options.STANDARD_OUTPUT, help="A file: .csv or .json. Default: a table on the screen."
+)
+@options.json_command
+def budget(settings: Settings, /, *, by: str | None, months: int, output: str) -> Report:
+    """Show what each team, or any other group, will cost in the coming months.
+
+    A line is the newest issued forecast of the group, times the price list. Lines add up to the total; ranges of 80
+    percent do not. Stores nothing.
+
+    \b
+    Examples:
+      capacity budget
+      capacity budget --group-by cost_centre --months 6 --output budget.csv
+    """
+    form = format_of(output, BUDGET_FORMATS)
+    today = Clock(settings.zone).today()
+    coming, by = group_budgets.coming_months(today, months), by or default_grouping(settings.label_keys)
+    reading = database_errors(doing="reading a budget")
+    with options.open_database(settings) as engine, reading, snapshot(engine) as connection:
+        group_budget = group_budgets.read_budget(connection, by, coming, today, settings.label_keys)
+    if form is None:
+        return Report(group_budget, _budget_lines(group_budget))
+    options.write_text(output, BUDGET_FORMATS[form](group_budget))
+    return Report(group_budget, [f"{_budget_title(group_budget)}, written to {output}"])
+
+
+def _budget_title(group_budget: Budget) -> str:
+    first, last = (human_month(day) for day in (group_budget.months[0], group_budget.last_day))
+    months = first if first == last else f"{first} to {last}"
+    return f"Budget of {months}, by {group_budget.grouped_by}"
+
+
+def _budget_lines(group_budget: Budget) -> Iterator[Line]:
+    amounts = (f">Amount, {group_budget.currency or NO_CURRENCY}", ">Range")
+    headings = (group_heading(group_budget.grouped_by), ">Size now", ">Size at the end", ">Range", ">Per GiB", *amounts)
+    named: list[tuple[str, BudgetSums]] = [
+        *((group_named(line.name, group_budget.grouped_by), line) for line in group_budget.lines),
+        ("Total", group_budget.total),
+    ]
+    has_budget = group_budget.total.budget is not None
+    rows = [
+        [
+            name,
+            *_budget_sizes(one),
+            getattr(one, "size_range", ""),
+            *_budget_amounts(one),
+            getattr(one, "amount_range", ""),
+        ]
+        + ([money(one.budget), bills.money_change(one.budget_difference)] if has_budget else [])
+        for name, one in named
+    ]
+    yield Table(_budget_title(group_budget), (*headings, *((">Budget", ">Over budget") if has_budget else ())), rows)
+    if has_budget:
+        months = [f"{month:%Y-%m}" for month in group_budget.months]
+        by_month = [
+            [name, *(bills.money_change(one.monthly_budget_differences.get(month)) for month in months)]
+            for name, one in named
+        ]
+        yield Table(
+            "Over budget by month",
+            (group_heading(group_budget.grouped_by), *(f">{month}" for month in months)),
+            by_month,
+        )
+    yield from group_budget.notes
+
+
+def _budget_sizes(one: BudgetSums) -> list[object]:
+    return [human_mb(one.size_mb), human_mb(one.end_size_mb)]
+
+
+def _budget_amounts(one: BudgetSums) -> list[object]:
+    price = UNPRICED if one.price_per_gib is None else bills.mean_price(one.price_per_gib)
+    return [price, money(one.amount)]
+
+
+def _budget_rows(group_budget: Budget) -> Iterator[Sequence[object]]:
+    """Yield the lines of a budget, one column per month at the end; the total is not among them."""
+    months = [f"{month:%Y-%m}" for month in group_budget.months]
+    declared = [f"{month}_{name}" for month in months for name in ("budget", "budget_difference")]
+    yield ("as_of", "last_day", "grouped_by", "group", *BUDGET_COLUMNS, "currency", *months, *declared)
+    for line in group_budget.lines:
+        subject = (group_budget.as_of, group_budget.last_day, group_budget.grouped_by, as_plain_text(line.name or ""))
+        amounts = (line.monthly_amounts.get(month) for month in months)
+        budgets = (
+            of_months.get(month)
+            for month in months
+            for of_months in (line.monthly_budgets, line.monthly_budget_differences)
+        )
+        yield (*subject, *(getattr(line, name) for name in BUDGET_COLUMNS), group_budget.currency, *amounts, *budgets)
+
+
+BUDGET_FORMATS: Mapping[str, Callable[[Budget], str]] = {
+    "csv": lambda found: csv_text(_budget_rows(found)),
+    "json": lambda found: options.as_json_text(found) + "\n",
+}
+
+
+@click.group(cls=OrderedGroup)
+def budgets() -> None:
+    """Declare what groups may cost, to compare bills with it."""
+
+
+months_options = options.combined_options(
+    click.option("--month", type=options.MONTH, help="First month. Default: the next one."),
+    click.option(
+        "--months", type=click.IntRange(1, LONGEST_PLAN), default=1, show_default=True, help="Number of months."
+    ),
+)
+
+
+def _months(session: DeclarationSession, month: date | None, number: int) -> list[date]:
+    today = session.today()
+    first = bills.MONTHLY.window_of(month) if month else group_budgets.month_after(today)
+    return [window.start for window in group_budgets.months_from(first, number)]
+
+
+@budgets.command("set")
+@click.argument("group")
+@click.argument("amount")
+@months_options
+@click.option("--currency", help="EUR, USD or another ISO 4217 code. Default: that of the price list.")
+@declaring.command
+def set_budget(
+    session: DeclarationSession, /, *, group: str, amount: str, month: date | None, months: int, currency: str | None
+) -> DeclarationReport:
+    """Declare the AMOUNT that GROUP may cost in a month.
+
+    GROUP is a label such as team=payments, or engine=oracle, or server=db-7; team= stands for what has no team. A
+    budget replaces an earlier one of the same month. Bills show it beside the amount.
+
+    \b
+    Examples:
+      capacity budgets set team=payments 500
+      capacity budgets set team=payments 500 --month 2027-01 --months 12
+    """
+    starts, keys = _months(session, month, months), session.settings.label_keys
+    values = [{"group": group, "amount": amount, "currency": currency, "month": f"{start:%Y-%m}"} for start in starts]
+    return _declare_budgets(session, [group_budgets.month_budget(each, keys) for each in values], [])
+
+
+@budgets.command("import")
+@declaring.file_argument
+@declaring.command
+def import_budgets(session: DeclarationSession, /, *, file: Path) -> DeclarationReport:
+    """Declare the budgets that a CSV file lists.
+
+    Columns are group (as team=payments), month (as 2027-01), amount and, optionally, currency. Either all budgets are
+    stored or none.
+    """
+    declared = group_budgets.budgets_of_file(file, session.settings.label_keys)
+    return _declare_budgets(session, declared, [session.read_from(file, len(declared), "budget")])
+
+
+@budgets.command("adopt")
+@click.option("--group-by", "grouping", help="engine, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
+@coming_months_option
+@declaring.command
+def adopt_budgets(session: DeclarationSession, /, *, grouping: str | None, months: int) -> DeclarationReport:
+    """Declare the amounts that `capacity budget` computes as budgets."""
+    keys, today = session.settings.label_keys, session.today()
+    by, coming = grouping or default_grouping(keys), group_budgets.coming_months(today, months)
+    with database_errors(doing="reading a budget"), snapshot(session.engine) as connection:
+        group_budget = group_budgets.read_budget(connection, by, coming, today, keys)
+    declared = group_budgets.adopted_budgets(group_budget)
+    return _declare_budgets(session, declared, [f"{counted(len(declared), 'budget')} declared from the forecasts."])
+
+
+def _declare_budgets(
+    session: DeclarationSession, declared: Sequence[MonthBudget], headlines: Sequence[str]
+) -> DeclarationReport:
+    stored = group_budgets.declare_budgets(session.engine, declared, by=session.by, dry_run=session.dry_run)
+    changes = [(budget, before) for budget, before in stored if not headlines or before is not None]
+    lines = [*headlines, *declaring.first_lines((_budget_text(*change) for change in changes), "more budget")]
+    document = {"budgets": [budget for budget, _ in stored]}
+    return DeclarationReport(document, [*lines, *_budget_notes(session, [budget for budget, _ in stored])])
+
+
+def _budget_text(budget: MonthBudget, before: Decimal | None) -> str:
+    replaced = "" if before is None else f", {money(before)} before"
+    return f"{budget.group}: {money(budget.amount)} {budget.currency} for {bills.month_named(budget.month)}{replaced}."
+
+
+def _budget_notes(session: DeclarationSession, declared: Sequence[MonthBudget]) -> Iterator[str]:
+    for group in dict.fromkeys(one.group for one in declared):
+        key, _, name = group.partition("=")
+        is_label = name and key in session.settings.label_keys
+        if is_label and (unknown := label_of_nothing(session.engine, key, name)):
+            undo = "" if session.dry_run else f" Undo: `{_removal_of_budgets(session, group, declared)}`."
+            yield f"note: {unknown}{undo}"
+
+
+def _removal_of_budgets(session: DeclarationSession, group: str, declared: Sequence[MonthBudget]) -> str:
+    """Return the command that removes the budgets of a group."""
+    months = sorted(one.month for one in declared if one.group == group)
+    first, number = months[0], (months[-1].year - months[0].year) * 12 + months[-1].month - months[0].month + 1
+    month = "" if [first] == _months(session, None, 1) else f" --month {first:%Y-%m}"
+    return f"capacity budgets remove {shlex.quote(group)}{month}{f' --months {number}' if number > 1 else ''}"
+
+
+def _budget_cells(stored: Stored[MonthBudget]) -> list[object]:
+    budget, declared = stored.declaration, declaring.declared_cells(stored)
+    return [budget.group, f"{budget.month:%Y-%m}", money(budget.amount), budget.currency, *declared]
+
+
+@budgets.command("list")
+@declaring.list_command(
+    "Budgets",
+    ("Group", "Month", ">Budget", "Currency", *DECLARED),
+    _budget_cells,
+    "No budget is declared. `capacity budgets set` declares one, `capacity budgets import` those of a file.",
+)
+def list_budgets(engine: Engine, /) -> list[Stored[MonthBudget]]:
+    """Show all declared budgets."""
+    return group_budgets.declared_budgets(engine)
+
+
+@budgets.command("remove")
+@click.argument("group")
+@months_options
+@declaring.change_command
+def remove_budgets(session: DeclarationSession, /, *, group: str, month: date | None, months: int) -> DeclarationReport:
+    """Remove the budgets of GROUP in some months."""
+    checked = group_budgets.checked_group(group, session.settings.label_keys)
+    starts = _months(session, month, months)
+    number = group_budgets.remove_budgets(session.engine, checked, starts, dry_run=session.dry_run)
+    document = {"removed": {"group": checked, "months": starts}}
+    return DeclarationReport(document, [f"{counted(number, 'budget')} of {checked} removed."])
