@@ -213,24 +213,35 @@ def list_objects(  # noqa: PLR0913 -- one argument per choice of a list
     left_out = [row.server_id for row in replicas]
     days = _compared_days(connection, first, last, servers=servers, databases=databases, left_out=left_out)
     parameters: dict[str, Any] = {"order": order, "most": skipped + shown, "tried": skipped + shown + LARGEST_TRIED}
-    parameters |= {"is_by_last": order != "shrinkage", "last_name": None}
+    parameters |= {"is_by_last": order != "shrinkage", "shown": shown + 1, "skipped": skipped}
+    parameters["end"] = skipped + shown + 1
+    parameters |= {"start": bill and bill.month, "issue": bill and bill.issue}
     parameters["least"] = LEAST_FREE_BYTES if order == "free" else 1
+    are_few = len(days) <= FEW_DATABASES
     if order in _BY_LEAST:
         largest = _LARGEST_ON_NODES if tables_are_distributed(connection) else _LARGEST
         for row in _rows(connection, _LEAST, days, {"largest": largest}, **parameters):
             parameters["least"] = row.least
-    elif order == "name":
-        for row in _rows(connection, _LAST_NAME, days, {}, **parameters):
-            parameters["last_name"] = row.object_name
-    parts = {"changes": _LISTED_CHANGES, **_COMPARISON, "price_of": _PRICE_OF, "counted": _COUNTED}
-    parameters |= {"start": bill and bill.month, "issue": bill and bill.issue}
-    # PostgreSQL believes that few objects are of these days and databases, and would look each up in the other sample.
-    plan_with_loops(connection, allowed=parameters["least"] > 1 or len(days) <= FEW_DATABASES)
-    found = _rows(connection, _LISTED, days, parts, **parameters, shown=shown + 1, skipped=skipped)
-    plan_with_loops(connection, allowed=True)
+            are_few = are_few or row.is_of_largest
+    here = _HERE
+    chosen: Sequence[Row[Any]] = ()
+    if order in _CHOSEN:
+        statement, parts = _CHOSEN[order]
+        # PostgreSQL believes that few objects are of these days and databases, and would look each up in the other
+        # sample.
+        plan_with_loops(connection, allowed=are_few)
+        chosen = _rows(connection, statement, days, parts, **parameters)
+        plan_with_loops(connection, allowed=True)
+        here = _HERE_CHOSEN
+        parameters |= {f"chosen_{name}": [getattr(row, name) for row in chosen] for name in _KEY}
+    parts = {"here": here, "changes": _LISTED_CHANGES, **_COMPARISON, "price_of": _PRICE_OF, "counted": _COUNTED}
+    found = _rows(connection, _LISTED, days, parts, **parameters)
     listed = [_of_row(ListedObject, row) for row in found[:shown]]
-    counted_bytes = None if order not in {"free", "unwritten"} else int(found[0].whole_bytes) if found else 0
-    return ObjectList(listed, len(found) > shown, counted_bytes, in_cents(found[0].whole_amount) if found else None)
+    counted_bytes, amount = None, None
+    if order in {"free", "unwritten"}:
+        whole = (chosen or found)[0] if found else None
+        counted_bytes, amount = (int(whole.whole_bytes), whole.whole_amount) if whole else (0, None)
+    return ObjectList(listed, len(found) > shown, counted_bytes, in_cents(amount))
 
 
 def objects_behind(
@@ -322,7 +333,7 @@ def _rows(
     parameters |= {**columns, "firsts": firsts, "lasts": lasts, "is_by_last": is_by_last}
     parameters |= {"largest": LARGEST_LISTED, "floor": LEAST_FREE_BYTES}
     parameters |= {"heres": heres, "theres": theres, "ends": sorted({*heres, *theres})}
-    once = {"bound_of", "price_of", "compared", "counted"} & parts.keys()
+    once = {"bound_of", "price_of", "compared", "counted", "moved", "priced"} & parts.keys()
     return rows(connection, with_queries(statement, materialized=once, days=_DAYS, **parts), **parameters)
 
 
@@ -360,7 +371,9 @@ ORDER BY size_bytes DESC LIMIT :tried
 """
 # The change of as many as are listed is at least that of the last of them. So smaller objects need not be compared.
 _LEAST = """
-SELECT CASE CAST(:order AS text) WHEN 'size' THEN l.size_bytes ELSE l.size_bytes - o.size_bytes END AS least
+SELECT CASE CAST(:order AS text) WHEN 'size' THEN l.size_bytes ELSE l.size_bytes - o.size_bytes END AS least,
+       CASE CAST(:order AS text) WHEN 'size' THEN l.size_bytes ELSE l.size_bytes - o.size_bytes END
+           >= (SELECT min(size_bytes) FROM largest) AS is_of_largest
 FROM largest l JOIN days d ON d.server_id = l.server_id AND d.database = l.database AND d.here = l.day
 JOIN capacity_objects o
   ON o.day = d.there AND o.server_id = l.server_id AND o.database = l.database AND o.kind = l.kind
@@ -377,15 +390,75 @@ SELECT l.server_id, d.server, l.database, l.schema_name AS schema, l.object_name
 FROM largest l JOIN days d ON d.server_id = l.server_id AND d.database = l.database AND d.here = l.day
 WHERE l.kind = 'table' ORDER BY l.size_bytes DESC LIMIT :most
 """
-_LAST_NAME = """
-SELECT o.object_name
+_BY_LEAST = ("growth", "shrinkage", "size")
+_KEY = ("server_id", "database", "kind", "schema_name", "table_name", "object_name")
+# Which objects a list has is found by few columns of many objects; their other columns are read after that. Joins are
+# not to be reordered, because PostgreSQL believes that few objects are of these days and databases.
+_MOVED = """
+SELECT o.server_id, o.database, o.kind, o.schema_name, o.table_name, o.object_name,
+       o.size_bytes - coalesce(p.size_bytes, 0) AS moved_bytes, p.size_bytes IS NOT NULL AS is_sure
+FROM days d JOIN capacity_objects o ON o.server_id = d.server_id AND o.database = d.database AND o.day = d.here
+LEFT JOIN capacity_objects p
+  ON p.day = d.there AND p.day = ANY (CAST(:theres AS date[])) AND p.server_id = o.server_id
+ AND p.database = o.database AND p.kind = o.kind AND p.schema_name = o.schema_name AND p.table_name = o.table_name
+ AND p.object_name = o.object_name
+WHERE o.day = ANY (CAST(:heres AS date[])) AND o.kind IN ('table', 'index') AND o.size_bytes >= :least
+  AND o.size_bytes - coalesce(p.size_bytes, 0) >= :least
+"""
+# An object without a size on the other day may have moved less.
+_MOST_MOVED = """
+SELECT * FROM moved
+WHERE moved_bytes >= coalesce((SELECT moved_bytes FROM moved WHERE is_sure
+                               ORDER BY moved_bytes DESC OFFSET :most LIMIT 1), :least)
+"""
+_FIRST_NAMES = """
+SELECT o.server_id, o.database, o.kind, o.schema_name, o.table_name, o.object_name
 FROM days d JOIN capacity_objects o ON o.server_id = d.server_id AND o.database = d.database AND o.day = d.here
 WHERE o.day = ANY (CAST(:heres AS date[])) AND o.kind IN ('table', 'index')
-ORDER BY o.object_name OFFSET :most LIMIT 1
+ORDER BY o.object_name, d.server, o.database, o.kind, o.schema_name, o.table_name LIMIT :end
 """
-_BY_LEAST = ("growth", "shrinkage", "size")
+_UNWRITTEN = """
+SELECT o.server_id, d.server, o.database, o.kind, o.schema_name, o.table_name, o.object_name,
+       o.size_bytes + coalesce(o.index_bytes, 0) AS counted_bytes
+FROM days d JOIN capacity_objects o ON o.server_id = d.server_id AND o.database = d.database AND o.day = d.here
+LEFT JOIN capacity_objects p
+  ON p.day = d.there AND p.day = ANY (CAST(:theres AS date[])) AND p.server_id = o.server_id
+ AND p.database = o.database AND p.kind = o.kind AND p.schema_name = o.schema_name AND p.table_name = o.table_name
+ AND p.object_name = o.object_name
+WHERE o.day = ANY (CAST(:heres AS date[])) AND o.kind IN ('table', 'index') AND o.written_rows IS NOT NULL
+  AND CASE WHEN o.counted_since IS NULL OR o.counted_since <= p.collected_at THEN o.written_rows = p.written_rows END
+"""
+_PRICED = """
+SELECT c.*, CAST(prices ->> CAST(jsonb_build_array(server_id, database) AS text) AS numeric) AS price
+FROM compared c CROSS JOIN price_of
+"""
+_COSTLIEST = """
+SELECT priced.*, sum(counted_bytes) OVER () AS whole_bytes,
+       sum(counted_bytes * price / 1073741824) OVER () AS whole_amount
+FROM priced
+ORDER BY counted_bytes * price DESC NULLS LAST, counted_bytes DESC, server, database, kind, schema_name, table_name,
+         object_name
+LIMIT :end
+"""
+_HERE = """
+SELECT o.*, d.first_day, d.last_day, d.there
+FROM days d JOIN capacity_objects o ON o.server_id = d.server_id AND o.database = d.database AND o.day = d.here
+WHERE o.day = ANY (CAST(:heres AS date[])) AND o.kind IN ('table', 'index') AND (o.size_bytes >= :least OR :least = 1)
+"""
+_HERE_CHOSEN = """
+SELECT o.*, d.first_day, d.last_day, d.there
+FROM unnest(CAST(:chosen_server_id AS integer[]), CAST(:chosen_database AS text[]), CAST(:chosen_kind AS text[]),
+            CAST(:chosen_schema_name AS text[]), CAST(:chosen_table_name AS text[]),
+            CAST(:chosen_object_name AS text[]))
+     AS k (server_id, database, kind, schema_name, table_name, object_name)
+JOIN days d ON d.server_id = k.server_id AND d.database = k.database
+JOIN capacity_objects o
+  ON o.day = d.here AND o.server_id = k.server_id AND o.database = k.database AND o.kind = k.kind
+ AND o.schema_name = k.schema_name AND o.table_name = k.table_name AND o.object_name = k.object_name
+WHERE o.day = ANY (CAST(:heres AS date[]))
+"""
 _LISTED_CHANGES = """
-SELECT o.server_id, d.server, o.database, d.first_day, d.last_day, o.kind, o.schema_name, o.table_name, o.object_name,
+SELECT o.server_id, o.server, o.database, o.first_day, o.last_day, o.kind, o.schema_name, o.table_name, o.object_name,
        CASE WHEN :is_by_last THEN p.size_bytes ELSE o.size_bytes END AS first_bytes,
        CASE WHEN :is_by_last THEN o.size_bytes ELSE p.size_bytes END AS last_bytes,
        o.is_exact AND coalesce(p.is_exact, true) AS is_exact,
@@ -398,17 +471,11 @@ SELECT o.server_id, d.server, o.database, d.first_day, d.last_day, o.kind, o.sch
             THEN o.written_rows - p.written_rows
             WHEN NOT :is_by_last AND (p.counted_since IS NULL OR p.counted_since <= o.collected_at)
             THEN p.written_rows - o.written_rows END AS written_rows
-FROM days d JOIN capacity_objects o ON o.server_id = d.server_id AND o.database = d.database AND o.day = d.here
-LEFT JOIN capacity_objects p
-  ON p.day = d.there AND p.day = ANY (CAST(:theres AS date[])) AND p.server_id = o.server_id
+FROM here o LEFT JOIN capacity_objects p
+  ON p.day = o.there AND p.day = ANY (CAST(:theres AS date[])) AND p.server_id = o.server_id
  AND p.database = o.database AND p.kind = o.kind AND p.schema_name = o.schema_name AND p.table_name = o.table_name
  AND p.object_name = o.object_name
-WHERE o.day = ANY (CAST(:heres AS date[])) AND o.kind IN ('table', 'index')
-  AND (o.size_bytes >= :least OR :least = 1) AND (CAST(:last_name AS text) IS NULL OR o.object_name <= :last_name)
-  AND CASE CAST(:order AS text) WHEN 'growth' THEN o.size_bytes - coalesce(p.size_bytes, 0) >= :least
-           WHEN 'shrinkage' THEN o.size_bytes - coalesce(p.size_bytes, 0) >= :least
-           WHEN 'free' THEN o.free_bytes >= :least WHEN 'unwritten' THEN o.written_rows = p.written_rows ELSE true END
-  AND (CAST(:order AS text) <> 'unwritten' OR o.written_rows IS NOT NULL)
+WHERE CAST(:order AS text) <> 'free' OR o.free_bytes >= :least
 """
 _ENDS = """
 SELECT o.*, d.first_day, d.last_day, o.day = d.last_day AS is_last
@@ -508,6 +575,13 @@ WHERE o.kind IN ('table', 'index')
   AND CASE CAST(:order AS text) WHEN 'growth' THEN o.change_bytes > 0 WHEN 'shrinkage' THEN o.change_bytes < 0
            WHEN 'free' THEN o.has_more_free WHEN 'unwritten' THEN o.written_rows = 0 ELSE o.last_bytes IS NOT NULL END
 """
+# By order, the statement that finds the objects of a list, and its parts.
+_CHOSEN: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "growth": (_MOST_MOVED, {"moved": _MOVED}),
+    "shrinkage": (_MOST_MOVED, {"moved": _MOVED}),
+    "name": (_FIRST_NAMES, {}),
+    "unwritten": (_COSTLIEST, {"compared": _UNWRITTEN, "price_of": _PRICE_OF, "priced": _PRICED}),
+}
 _LISTED = """
 SELECT o.*, o.counted_bytes * o.price / 1073741824 AS amount, sum(o.counted_bytes) OVER () AS whole_bytes,
        CASE WHEN CAST(:order AS text) IN ('free', 'unwritten')

@@ -392,7 +392,8 @@ def _samples(
 
 UNMEASURED_SHOWN = 20
 ENGINES_SECONDS = 30
-TABLES_SECONDS = 60
+TABLES_SECONDS, TABLES_AT_ONCE = 60, 500
+"""Pages of a list of tables are parts of one comparison, which takes far longer than reading its rows."""
 MOST_LABELLED = 100_000
 """A number that no fleet exceeds, to read all databases of a label or engine."""
 
@@ -553,10 +554,15 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
     found = ObjectList((), has_more=False, counted_bytes=None, amount=None)
     if window is not None:
         asked: dict[str, Any] = {"first": window.start, "last": window.end, "order": order, "bill": bill}
-        asked |= {"skipped": (query.page - 1) * query.rows_shown, "shown": query.rows_shown}
+        skipped = (query.page - 1) * query.rows_shown
+        start = skipped % TABLES_AT_ONCE
+        asked |= {"skipped": skipped - start, "shown": max(query.rows_shown, TABLES_AT_ONCE)}
         asked["servers"] = servers if places is None else tuple(one.server_id for one in places)
         asked["databases"] = None if places is None else tuple(one.database for one in places)
-        found = reader.read_cached(("tables", *asked.values()), partial(list_objects, **asked), TABLES_SECONDS)
+        part = reader.read_cached(("tables", *asked.values()), partial(list_objects, **asked), TABLES_SECONDS)
+        end = start + query.rows_shown
+        has_more = part.has_more or len(part.objects) > end
+        found = replace(part, objects=part.objects[start:end], has_more=has_more)
     return TablesPage(
         tables=found.objects,
         has_more=found.has_more,

@@ -279,6 +279,31 @@ def test_tables_of_the_fleet_are_sorted_by_growth_and_by_what_their_dead_space_c
     assert more_free in shown_inside
 
 
+@pytest.mark.parametrize("order", reading.ORDERS)
+@pytest.mark.usefixtures("story")
+def test_the_pages_of_a_list_of_tables_are_its_rows_one_after_another(
+    database: URL, engine: Engine, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    monkeypatch.setattr("capacity_assets.web.reader.ROWS_PER_PAGE", 1)
+    monkeypatch.setattr("capacity_assets.web.subjects.TABLES_AT_ONCE", 2)
+    add_instances(engine, [2])
+    for day, more in ((FIRST, 0), (LAST, 500)):
+        free = {"free_bytes": (1500 + more) * MIB, "written_rows": 7}
+        tables = [table(f"events_{number}", 9_000 + number - more % number, **free) for number in (1, 2, 3)]
+        measured(engine, day, tables, 30_000 * MIB, server=2, database="web")
+    bill_at_half_a_euro(engine)
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", FIRST, LAST)
+    place = f"/tables?period=monthly&window=2025-06-10&order={order}"
+
+    with served_pages(database) as pages:
+        rows = list(csv.DictReader(io.StringIO(pages.ask(f"{place}&format=csv").text.lstrip("\ufeff"))))
+        parts = [pages.document(f"{place}&page={number}") for number in range(1, len(rows) + 1)]
+
+    assert [one["name"] for part in parts for one in part["tables"]] == [row["name"] for row in rows]
+    assert [part["has_more"] for part in parts] == [True] * (len(rows) - 1) + [False]
+    assert len({(part["counted_bytes"], part["amount"]) for part in parts}) == 1
+
+
 def test_tables_that_were_not_written_to_are_known_where_the_counter_began_before_the_first_sample(
     settings: Settings, engine: Engine
 ) -> None:
