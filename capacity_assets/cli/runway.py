@@ -302,7 +302,7 @@ def _scenario_lines(result: ScenarioResult, show: int, stored_name: str | None) 
             base = [one.before.text, _chance(one.before)]
             rows.append([one.server, one.display_name, human_mb(one.size_mb), *base, *_scenario_cells(one.after)])
         yield Table.of_first(f"Full when, as of {human_day(result.as_of)}", SCENARIO_HEADINGS, rows, show)
-    yield f"Unchanged: {counted(result.unchanged, 'runway')}."
+    yield f"Unchanged: {counted(result.unchanged, 'forecast')}."
     yield from result.notes
     if result.total is not None and result.last_day is not None and result.grouped_by is not None:
         by = result.grouped_by

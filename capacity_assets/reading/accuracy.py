@@ -371,7 +371,7 @@ def headline(accuracy: FleetAccuracy, horizon_days: int, today: date) -> str:
     elif dates is None or dates.forecasts == dates.undated:
         sentence += " No fill date has come due yet, so dates cannot be judged."
     if lately.in_hindsight == lately.forecasts:
-        return f"{sentence} All were computed afterwards, using only earlier samples."
+        return f"{sentence} All these forecasts were computed afterwards, using only earlier samples."
     return sentence
 
 

@@ -737,6 +737,8 @@ class FreeTable:
     size_bytes: int
     free_bytes: int
     amount: Decimal | None
+    schema: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -768,7 +770,8 @@ def free_space(
         return None
     listed = [
         FreeTable(
-            *(row.server_id, row.server, row.database, row.table), row.size_bytes, row.free_bytes, in_cents(row.amount)
+            *(row.server_id, row.server, row.database, row.table, row.size_bytes, row.free_bytes),
+            *(in_cents(row.amount), row.schema_name, row.object_name),
         )
         for row in found
     ]
@@ -799,7 +802,7 @@ GROUP BY server_id, database, day
 """
 _FREE_TABLES = """
 SELECT o.server_id, o.server, o.database, concat_ws('.', nullif(o.schema_name, ''), o.object_name) AS table,
-       o.size_bytes, o.free_bytes, o.free_bytes * p.price / 1073741824 AS amount
+       o.schema_name, o.object_name, o.size_bytes, o.free_bytes, o.free_bytes * p.price / 1073741824 AS amount
 FROM capacity_objects o JOIN priced p ON p.server_id = o.server_id AND p.database = o.database AND p.day = o.day
 WHERE o.day BETWEEN :start AND :end AND o.kind = 'table' AND o.free_bytes > 0
 """

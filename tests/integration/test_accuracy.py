@@ -179,7 +179,8 @@ def test_forecasts_that_were_computed_in_hindsight_are_said_to_be(engine: Engine
     [seven, thirty] = found.horizons
     assert (thirty.forecasts, thirty.median_error_percent, thirty.covered_percent) == (21, 0, 100)
     assert thirty.unchanged_error_percent == pytest.approx(100 * 300 / 3414, abs=2)
-    assert headline(found, 30, TODAY).endswith("All were computed afterwards, using only earlier samples.")
+    afterwards = "All these forecasts were computed afterwards, using only earlier samples."
+    assert headline(found, 30, TODAY).endswith(afterwards)
     assert (seven.horizon_days, seven.in_hindsight) == (7, 21)
 
 

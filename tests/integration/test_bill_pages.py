@@ -261,7 +261,8 @@ def test_a_bill_and_a_team_say_what_dead_and_free_space_in_tables_costs(pages: P
             ("b", "public.orders", 1 << 30, "0.75"),
         ]
         assert "</data> of the tables measured in 1 database are dead rows or free pages: 3.75 EUR a month." in page
-        assert "public.audit" in page
+        place = "/table?server=1&amp;database=b&amp;schema=public&amp;name=audit"
+        assert f'<a href="{place}">public.audit</a>' in page
     assert pages.document("/group?by=team&name=search")["free_space"] is None
     assert pages.document("/bill?by=team&month=2025-05")["free_space"] is None, "of the last final bill only"
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,11 @@ def test_the_forecast_is_held_against_the_budget_of_each_group_and_month(
     assert '<td class="number wide">28.00</td><td class="number">+2.00</td>' in page
     assert '13.50 <span class="under">20.00</span> <span class="under">-6.50</span>' in page
     assert '<dt>Budget</dt><dd>48.00 <span class="unit">EUR</span></dd>' in page
+    # What the months and groups with a budget cost is 48.00 less 4.50.
+    without = Decimal(document["total"]["amount"]) - Decimal("43.50")
+    under = f'<dd class="under">4.50 under in 2 months. Without a budget: {without} <span class="unit">EUR</span></dd>'
+    assert under in page
+    assert 'Total <span class="under">budget: where one is declared</span>' in page
     of_pages = {row["name"]: row["monthly_budget_differences_2025-09"] for row in csv.DictReader(io.StringIO(sheet))}
     of_command = {
         row["group"]: row["2025-09_budget_difference"]

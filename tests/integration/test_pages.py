@@ -413,6 +413,11 @@ def test_a_server_lists_its_databases_volumes_and_attempts_and_a_volume_what_it_
     assert values_of(server["databases"], "database") == [HOSTILE, "orders", "still"]
     assert server["volumes"][0]["used_mb"] == 20_000 + 50 * (DAYS - 1)
     assert pages.document("/server?server=2")["attempts"][0]["failure"] == "unreachable"
+    unmeasured = pages.ask("/server?server=2").text
+    assert f'<p class="warning">Not measured on {human_day(TODAY)}.</p>' in unmeasured
+    assert "No database was measured in the last complete day." in unmeasured
+    for address in ("/server?server=1", "/server?server=2&range=30d", "/server?server=2&period=monthly"):
+        assert "Not measured on" not in pages.ask(address).text.split("<h2>")[0], address
     assert volume["sizes"][-1]["size_mb"] == 20_000 + 50 * (DAYS - 1)
     assert volume["runway"]["subject"] == "volume"
 
@@ -426,6 +431,9 @@ def test_groups_add_up_to_the_fleet_and_lead_to_their_members(pages: Pages) -> N
     archive = pages.document("/group?by=team&name=archive")
     assert values_of(archive["members"], "database") == ["still"]
     nobody = pages.document("/group?by=team")
+    of_nobody = pages.ask("/group?by=team").text
+    assert "<h1>No team</h1>" in of_nobody
+    assert '<a href="/scenario?growth_factor=1.2&amp;growth_label=team%3D&amp;by=team">' in of_nobody
     assert values_of(nobody["members"], "database") == ["crm"]
     assert values_of(groups["groups"], "name") == ["payments", None, "archive"], "the largest first"
     by_name = pages.document("/groups?by=team&order=name")

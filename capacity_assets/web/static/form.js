@@ -1,15 +1,17 @@
-// The form of What if: omits empty fields from its address, and offers names that the search finds.
-document.querySelectorAll("form.assumptions").forEach(function (form) {
+// Offers the names that the search finds in fields for names, and omits empty fields of What if from its address.
+(function () {
   "use strict";
   const PAUSE_MILLISECONDS = 120;
   const SHOWN = 50;
 
-  form.addEventListener("formdata", function (event) {
-    [...event.formData].forEach(function (one) { if (!one[1].trim()) event.formData.delete(one[0]); });
+  document.querySelectorAll("form.assumptions").forEach(function (form) {
+    form.addEventListener("formdata", function (event) {
+      [...event.formData].forEach(function (one) { if (!one[1].trim()) event.formData.delete(one[0]); });
+    });
   });
 
-  form.querySelectorAll("input[data-names]").forEach(function (input) {
-    const server = form.elements.namedItem(input.dataset.of);
+  document.querySelectorAll("input[data-names]").forEach(function (input) {
+    const server = input.dataset.of ? input.form.elements.namedItem(input.dataset.of) : null;
     let timer = 0;
     let asked = 0;
 
@@ -35,4 +37,4 @@ document.querySelectorAll("form.assumptions").forEach(function (form) {
       timer = setTimeout(offer, PAUSE_MILLISECONDS);
     });
   });
-});
+})();
