@@ -6,7 +6,7 @@ How a runway is computed is in `runway`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, timedelta
 
@@ -259,27 +259,20 @@ def standing_for_themselves(rows: Sequence[Runway]) -> list[Runway]:
     A server that is limited by its volumes stands for the same space: it is left out if its range overlaps that of a
     volume.
     """
-    greatest: dict[tuple[str, str], tuple[object, ...]] = {}
-    earliest: dict[str, date] = {}
+    others: dict[tuple[str, str | None], list[Runway]] = {}
     for row in rows:
-        stands_for = {VOLUME: VOLUME_LIMIT, SERVER: SERVER_LIMIT if row.binds == OWN_LIMIT else None}.get(row.subject)
-        if stands_for:
-            key = (row.server, stands_for)
-            greatest[key] = min(greatest.get(key, row.risk), row.risk)
-        if row.volume and row.middle_day and row.early_day:
-            earliest[row.server] = min(earliest.get(row.server, date.max), row.early_day)
-    return [
-        row
-        for row in rows
-        if row.volume
-        or row.binds is None
-        or (
-            greatest.get((row.server, row.binds), (math.inf,)) > row.risk
-            and not (
-                row.subject == SERVER
-                and row.binds == VOLUME_LIMIT
-                and row.server in earliest
-                and earliest[row.server] <= (row.late_day or date.max)
-            )
-        )
-    ]
+        if row.volume or (row.subject == SERVER and row.binds == OWN_LIMIT):
+            others.setdefault((row.server, VOLUME_LIMIT if row.volume else SERVER_LIMIT), []).append(row)
+    risks = {key: min(one.risk for one in wholes) for key, wholes in others.items()}
+
+    def is_said_by_another(row: Runway) -> bool:
+        key = (row.server, row.binds)
+        return key in risks and (risks[key] <= row.risk or (row.subject == SERVER and _overlaps(row, others[key])))
+
+    return [row for row in rows if row.volume or not is_said_by_another(row)]
+
+
+def _overlaps(row: Runway, volumes: Iterable[Runway]) -> bool:
+    """Whether one of the volumes may be full by the late day of their server."""
+    late_day = row.late_day or date.max
+    return any(one.middle_day and one.early_day and one.early_day <= late_day for one in volumes if one.volume)
