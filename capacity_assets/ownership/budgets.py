@@ -395,15 +395,20 @@ def months_from(first: Window, number: int) -> list[Window]:
     return months
 
 
-def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
+def read_budget(connection: Connection, by: str, months: Sequence[Window], today: date, keys: Sequence[str]) -> Budget:
+    """Return the budget of months by the newest forecasts of groups; stores nothing. Raises as `read_budgets`."""
+    return read_budgets(connection, by, months, today, keys, [()])[0]
+
+
+def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
     connection: Connection,
     by: str,
     months: Sequence[Window],
     today: date,
     keys: Sequence[str],
-    assumed: Sequence[Effect] = (),
-) -> Budget:
-    """Return the budget of months by the newest forecasts of groups, and what a scenario adds; stores nothing.
+    scenarios: Sequence[Sequence[Effect]],
+) -> list[Budget]:
+    """Return the budget as `read_budget`, with what each of some scenarios adds.
 
     Raises:
         NotFoundError: no forecast of groups was issued within the last month.
@@ -415,10 +420,7 @@ def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
         raise ValidationError("A budget is made by engine or by the key of a label, not by server.")
     as_of, forecasts = _forecasts(connection, by, today, months[-1].end)
     fleet = forecasts.pop(FLEET)
-    of_groups = list(groups_of_effects(connection, by, today, assumed)) if assumed else []
     nothing = [0] * len(fleet.middle)
-    for name, _ in of_groups:
-        forecasts.setdefault(name, GroupForecast(name, fleet.last_day, nothing, nothing, nothing))
     bill = connection.execute(text(_LAST_BILL)).first()
     currency = connection.execute(text("SELECT min(currency) FROM capacity_prices")).scalar()
     prices: dict[str | None, GroupPrice] = {}
@@ -431,29 +433,39 @@ def read_budget(  # noqa: PLR0913, PLR0917 -- what a budget is of
         billable_month = connection.execute(text(_BILLABLE_MONTH), {"running": today.replace(day=1)}).scalar()
     of_fleet = prices.get(FLEET)
     at_mean = None if of_fleet is None else GroupPrice(of_fleet.of_months, is_mean=True)
-    each_price = {name: prices.get(name, at_mean) for name in forecasts}
     budgets = _budgets(connection, by, months, currency)
-    lines = _lines(forecasts, months, each_price, of_groups, budgets)
-    without_line = {
-        name or f"no {by}": sum(of_months.values(), Decimal())
-        for name, of_months in budgets.items()
-        if name not in forecasts
-    }
-    per_gib = _price_per_gib(forecasts.values(), months, each_price.values())
-    return Budget(
-        as_of=as_of,
-        grouped_by=by,
-        months=[month.start for month in months],
-        last_day=months[-1].end,
-        currency=currency,
-        bill_month=bill_month,
-        bill_issue=bill_issue,
-        billable_month=billable_month,
-        unpriced_gib_months=unpriced,
-        lines=sorted(lines, key=lambda line: (-(line.amount or 0), -line.end_size_mb, line.name is None, line.name)),
-        total=_total(lines, per_gib, fleet, months[-1].end),
-        budgets_without_line=without_line,
-    )
+    found = []
+    for assumed in scenarios:
+        of_groups = list(groups_of_effects(connection, by, today, assumed)) if assumed else []
+        new = {name: GroupForecast(name, fleet.last_day, nothing, nothing, nothing) for name, _ in of_groups}
+        groups = {**forecasts, **{name: one for name, one in new.items() if name not in forecasts}}
+        each_price = {name: prices.get(name, at_mean) for name in groups}
+        lines = _lines(groups, months, each_price, of_groups, budgets)
+        without_line = {
+            name or f"no {by}": sum(of_months.values(), Decimal())
+            for name, of_months in budgets.items()
+            if name not in groups
+        }
+        per_gib = _price_per_gib(groups.values(), months, each_price.values())
+        found.append(
+            Budget(
+                as_of=as_of,
+                grouped_by=by,
+                months=[month.start for month in months],
+                last_day=months[-1].end,
+                currency=currency,
+                bill_month=bill_month,
+                bill_issue=bill_issue,
+                billable_month=billable_month,
+                unpriced_gib_months=unpriced,
+                lines=sorted(
+                    lines, key=lambda line: (-(line.amount or 0), -line.end_size_mb, line.name is None, line.name)
+                ),
+                total=_total(lines, per_gib, fleet, months[-1].end),
+                budgets_without_line=without_line,
+            )
+        )
+    return found
 
 
 def _forecasts(
@@ -749,11 +761,11 @@ SELECT CAST(date_trunc('month', day) AS date) FROM capacity_samples WHERE day < 
 """
 # Prices change on some days only, so each is looked up once per stretch of days of a month.
 _MIX = """
-SELECT of_bill.*, s.day, s.days
+SELECT CASE CAST(:by AS text) WHEN 'engine' THEN engine ELSE labels ->> CAST(:by AS text) END AS group_name,
+       of_bill.*, s.day, s.days
 FROM (
-    SELECT CASE CAST(:by AS text) WHEN 'engine' THEN l.engine ELSE l.labels ->> CAST(:by AS text) END AS group_name,
-           l.engine, l.labels, sum(l.gib_months) AS gib
-    FROM capacity_bill_lines l WHERE l.month = :month AND l.issue = :issue GROUP BY 1, l.engine, l.labels
+    SELECT l.engine, l.labels, sum(l.gib_months) AS gib
+    FROM capacity_bill_lines l WHERE l.month = :month AND l.issue = :issue GROUP BY l.engine, l.labels
 ) AS of_bill CROSS JOIN (
     SELECT day, lead(day, 1, CAST(:last AS date) + 1) OVER (ORDER BY day) - day AS days
     FROM (SELECT CAST(generate_series(CAST(:first AS date), :last, interval '1 month') AS date) AS day

@@ -49,7 +49,7 @@ from capacity_assets.ownership.budgets import (
     BudgetTotal,
     coming_months,
     groups_of_effects,
-    read_budget,
+    read_budgets,
 )
 from capacity_assets.ownership.labels import read_labels
 
@@ -198,8 +198,7 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
     common = (as_of, scenario.texts, changed, unread + len(listed) - len(changed))
     months = coming_months(today, MOST_MONTHS)
     try:
-        base = read_budget(connection, by, months, today, keys)
-        assumed = read_budget(connection, by, months, today, keys, comparison.effects)
+        base, assumed = read_budgets(connection, by, months, today, keys, [(), comparison.effects])
     except NotFoundError as error:
         return ScenarioResult(*common, comparison.notes, without_budget=str(error))
     grown = [one for one in comparison.effects if isinstance(one.of, Growth)]
@@ -219,7 +218,7 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
 def read_fits(connection: Connection, today: date, scenario: Scenario, most: int | None = None) -> list[NewDatabaseFit]:
     """Return where the new database of a scenario without a server fits, best first. Raises as `read_result`."""
     as_of, having = _newest_day(connection, today), _having(connection, today)
-    is_alone = Scenario(new_database=scenario.new_database) == scenario
+    is_alone = not (scenario.growth or scenario.purge or scenario.limit or scenario.move)
     _refuse_more(connection, as_of, None, most, "servers" if is_alone else "databases")
     kinds = (VOLUME, SERVER) if is_alone else KINDS_IN_ORDER
     return fits(compare_within(connection, HistoryScope(as_of, every=True), scenario, having, kinds=kinds))

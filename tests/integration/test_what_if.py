@@ -357,6 +357,7 @@ def test_a_larger_fleet_than_a_page_computes_gets_the_command(pages: Pages, monk
     shown = pages.ask(address({"growth_factor": "1.3"}))
     assert (shown.status, "capacity scenario FILE --store NAME" in shown.text) == (200, True)
     assert pages.document(address({"growth_factor": "1.3", "growth_server": "server-2"}))["message"] is None
+    assert len(pages.document(address({"new_database_gb": "5"}))["runways"]) == 1, "of two servers no database is read"
 
 
 def test_one_is_computed_at_a_time_and_the_other_pages_go_on(
