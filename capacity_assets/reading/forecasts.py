@@ -205,8 +205,8 @@ _ENDS = {days: [f"{end}_{days}_days_mb" for end in ("lower", "forecast", "upper"
 _OWN = [one.name for one in fields(StoredRunway) if one.name in {column.name for column in RUNWAY_VIEW.columns}]
 
 
-def _issued_on(day: date) -> sa.Subquery:
-    """Return the forecasts of a day with the columns of the view."""
+def _issued_on(day: date | None) -> sa.Subquery:
+    """Return the forecasts of a day with the columns of the view; None: no forecast."""
     return sa.select(_ISSUED).where(_ISSUED.c.as_of == day).subquery("r")
 
 
@@ -268,10 +268,13 @@ def fills_first(
 
     If a volume or server limits several databases, only the volume or server is listed.
     """
-    chosen = _select(_NEWEST).where(_R.stands_for_itself, _R.full_middle.is_not(None))
+    # An index has the order of the dates of a day; those of one server are few.
+    source = _issued_on(forecast_day(connection)) if server is None else _NEWEST
+    of = source.c
+    chosen = _select(source).where(of.stands_for_itself, of.full_middle.is_not(None))
     if server is not None:
-        chosen = chosen.where(_R.server == server)
-    in_order = chosen.order_by(_R.full_middle, _R.server, _R.name, _R.subject)
+        chosen = chosen.where(of.server == server)
+    in_order = chosen.order_by(of.full_middle, of.server, of.name, of.subject)
     return _runways(connection, today, in_order.limit(shown).offset(skipped))
 
 
