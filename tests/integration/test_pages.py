@@ -415,7 +415,7 @@ def test_a_server_lists_its_databases_volumes_and_attempts_and_a_volume_what_it_
     assert pages.document("/server?server=2")["attempts"][0]["failure"] == "unreachable"
     unmeasured = pages.ask("/server?server=2").text
     assert f'<p class="warning">Not measured on {human_day(TODAY)}.</p>' in unmeasured
-    assert "No database was measured in the last complete day." in unmeasured
+    assert "No database was measured on the last complete day." in unmeasured
     for address in ("/server?server=1", "/server?server=2&range=30d", "/server?server=2&period=monthly"):
         assert "Not measured on" not in pages.ask(address).text.split("<h2>")[0], address
     assert volume["sizes"][-1]["size_mb"] == 20_000 + 50 * (DAYS - 1)

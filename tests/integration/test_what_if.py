@@ -159,6 +159,20 @@ def test_without_assumptions_there_are_examples_of_this_fleet_and_the_stored_sce
     assert pages.document("/scenario?name=twice+the+growth")["result"] == page["result"]
 
 
+def test_other_pages_ask_a_question_about_what_they_show_and_it_is_answered(pages: Pages) -> None:
+    asked = {
+        "/server?server=1": "growth_factor=1.2&growth_server=server-1",
+        "/database?server=1&name=orders": "purge_gb=4&purge_server=server-1&purge_database=orders",
+        "/volume?server=1&name=%2Fdata": "limit_add_gb=10&limit_server=server-1&limit_volume=%2Fdata",
+        "/group?by=team&name=payments": "growth_factor=1.2&growth_label=team%3Dpayments&by=team",
+        "/group?by=team": "growth_factor=1.2&growth_label=team%3D&by=team",
+        "/budget": "growth_factor=1.2&by=team",
+    }
+    for page, question in asked.items():
+        assert f'<a href="/scenario?{html.escape(question)}">What if ' in pages.ask(page).text, page
+        assert pages.document(f"/scenario?{question}")["answer"].startswith("With these assumptions, "), page
+
+
 REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
     ({"growth_factor": "much"}, 400, "growth 1: 'much' is not a number."),
     ({"growth_label": "team=payments"}, 400, "growth 1: factor missing."),
