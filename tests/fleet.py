@@ -40,6 +40,45 @@ def add_objects(engine: Engine, server: int, database: str, days: Mapping[date, 
                 connection.execute(insert(object_size_stats), {**values, "is_exact": True})
 
 
+BESIDE_SIZES = (
+    """
+INSERT INTO capacity_collection_attempts (collected_date, instance_id, status)
+SELECT CAST(:day AS date), id, 'collected' FROM instances WHERE name = :name
+    """,
+    """
+INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source)
+SELECT CAST(:day AS date), id, '/data', 1000, 10, 'measured' FROM instances WHERE name = :name
+    """,
+    """
+INSERT INTO database_limit_stats (collected_date, instance_id, database_name, is_unlimited, volumes, source)
+SELECT CAST(:day AS date), id, 'orders', true, ARRAY['/data'], 'measured' FROM instances WHERE name = :name
+    """,
+    """
+INSERT INTO server_part_stats (collected_date, instance_id, part_kind, part_name, size_bytes)
+SELECT CAST(:day AS date), id, 'wal', '', 1048576 FROM instances WHERE name = :name
+    """,
+    """
+INSERT INTO object_size_stats (collected_date, instance_id, database_name, kind, schema_name, table_name, object_name,
+                               size_bytes, is_exact)
+SELECT CAST(:day AS date), id, 'orders', 'table', 'public', '', 'audit', 10, true FROM instances WHERE name = :name
+    """,
+    """
+INSERT INTO capacity_collection_targets (instance_id, tls, sizing) SELECT id, 'off', 'files' FROM instances
+WHERE name = :name
+    """,
+    "INSERT INTO capacity_imports (fingerprint, source, target, position, counts) VALUES ('x', 'x', 'x', 1, '{}')",
+    "INSERT INTO capacity_imported_days SELECT id, '', 'x', datemultirange(daterange(:day, :day, '[]')) "
+    "FROM instances WHERE name = :name",
+)
+
+
+def add_beside_sizes(engine: Engine, server: str, day: date) -> None:
+    """One row of a server in each table of what is stored beside sizes."""
+    with engine.begin() as connection:
+        for statement in BESIDE_SIZES:
+            connection.execute(text(statement), {"name": server, "day": day})
+
+
 def add_database_sizes(engine: Engine, rows: Sequence[Mapping[str, object]]) -> None:
     """Rows need instance_id, database_name, collected_date and size_mb."""
     _add(

@@ -27,7 +27,15 @@ from capacity_assets.report.page import notes, read_report
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, totals
+from tests.fleet import (
+    add_beside_sizes,
+    add_database_sizes,
+    add_instance_sizes,
+    add_instances,
+    load_sample,
+    sizes,
+    totals,
+)
 
 
 def rows(engine: Engine, query: str) -> list[dict[str, Any]]:
@@ -49,39 +57,6 @@ def small_fleet(engine: Engine) -> None:
         compute_windows(service, name, date(2025, 1, 1), date(2025, 6, 30))
 
 
-ATTEMPT = """
-INSERT INTO capacity_collection_attempts (collected_date, instance_id, status)
-SELECT CAST(:day AS date), id, 'collected' FROM instances WHERE name = :name
-"""
-VOLUME = """
-INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source)
-SELECT CAST(:day AS date), id, '/data', 1000, 10, 'measured' FROM instances WHERE name = :name
-"""
-CEILING = """
-INSERT INTO database_limit_stats (collected_date, instance_id, database_name, is_unlimited, volumes, source)
-SELECT CAST(:day AS date), id, 'orders', true, ARRAY['/data'], 'measured' FROM instances WHERE name = :name
-"""
-PART = """
-INSERT INTO server_part_stats (collected_date, instance_id, part_kind, part_name, size_bytes)
-SELECT CAST(:day AS date), id, 'wal', '', 1048576 FROM instances WHERE name = :name
-"""
-OBJECTS = """
-INSERT INTO object_size_stats (collected_date, instance_id, database_name, kind, schema_name, table_name, object_name,
-                               size_bytes, is_exact)
-SELECT CAST(:day AS date), id, 'orders', 'table', 'public', '', 'audit', 10, true FROM instances WHERE name = :name
-"""
-
-TARGET = """
-INSERT INTO capacity_collection_targets (instance_id, tls, sizing) SELECT id, 'off', 'files' FROM instances
-WHERE name = :name
-"""
-IMPORT = (
-    "INSERT INTO capacity_imports (fingerprint, source, target, position, counts) VALUES ('x', 'x', 'x', 1, '{}')",
-    "INSERT INTO capacity_imported_days SELECT id, '', 'x', datemultirange(daterange(:day, :day, '[]')) "
-    "FROM instances WHERE name = :name",
-)
-
-
 def filling_fleet(engine: Engine) -> None:
     """The sample, with a limit that is reached within a year, and runways that came due."""
     load_sample(engine)
@@ -98,11 +73,7 @@ def filling_fleet(engine: Engine) -> None:
         compute_windows(AggregationService(engine, fixed_clock()), period, days["first"], days["last"], scope="group")
     declare_steps(engine, [SizeStep(server["name"], None, days["last"], "purged")])
     decide(engine, [Decision(server["name"], None, None, EXCLUDED, days["last"] + timedelta(days=30), "scratch")])
-    with engine.begin() as connection:
-        asked = {"name": server["name"], "day": days["last"]}
-        connection.execute(text(ATTEMPT), asked)
-        for statement in (VOLUME, CEILING, PART, OBJECTS, TARGET, *IMPORT):
-            connection.execute(text(statement), asked)
+    add_beside_sizes(engine, server["name"], days["last"])
     for day in (days["last"] - timedelta(days=7), days["last"]):
         issue_runways(engine, day, day)
     execute(engine, "UPDATE capacity_runways SET in_time = true")
