@@ -18,6 +18,7 @@ from capacity_assets.database.locks import CapacityLockManager
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, add_overflowing_instance, sizes, stored
 from tests.forked import run_forked
+from tests.servers import free_port
 
 
 @pytest.mark.usefixtures("sample")
@@ -129,13 +130,14 @@ def test_the_demo_refuses_a_database_that_holds_other_servers(settings: Settings
 
 
 @pytest.mark.usefixtures("settings")
-@pytest.mark.parametrize("command", ["demo", "up --port 3998"])
+@pytest.mark.parametrize("command", ["demo", "up"])
 def test_an_unreachable_dagster_storage_is_told_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql+psycopg2://dba:hunter2@127.0.0.1:9/dagster")
 
-    result = capacity(*command.split())
+    ports = ("--port", str(free_port()), "--pages-port", str(free_port())) if command == "up" else ()
+    result = capacity(command, *ports)
 
     assert result.exit_code == 1
     assert "Cannot reach PostgreSQL at postgresql://dba@127.0.0.1:9/dagster" in result.output
