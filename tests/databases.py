@@ -14,7 +14,7 @@ import itertools
 import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, LiteralString, NamedTuple, Protocol
 
 import psycopg
@@ -43,8 +43,9 @@ CATALOGUES = (
     "pg_default_acl", "pg_description", "pg_index", "pg_inherits", "pg_namespace", "pg_policy", "pg_proc", "pg_rewrite",
     "pg_trigger", "pg_type",
 )  # fmt: skip
+# A transaction's number has no order, but an age: in transactions since then.
 _CATALOGUE = " UNION ALL ".join(
-    f"SELECT '{name}', count(*), max(xmin::text::bigint) FROM {name}" for name in CATALOGUES
+    f"SELECT '{name}', count(*), age('3'::xid) - min(age(xmin)) FROM {name}" for name in CATALOGUES
 )
 _FILLED = """
 SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
@@ -261,7 +262,9 @@ class Databases:
                 connection.execute(f"TRUNCATE {tables}")
                 connection.execute(_RESTART)
                 connection.execute("RESET session_replication_role")
-            return _Emptied(found.name, _catalogue_of(connection), found.engine)
+                # Emptying a table gives it a new file.
+                return replace(found, catalogue=_catalogue_of(connection))
+            return found
 
 
 @contextmanager
