@@ -1,8 +1,8 @@
-"""The configuration: every environment variable, its type, default and description, and what follows from it.
+"""The configuration: every environment variable with its type, default and description, and derived values.
 
 `load_settings()` is the only reader of the environment and of the file `.env`. Its errors name the variable, say what
-is wrong with the value and never repeat a secret. What does not come from the environment (the period registry, slice
-sizes) does not belong here.
+is wrong with the value and never repeat a secret. Values that do not come from the environment (the period registry,
+slice sizes) are elsewhere.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from capacity_assets.base.errors import ValidationError
 HORIZONS_DAYS = (7, 30, 90, 365)
 ENV_FILE = ".env"
 LARGEST_BYTES = 1 << 20
-# A virtual environment may have the same name, and is none of our business.
+# A virtual environment may have the same name; it is ignored.
 VIRTUAL_ENVIRONMENT = "pyvenv.cfg"
 
 
 def env_file_values() -> dict[str, str]:
     """Return the variables in the file of the working folder; none if there is no file.
 
-    Raises ValidationError: as `read_text_file`; it is no file, or has a line that is no variable.
+    Raises ValidationError: as `read_text_file`; it is not a file, or has a line that is not a variable.
     """
     path = Path(ENV_FILE)
     if not path.exists() or (path / VIRTUAL_ENVIRONMENT).exists():
@@ -75,7 +75,7 @@ def variable(name: str) -> str | None:
 
 
 def unknown_variables() -> list[str]:
-    """Return variables that begin like ours but are none of ours: most likely misspelt, and without effect."""
+    """Return variables with our prefix that do not exist: most likely misspelt, and without effect."""
     present = {*os.environ, *env_file_values()}
     return sorted(name for name in present if name.startswith(OUR_PREFIX) and name not in variable_names())
 
@@ -83,20 +83,20 @@ def unknown_variables() -> list[str]:
 HOURS_PER_DAY = 24
 LEAST_TOKEN = 16
 MOST_SHARES = 100
-# Windows before and after exist: these are far from the ends of the calendar.
+# Far enough from the ends of the calendar for earlier and later windows.
 EARLIEST_START, LATEST_START = date(1970, 1, 1), date(2999, 12, 31)
-# Machines without a zone of their own have it under one or the other.
+# Machines without a configured zone use one of these.
 OTHER_NAMES_OF_UTC = ("Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "Zulu")
 POSTGRESQL_URL = "postgresql://user:password@host:5432/database"
 
 
-@cache  # Each time, all files of the machine's time zones are looked at.
+@cache  # Each call reads all files of the machine's time zones.
 def _zones() -> set[str]:
     return available_timezones()
 
 
 def machine_zone() -> str:
-    """Return the time zone of this machine, or UTC if it has none that is known."""
+    """Return the time zone of this machine, or UTC if it has none or an unknown one."""
     try:
         name = get_localzone_name()
     except ZoneInfoNotFoundError:
@@ -112,7 +112,7 @@ def _check(fits: Callable[[Any], object], what: str, how: str) -> Callable[[Any]
         try:
             is_fit = fits(value.get_secret_value() if is_secret else value)
         except (TypeError, ValueError):
-            # Its own text may repeat a part of the value.
+            # The exception's text may repeat a part of the value.
             is_fit = False
         if not is_fit:
             raise ValueError(f"{'' if is_secret else f'{value!r} '}is not {what}; write {how}") from None
@@ -133,7 +133,7 @@ def _postgresql_url(value: SecretStr) -> SecretStr:
     if url.get_backend_name() not in ("postgresql", "postgres"):
         raise ValueError(f"names {url.get_backend_name()!r}; only PostgreSQL works: {POSTGRESQL_URL}")
     if "@" in f"{url.host}{url.database}":
-        # A password with an unescaped @ would be cut there, and its rest shown as a part of the host.
+        # A password with an unescaped @ would end there, and its rest would be shown as a part of the host.
         raise ValueError("holds an @ too many; write an @ in the password as %40")
     if not url.database:
         raise ValueError(f"names no database; write {POSTGRESQL_URL}")
@@ -182,7 +182,7 @@ def _folder(value: Path) -> Path:
     try:
         fits = value.is_dir() or not value.exists()
     except OSError as error:
-        # Such as a name that is longer than the file system takes.
+        # For example a name that is too long for the file system.
         raise ValueError(f"cannot be used: {error.strerror}; write the path of a folder") from None
     if not fits:
         raise ValueError(f"{str(value)!r} is a file; write the path of a folder")
@@ -198,7 +198,7 @@ def _not_below_watch(act_percent: int, info: ValidationInfo) -> int:
 
 def _above_cost_of_acting(filling: Decimal | None, info: ValidationInfo) -> Decimal | None:
     if "cost_of_acting" not in info.data:
-        # That one is wrong itself.
+        # That value is invalid itself.
         return filling
     acting = info.data["cost_of_acting"]
     if (acting is None) != (filling is None):
@@ -255,7 +255,7 @@ def _shares(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def as_text(value: object) -> str:
-    """Return what a variable holds so that it is read as `value` again, wherever the reader is started."""
+    """Return the text of a variable that is read as `value` again, in whatever folder the reader is started."""
     if isinstance(value, tuple):
         return ",".join(map(as_text, value))
     if isinstance(value, SecretStr):
@@ -264,7 +264,7 @@ def as_text(value: object) -> str:
 
 
 def url_for_driver(secret: SecretStr | None, driver: str) -> URL | None:
-    """Return the URL that a variable holds, for a driver; None if it is unset."""
+    """Return the URL in a variable, for a driver; None if it is unset."""
     return None if secret is None else make_url(secret.get_secret_value()).set(drivername=driver)
 
 
@@ -302,19 +302,19 @@ LabelKeys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), After
 Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_listed)]
 
 
-# Samples are measured at three.
+# One hour after the collection.
 DEFAULT_SCHEDULE_HOUR = 4
 DEFAULT_JUMP_PERCENT = 100
 DEFAULT_PARALLEL_SLICES = 2
 LONGEST_SETTLING = 30
 YEAR_AND_MONTH_DAYS = 400
-"""As many as a year and the month before it have, and a few more."""
+"""A year, the month before it, and a few days more."""
 HISTORY_DAYS = 1096
-"""Days that a forecast uses; fewer are enough. Of volumes no aggregate is made, so their samples are kept as long."""
+"""Days that a forecast uses at most. Volumes have no aggregates, so their samples are kept as long."""
 DEFAULT_RETENTION_DAYS = f"raw={YEAR_AND_MONTH_DAYS},daily={HISTORY_DAYS},volume_size_stats={HISTORY_DAYS}"
 DEFAULT_HOME = Path(".capacity")
 DEFAULT_COLLECTION_CONCURRENCY = 32
-# systemd mounts credentials of a unit below the second.
+# In the second, systemd mounts the credentials of a unit.
 DEFAULT_PASSWORD_FOLDERS = (Path("/etc/capacity"), Path("/run/credentials"))
 DEFAULT_LABEL_KEYS = ("team", "environment", "service", "cost_centre")
 DEFAULT_PASSWORD_VARIABLES = ("*PASSWORD*",)
@@ -326,9 +326,9 @@ FORMER_NAMES = {
 
 
 class Variables(BaseSettings):
-    """One field per variable, `CAPACITY_` and its name but for Dagster's; the texts below them are the reference."""
+    """One field per variable: `CAPACITY_` and its name, except Dagster's. The reference contains their texts."""
 
-    # Like `dagster dev`, which reads .env from the folder it is started in; here what is exported wins.
+    # Like `dagster dev`, which reads .env from its working folder; exported variables have precedence here.
     model_config = SettingsConfigDict(
         frozen=True,
         extra="ignore",
@@ -340,37 +340,38 @@ class Variables(BaseSettings):
     )
 
     database_url: PostgresUrl | None = None
-    """PostgreSQL that holds the capacity tables, `postgresql://user:password@host:5432/name`. Unset: the embedded
+    """PostgreSQL database of the capacity tables, `postgresql://user:password@host:5432/name`. Unset: the embedded
     server under CAPACITY_HOME."""
     dagster_postgres_url: PostgresUrl | None = Field(default=None, validation_alias="DAGSTER_POSTGRES_URL")
-    """PostgreSQL that holds Dagster's runs, events and schedules, `postgresql+psycopg2://user:password@host:5432/name`.
-    Unset: the embedded server under CAPACITY_HOME."""
+    """PostgreSQL database of Dagster's runs, events and schedules,
+    `postgresql+psycopg2://user:password@host:5432/name`. Unset: the embedded server under CAPACITY_HOME."""
     redis_url: RedisUrl | None = None
-    """Redis that holds the locks against writers outside Dagster, `redis://:password@host:6379/0`. Unset: rows of
+    """Redis for the locks against writers outside Dagster, `redis://:password@host:6379/0`. Unset: rows of
     `capacity_locks`."""
     alert_webhook_url: WebAddress | None = None
-    """Address to which failed runs, failed checks of severity error and what fills soon are posted, as JSON with the
-    key `text`. Unset: nowhere."""
+    """Webhook for failed runs, failed checks of severity error and alerts about what fills soon, as JSON with the key
+    `text`. Unset: none."""
     receivers: Path | None = None
-    """TOML file that lists who gets alerts and the weekly digest, how, and whether for the whole fleet or for what has
-    a label. Unset: nobody."""
+    """TOML file of the receivers of alerts and the weekly digest, for the whole fleet or for a label. Unset: none."""
     digest_receivers: Path | None = None
     """Former name of CAPACITY_RECEIVERS, read if that is unset."""
     smtp_url: MailServer | None = None
     """Mail server of digests and alerts, `smtps://user:password@host:465`, or `smtp://host:587`, encrypted if the
     server offers it. Unset: no mail."""
     mail_from: str | None = Field(default=None, pattern=r"^[^@\s,;<>]+@[^@\s,;<>]+$")
-    """Address that digests and alerts come from."""
+    """Sender address of digests and alerts."""
     timezone: ZoneName = Field(default_factory=machine_zone)
-    """Time zone (IANA name) in which days, weeks and months begin and end. Unset: this machine's. A database keeps the
-    one it was filled in, the legacy application's being Asia/Shanghai."""
+    """Time zone (IANA name) of days, weeks and months. Unset: this machine's. A database keeps the zone with which it
+    was filled; that of the legacy application is Asia/Shanghai."""
     start_date: FirstDay = date(2025, 1, 1)
-    """First day with samples, `YYYY-MM-DD`. Each period's first partition is the window that holds it."""
+    """First day with samples, `YYYY-MM-DD`. The first partition of each period is the window that contains
+    it."""
     schedule_hour: Hour = DEFAULT_SCHEDULE_HOUR
-    """Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which schedules tick; samples should be there."""
+    """Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which schedules tick; samples should have arrived by
+    then."""
     settle_seconds: int = Field(default=60, ge=0)
     """For how many seconds samples must stay unchanged before their windows are recomputed. If they keep changing,
-    windows are recomputed after 30 times that at the latest."""
+    windows are recomputed after 30 times as long at the latest."""
     jump_percent: int = Field(default=DEFAULT_JUMP_PERCENT, gt=0)
     """Change in percent, up or down, from which the check `jumps_named` names a row."""
     fills_soon_days: Horizon = 30
@@ -390,14 +391,13 @@ class Variables(BaseSettings):
     """Cost of something filling up because nobody acted, in the same unit. Must be greater than
     `CAPACITY_COST_OF_ACTING`."""
     fills_soon_severity: Literal["error", "warn"] = "error"
-    """`error`: what that check names is sent as an alert; `warn`: it is only shown."""
+    """`error`: findings of that check are sent as alerts; `warn`: they are only shown."""
     trend_percent: Decimal | None = Field(default=None, gt=0, le=1000, decimal_places=2)
     """Change in percent, up or down, beyond which a window counts as growing or shrinking, the same for every period;
     the legacy application used 5. Unset: 20 % per year, in proportion to the window's length."""
     retention_days: str = DEFAULT_RETENTION_DAYS
     """How many days rows are kept: `name=days` or `name=forever`, separated by commas. A name is `raw`, a raw table, a
-    period, or an aggregate asset; the more exact one wins. What is not named keeps its default. See the operations
-    page."""
+    period, or an aggregate asset; the more exact one wins. Other rows keep their default. See the operations page."""
     parallel_slices: int = Field(default=DEFAULT_PARALLEL_SLICES, ge=1, le=32)
     """How many slices of servers a run writes in parallel. Each keeps a core of the PostgreSQL server busy and takes a
     connection."""
@@ -405,7 +405,7 @@ class Variables(BaseSettings):
     """`on`: the raw assets measure the servers registered with `capacity instances`. `off`: another application fills
     the raw tables, and the raw assets observe them."""
     legacy_runs: Literal["on", "off"] = "off"
-    """`on`: each run of a period is also entered in `task_runs` or `sync_sessions` of the legacy application, whose
+    """`on`: each run of a period is also stored in `task_runs` or `sync_sessions` of the legacy application, whose
     pages then show it."""
     collection_hour: Hour = 3
     """Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which servers are measured, or the raw tables observed."""
@@ -422,29 +422,29 @@ class Variables(BaseSettings):
     """Databases that are not measured, by engine, instead of the defaults: `mysql=mysql|sys,postgresql=`. Engines that
     are not named keep theirs."""
     label_keys: LabelKeys = DEFAULT_LABEL_KEYS
-    """Keys of the labels of servers and databases, separated by commas. A further word adds a key."""
+    """Keys of the labels of servers and databases, separated by commas. Another word adds a key."""
     bill_issuer: str = "capacity_assets"
-    """Who provides and bills, in `capacity bill --format focus`: the name of a team or a company."""
+    """Provider and issuer in `capacity bill --format focus`: the name of a team or a company."""
     objects: ServersAndLabels = ()
-    """Servers whose tables and indexes are measured as well: names of servers and labels such as
+    """Servers whose tables and indexes are measured: names of servers and labels such as
     `environment=production`, separated by commas, or `all`. Unset: none."""
     objects_days: int = Field(default=7, ge=1, le=31)
     """Days from one measurement of tables and indexes to the next."""
     volume_sources: Path | None = None
-    """TOML file that names Prometheus-compatible servers, which know the file systems of servers that do not report
-    them, and sizes of past days for imports. Unset: none."""
+    """TOML file of Prometheus-compatible servers. They provide file systems that measured servers do not report, and
+    sizes of past days for imports. Unset: none."""
     export_url: ExportAddress | None = None
     """Folder or object storage (`/srv/capacity`, `s3://bucket/capacity`) to which the aggregates of each window are
     written as Parquet files. Unset: none are."""
     declared_by: str | None = Field(default=None, max_length=LONGEST_DECLARER)
-    """Who declares limits, steps, labels, prices, servers, volumes and decisions, for commands without `--by`. Unset:
-    the login of the operating system."""
+    """Author of declared limits, steps, labels, prices, servers, volumes and decisions, for commands without `--by`.
+    Unset: the login of the operating system."""
     web_dagster_postgres_url: PostgresUrl | None = None
     """Address of Dagster's database for the metrics of runs, with a role that can only read the tables `runs` and
     `daemon_heartbeats`. Unset: DAGSTER_POSTGRES_URL."""
     web_database_url: PostgresUrl | None = None
     """Address of the same database for the pages, with a role that can only read. Unset: CAPACITY_DATABASE_URL, with
-    the role `capacity_reader` if its own role may take that on."""
+    the role `capacity_reader` if its own role may switch to it."""
     sql_password: Token | None = None
     """Password of the role `capacity_reader` while `capacity up --sql-port` is open, at least 16 characters. Unset:
     generated and stored in the file `sql-password` under CAPACITY_HOME."""
@@ -462,12 +462,12 @@ class Variables(BaseSettings):
     pages_url: str | None = Field(default=None, pattern="^https?://")
     """Address of the pages, to which Dagster's UI, digests and alerts link. Unset: no links; `capacity up` sets it."""
     secrets_folder: Path = Path("/run/secrets")
-    """Folder in which `secret:NAME` finds the file NAME: where a secret store is mounted."""
+    """Folder of the file NAME of a password `secret:NAME`: the mount of a secret store."""
     password_variables: Words = DEFAULT_PASSWORD_VARIABLES
     """Variables that `env:NAME` may name, as names or patterns with `*`, separated by commas. Those of capacity_assets
-    itself are refused whatever is written here."""
+    itself are always refused."""
     password_folders: Folders = DEFAULT_PASSWORD_FOLDERS
-    """Folders in which the file of `file:/PATH` must lie, after links are followed, separated by commas."""
+    """Folders allowed for the file of a password `file:/PATH`, after links are followed, separated by commas."""
     home: Folder = DEFAULT_HOME
     """Folder for the embedded server's data and Dagster's home."""
 
@@ -478,9 +478,9 @@ class Variables(BaseSettings):
         return present | given
 
 
-# CAPACITY_TIMEZOEN is, CAPACITY_HOST, which containers are given, is not.
+# CAPACITY_TIMEZOEN is; CAPACITY_HOST, which container platforms set, is not.
 NEARLY_THE_SAME = 0.9
-# CAPACITY_DEV_DATABASE_URL is somebody's own.
+# CAPACITY_DEV_DATABASE_URL is a variable of the user.
 MOST_LETTERS_OFF = 2
 ADDRESSES = ("database_url", "dagster_postgres_url")
 CAPACITY_DRIVER = "postgresql+psycopg"
@@ -490,12 +490,12 @@ DAGSTER_DRIVER = "postgresql+psycopg2"
 
 
 class ConfigurationError(Exception):
-    """The environment holds a value that cannot work; the text names each variable and what to write."""
+    """The environment contains an invalid value; the text names each variable and what to write."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From which probability of being full within `days`, in percent, something is watched and acted on."""
+    """The probabilities of being full within `days`, in percent, from which something is marked *watch* and *act*."""
 
     days: int = 30
     watch_percent: int = 20
@@ -504,7 +504,7 @@ class Thresholds:
 
 DEFAULT_THRESHOLDS = Thresholds()
 WATCH_OF_ACT = Fraction(2, 5)
-"""Where costs are set, watching begins at this part of the probability from which acting pays, as by default."""
+"""If costs are set, *watch* begins at this part of the *act* threshold, as in the default."""
 
 
 class Settings(Variables):
@@ -517,7 +517,7 @@ class Settings(Variables):
 
     @property
     def zone_is_chosen(self) -> bool:
-        """Whether the time zone is set; else it is the machine's."""
+        """Whether the time zone is set; otherwise it is the machine's."""
         return "timezone" in self.model_fields_set
 
     @property
@@ -552,7 +552,7 @@ class Settings(Variables):
 
     @property
     def thresholds(self) -> Thresholds:
-        """From which probability on a fill date is watched, and acted on: by the costs, if they are set."""
+        """The thresholds *watch* and *act*: from the costs, if they are set."""
         if self.cost_of_acting is None or self.cost_of_filling is None:
             return Thresholds(self.fills_soon_days, self.watch_percent, self.act_percent)
         act_percent = 100 * Fraction(self.cost_of_acting) / Fraction(self.cost_of_filling)
@@ -561,23 +561,23 @@ class Settings(Variables):
     def as_environment(self) -> dict[str, str]:
         """Return the variables of these settings for a child process, which does not read our .env file.
 
-        The two addresses are left out: the caller passes those of the embedded server.
+        The two addresses are not included: the caller passes those of the embedded server.
         """
         values = {
             str(field.validation_alias): as_text(getattr(self, name))
             for name, field in type(self).model_fields.items()
             if name not in ADDRESSES
         }
-        # Left to the child as it was to us, which tells a zone that was chosen from the machine's.
+        # Not set for the child if it was not set here, so that the child also knows whether the zone was chosen.
         return values | ({} if self.zone_is_chosen else {"CAPACITY_TIMEZONE": ""})
 
     @property
     def declarer(self) -> str | None:
-        """Who declares things unless a command says otherwise; None: this user has no login."""
+        """The author of declarations unless a command names another; None: this user has no login."""
         try:
             return self.declared_by or getpass.getuser()
         except (KeyError, OSError):
-            # As in containers whose user number is in no file of users.
+            # For example in containers whose user ID is not in the file of users.
             return None
 
     @property
@@ -587,7 +587,7 @@ class Settings(Variables):
 
     @property
     def reports(self) -> Path:
-        """Where growth reports are written."""
+        """Folder of growth reports."""
         return self.home.resolve() / "reports"
 
     @property
@@ -607,7 +607,7 @@ def _reason(message: str) -> str:
 
 
 def _misspelt() -> Iterator[str]:
-    """Yield a line for each variable that is nearly one of ours, and would have no effect; raises ValidationError."""
+    """Yield a line for each variable that is nearly one of these and has no effect; raises ValidationError."""
     for name in unknown_variables():
         for nearest in get_close_matches(name, list(variable_names()), n=1, cutoff=NEARLY_THE_SAME):
             ours, theirs = Counter(nearest), Counter(name)
@@ -619,8 +619,8 @@ def load_settings() -> Settings:
     """Read the environment.
 
     Raises:
-        ConfigurationError: one line for each variable that is misspelt or whose value cannot work, never with a secret
-            in it; or the file `.env` cannot be used.
+        ConfigurationError: one line for each misspelt variable or invalid value, without secrets; or the file `.env`
+            cannot be used.
     """
     try:
         problems = list(_misspelt())
@@ -629,7 +629,7 @@ def load_settings() -> Settings:
         raise ConfigurationError(f"{ENV_FILE}: {error}") from None
     except PydanticValidationError as error:
         # The pydantic text repeats the input, which may be a URL with a password: build our own lines.
-        # A default that is wrong beside other values is named by its field.
+        # The error of a default that contradicts other values contains the name of its field.
         names = {name: str(field.validation_alias) for name, field in Variables.model_fields.items()}
         places = [str(item["loc"][0]) for item in error.errors()]
         reasons = [_reason(item["msg"]) for item in error.errors()]
