@@ -382,7 +382,7 @@ class Usage:
     forecast_state: str | None = None
     """State of its newest forecast; None: there is none."""
     full_subject: str | None = None
-    """The kind of subject whose date it is; dates of databases do not count for their server."""
+    """The kind of subject whose date it is; that of a server may be a database on it."""
     full_name: str | None = None
     severity: Severity | None = None
     decision: str | None = None
@@ -404,11 +404,26 @@ def usages_of(
             own[one.server_id, one.name] = one
         if one.subject != DATABASE:
             shared.setdefault(one.server_id, []).append(one)
-    return {
-        subject: _usage(own[subject], _binding(own[subject], shared.get(subject[0], ())), thresholds)
-        for subject in subjects
-        if subject in own
-    }
+    first = _first_databases(connection, today, [server for server, name in subjects if not name])
+    usages = {}
+    for server, name in (one for one in subjects if one in own):
+        on_server = first.get(server) if not name else None
+        binding = _binding(own[server, name], shared.get(server, ()))
+        usages[server, name] = _usage(own[server, name].state, binding, on_server, thresholds)
+    return usages
+
+
+def _first_databases(connection: sa.Connection, today: date, servers: Sequence[int]) -> dict[int, StoredRunway]:
+    """Return the database of each server that fills first, if it is not listed as its volume or server."""
+    if not servers:
+        return {}
+    statement = """
+        SELECT DISTINCT ON (server_id) server_id, subject, name FROM capacity_runway
+        WHERE server_id = ANY (:servers) AND subject = 'database' AND stands_for_itself AND full_middle IS NOT NULL
+        ORDER BY server_id, full_middle, full_early, name"""
+    found = rows(connection, statement, servers=[*servers])
+    runways = _runways_of_keys(connection, today, _NEWEST, [_key(row) for row in found])
+    return {one.server_id: one for one in runways}
 
 
 def _of_keys(source: sa.FromClause, keys: Collection[tuple[int, str, str]], *, on_nodes: bool) -> sa.Select[Any]:
@@ -427,13 +442,16 @@ def _of_keys(source: sa.FromClause, keys: Collection[tuple[int, str, str]], *, o
     return sa.select(of_key.lateral("of_key")).select_from(key)
 
 
-def _usage(own: StoredRunway, binding: Sequence[StoredRunway], thresholds: Thresholds) -> Usage:
+def _usage(
+    state: str, binding: Sequence[StoredRunway], on_server: StoredRunway | None, thresholds: Thresholds
+) -> Usage:
+    """Return the usage by what may bind and, for a server, by the database on it that fills first."""
     # Free space of a shared limit is no limit of its own; the use of the volume or server is shown.
     limited = [one for one in binding if one.limit_mb is not None and not one.is_shared]
     by_use = max(limited, key=lambda one: one.size_mb / max(one.limit_mb or 0, 1), default=None)
-    first = _earliest(binding)
+    first = _earliest([*binding, *filter(None, [on_server])])
     shown = first if first in limited else by_use
-    values: dict[str, Any] = {"forecast_state": own.state}
+    values: dict[str, Any] = {"forecast_state": state}
     if shown is not None:
         values |= {"limit_mb": shown.limit_mb, "limit_used_mb": shown.size_mb}
         values |= {"limit_subject": shown.subject, "limit_name": shown.name}

@@ -270,14 +270,14 @@ def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
         lists = [pages.document("/databases")["databases"], pages.document("/servers")["servers"]]
         beside = [tuple(one[name] for name in names) for rows in lists for one in rows]
         recent = [one["recent"] for rows in lists for one in rows]
-        html = pages.ask("/databases").text
+        html, of_servers = (pages.ask(address).text for address in ("/databases", "/servers"))
         on_server = pages.document("/server?server=1")["databases"]
 
-    full = str(TODAY + timedelta(days=31))
+    full, sooner = (str(TODAY + timedelta(days=days)) for days in (31, 2))
     assert beside == [
-        (GROWING[-1] + 20, GROWING[-1], "database", "orders", str(TODAY + timedelta(days=2)), "database", "act"),
+        (GROWING[-1] + 20, GROWING[-1], "database", "orders", sooner, "database", "act"),
         (50_000, 49_690, "volume", "/data", full, "volume", "watch"),
-        (50_000, 49_690, "volume", "/data", full, "volume", "watch"),
+        (50_000, 49_690, "volume", "/data", sooner, "database", "act"),
         (140, 70, "server", "", None, None, None),
     ]
     whole = [size + 500 for size in GROWING[-12:]]
@@ -286,6 +286,8 @@ def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
     volume = '<td class="wide whole"><a href="/volume?server=1&amp;name=%2Fdata">disk /data</a></td>'
     assert f'{volume}\n<td class="wide limit">' in html, "whose limit it is has a column, and the share of it another"
     assert '</time> <span class="chip act">Act</span></td>' in html
+    database = '<a href="/database?server=1&amp;name=orders">orders</a>'
+    assert f'</time> <span class="chip act">Act</span> <span class="under">{database}</span></td>' in of_servers
     assert '</time> <span class="chip watch">Watch</span> <span class="under narrow">disk /data</span></td>' in html
     for module in ("lists", "forecasts"):
         monkeypatch.setattr(f"capacity_assets.reading.{module}.tables_are_distributed", lambda _connection: True)
