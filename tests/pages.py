@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from email.message import Message
-from typing import Any
+from typing import IO, Any
 
 import uvicorn
 from python_calamine import CalamineWorkbook
@@ -112,7 +112,9 @@ def served(app: Any, port: int) -> Iterator[None]:
 
 
 @contextmanager
-def serving_process(database: URL, *, open_files: int, request_seconds: int) -> Iterator[Pages]:
+def serving_process(
+    database: URL, *, open_files: int = 1000, request_seconds: int = 10, log: IO[str] | None = None
+) -> Iterator[Pages]:
     """`capacity serve` as a separate process with limits on open files and on requests, until the block ends."""
     port = free_port()
     program = (
@@ -122,7 +124,11 @@ def serving_process(database: URL, *, open_files: int, request_seconds: int) -> 
     arguments = [sys.executable, "-c", program, "serve", "--allow-writing-role", "--port", str(port)]
     address = database.render_as_string(hide_password=False)
     with subprocess.Popen(
-        arguments, env={**os.environ, "CAPACITY_WEB_DATABASE_URL": address}, stdout=subprocess.PIPE, text=True
+        arguments,
+        env={**os.environ, "CAPACITY_WEB_DATABASE_URL": address},
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
     ) as process:
         assert process.stdout is not None
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -64,6 +65,9 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
         if host not in OWN_NAMES and serving.token is None and serving.user_header is None:
             say(f"Warning: everyone who can reach {host}:{port} can read all figures.")
             say("Set CAPACITY_WEB_TOKEN to require a secret, or CAPACITY_WEB_USER_HEADER to rely on a proxy.")
+        # Readers are not told where the database is, or all that it says: who runs the server reads it here.
+        for handler in logging.getLogger().handlers:
+            handler.setLevel(min(handler.level, logging.WARNING))
         say(f"Pages: http://{host}:{port}")
         config = uvicorn.Config(
             app,

@@ -12,6 +12,7 @@ from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,6 +192,20 @@ def test_a_database_that_is_slow_or_gone_gives_a_page_that_says_so(
     assert gone.status == 503
     assert "The database is unavailable or busy." in gone.text
     assert "/nowhere" not in gone.text, "where it is, is no business of readers"
+
+
+def test_why_the_database_cannot_be_read_is_in_the_log_of_the_server(
+    engine: Engine, database: URL, tmp_path: Path
+) -> None:
+    file = tmp_path / "log"
+    with file.open("w") as log, serving_process(database, log=log) as pages:
+        execute(engine, "DROP VIEW capacity_runway")
+        refused = pages.ask("/filling?format=json")
+
+    assert refused.status == 503
+    reason = 'relation "capacity_runway" does not exist'
+    assert f"The database refuses: {reason}" in refused.json["error"]
+    assert f"The pages cannot read the database: {reason}" in file.read_text()
 
 
 def test_many_who_ask_while_tables_are_locked_are_refused_soon_and_files_do_not_wait_behind_them(
