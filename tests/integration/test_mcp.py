@@ -46,6 +46,7 @@ def asking(database: URL, questions: Callable[[Client], Awaitable[Any]]) -> Any:
 
 
 @pytest.mark.usefixtures("pages", "reader_role")
+@pytest.mark.single_server("takes a role on that nodes do not let in")
 def test_a_client_finds_the_team_that_grew_most_and_is_refused_in_a_sentence(database: URL) -> None:
     async def questions(client: Client) -> Any:
         tools = (await client.list_tools()).tools

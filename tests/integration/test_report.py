@@ -38,7 +38,10 @@ from tests.fleet import (
 from tests.profiles import HISTORIES, generated
 from tests.report_pages import FEBRUARY, MONTHLY, Page, adds_up, months, server_with
 
+derived = pytest.mark.single_server("derives totals from samples of databases")
 
+
+@derived
 def test_each_database_is_of_one_kind_and_the_steps_lead_from_start_to_end(every_kind: Engine) -> None:
     report = read_report(every_kind, MONTHLY, FEBRUARY)
 
@@ -93,6 +96,7 @@ def test_the_totals_of_every_month_of_the_sample_equal_the_tables(engine: Engine
         assert sum(server.size_mb for server in report.servers.largest) == report.end_mb - report.servers.appeared_mb
 
 
+@derived
 def test_a_window_without_rows_and_a_day_without_samples_are_shown_as_gaps(
     every_kind: Engine, service: AggregationService
 ) -> None:
@@ -109,6 +113,7 @@ def test_a_window_without_rows_and_a_day_without_samples_are_shown_as_gaps(
     assert "No row in this window: 1 of 4 active servers: server-4." in february
 
 
+@derived
 def test_groups_of_a_label_add_up_to_the_size_of_the_page(every_kind: Engine, service: AggregationService) -> None:
     none = read_report(every_kind, MONTHLY, FEBRUARY, by="team")
     declare_labels(every_kind, [Label("server-1", None, "team", "payments")], FEBRUARY.end)
@@ -153,6 +158,7 @@ def test_days_whose_samples_are_gone_are_not_said_to_be_unmeasured(every_kind: E
     assert notes(report)[2] == "Not measured at all on 1 of 28 days: 2025-02-10."
 
 
+@derived
 def test_negative_sizes_which_nothing_keeps_a_collector_from_storing_are_drawn(
     engine: Engine, service: AggregationService
 ) -> None:
@@ -167,6 +173,7 @@ def test_negative_sizes_which_nothing_keeps_a_collector_from_storing_are_drawn(
     assert bar, "from 0 at the top to the bottom"
 
 
+@derived
 def test_two_reports_written_at_once_are_whole(every_kind: Engine, tmp_path: Path) -> None:
     report = read_report(every_kind, MONTHLY, FEBRUARY)
     path = tmp_path / "page.html"
@@ -192,6 +199,7 @@ def test_two_reports_written_at_once_are_whole(every_kind: Engine, tmp_path: Pat
     assert list(tmp_path.iterdir()) == [path]
 
 
+@derived
 def test_the_first_window_of_all_has_nothing_to_compare_with_and_says_unknown(every_kind: Engine) -> None:
     report = read_report(every_kind, MONTHLY, MONTHLY.window_of(date(2025, 1, 1)))
     page = render(report)
@@ -204,6 +212,7 @@ def test_the_first_window_of_all_has_nothing_to_compare_with_and_says_unknown(ev
     assert "In January 2025 the fleet had 268 MiB. There is no earlier size to compare with." in page
 
 
+@derived
 def test_a_report_of_twenty_thousand_databases_is_read_by_a_handful_of_statements(engine: Engine) -> None:
     """Its time is bounded loosely here, because machines are shared; the figure is in the documents."""
     with engine.begin() as connection:
@@ -345,6 +354,7 @@ def test_the_query_in_the_footer_gives_the_size_and_the_change_of_the_page(
             assert [str(size), str(change)] == re.findall(r'data-mb="(-?\d+)"', page)
 
 
+@derived
 def test_the_page_says_the_same_numbers_and_loads_nothing(every_kind: Engine) -> None:
     report = read_report(every_kind, MONTHLY, FEBRUARY)
 
@@ -383,6 +393,7 @@ def test_a_server_has_a_page_of_its_own_with_all_its_databases(every_kind: Engin
         read_report(every_kind, MONTHLY, FEBRUARY, "Server-1")
 
 
+@derived
 def test_no_name_is_read_as_markup_script_or_formula(engine: Engine, service: AggregationService) -> None:
     names = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$x^2$ {{ 7 * 7 }}", "雪豹"]
     for server, name in enumerate(names, 1):
@@ -397,6 +408,7 @@ def test_no_name_is_read_as_markup_script_or_formula(engine: Engine, service: Ag
         assert text_of_page.count('<svg class="plot"') == 3, of
 
 
+@derived
 def test_a_page_of_many_series_keeps_the_largest_apart_and_adds_the_others_up(
     engine: Engine, service: AggregationService
 ) -> None:

@@ -35,6 +35,8 @@ from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
 from tests.pages import KEYS, Pages, header, served_pages
 from tests.pages_fleet import FIRST, GROWING, filled
 
+pytestmark = pytest.mark.single_server("has pages compute scenarios")
+
 PREPARED = {"pages": filled}
 SOON = TODAY + timedelta(days=10)
 DISK = {"limit_server": "server-1", "limit_volume": "/data"}
@@ -334,7 +336,6 @@ def test_a_group_that_grows_otherwise_than_its_databases_says_so(engine: Engine,
         assert of_server == [placeless], "databases on other servers may be the rest of the growth"
 
 
-@pytest.mark.single_server("takes a role on that nodes do not let in")
 @pytest.mark.usefixtures("reader_role")
 def test_a_role_of_an_older_release_reads_every_other_page_and_is_told_what_to_grant(
     engine: Engine, database: URL

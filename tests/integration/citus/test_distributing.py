@@ -43,6 +43,7 @@ def test_distributing_keeps_every_row_and_the_figures_are_those_of_a_single_serv
         "volume_size_stats", "database_limit_stats", "server_part_stats", "object_size_stats", "capacity_runways",
     ]  # fmt: skip
 
+    assert service(undistributed).ledger.outdated() == [], "no row changed"
     compute_everything(undistributed)
     compute_everything(plain)
     assert everything(undistributed) == everything(plain)

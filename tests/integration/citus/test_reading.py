@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import date, timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -120,13 +121,15 @@ def test_what_if_names_the_command_that_answers_on_a_cluster(pages_of_both: tupl
 
 
 def test_every_command_prints_what_it_prints_of_a_single_server(
-    both: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
+    both: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
     monkeypatch.setenv("CAPACITY_LABEL_KEYS", ",".join(KEYS))
-    for command in COMMANDS:
+    report = tmp_path / "report.html"
+    for command in (*COMMANDS, ("report", *JUNE, "--output", str(report))):
         said = []
         for engine in both:
             monkeypatch.setenv("CAPACITY_DATABASE_URL", engine.url.render_as_string(hide_password=False))
-            said.append(MOMENT.sub("now", printed(*command)))
+            output = printed(*command)
+            said.append(MOMENT.sub("now", report.read_text() if command[0] == "report" else output))
         assert said[0] == said[1], command
