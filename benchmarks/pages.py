@@ -133,7 +133,7 @@ INSERT INTO capacity_runways (as_of, instance_id, subject, name, state, last_day
     probability_365, in_time, forecast_30_mb, lower_30_mb, upper_30_mb, forecast_90_mb, lower_90_mb, upper_90_mb,
     actual_30_mb, actual_90_mb)
 SELECT CAST(:day AS date) - ago, instance_id, 'database', database_name, 'forecast', CAST(:day AS date) - ago, size,
-       size * 2, 'own limit', 'declared', 1, 400,
+       size * 2, 'own limit', 'measured', 1, 400,
        CASE WHEN size % 10 = 0 THEN CAST(:day AS date) + CAST(size % 365 AS integer) END,
        0, 0, 0, CASE WHEN size % 10 = 0 THEN 0.6 ELSE 0 END, true,
        size, size - 50, size + 50, size, size - 50, size + 50,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from heapq import nsmallest
-from itertools import accumulate, islice
+from itertools import accumulate, islice, starmap
 from typing import Any
 
 import sqlalchemy as sa
@@ -425,26 +425,27 @@ class NameIndex:
 
 def name_index(connection: Connection, today: date) -> NameIndex:
     """Read the names of the newest day and the last month, and those of the largest tables."""
-    # Samples of future days are ignored.
+    # Samples of future days are ignored. The newest day is the first of an index; max() would read all of a view.
     statement = """
         SELECT 'server' AS kind, server AS name, server_id, server FROM capacity_servers
         UNION ALL
         (
             SELECT 'database', database, server_id, server FROM capacity_samples
-            WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= :today)
+            WHERE day = (SELECT day FROM capacity_samples WHERE day <= :today ORDER BY day DESC LIMIT 1)
             UNION
             SELECT 'database', database, server_id, server FROM capacity_growth
             WHERE period = 'monthly'
-              AND window_start = (SELECT max(window_start) FROM capacity_growth WHERE period = 'monthly')
+              AND window_start = (SELECT window_start FROM capacity_growth WHERE period = 'monthly'
+                                  ORDER BY window_start DESC LIMIT 1)
         )
         UNION ALL
         SELECT DISTINCT 'group', value, 0, key FROM capacity_label_spans
         WHERE value IS NOT NULL AND valid_until = 'infinity'
         UNION ALL
         SELECT DISTINCT 'volume', volume, server_id, server FROM capacity_volumes
-        WHERE day = (SELECT max(day) FROM capacity_volumes WHERE day <= :today)"""
+        WHERE day = (SELECT day FROM capacity_volumes WHERE day <= :today ORDER BY day DESC LIMIT 1)"""
     days = stored_fill_days(connection)
-    names = records(NameMatch, connection, statement, today=today)
+    names = list(starmap(NameMatch, rows(connection, statement, today=today)))
     tables = largest_tables(connection, today, LARGEST_NAMED)
     names += [NameMatch("table", **vars(table)) for table in tables]
     for number, match in enumerate(names):
