@@ -1,1 +1,1 @@
-"""What every room uses: periods, units, errors, settings, files, the network. Imports no other room."""
+"""Modules that every room uses: periods, units, errors, settings, files, the network. Imports no other room."""

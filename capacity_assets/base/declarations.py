@@ -1,9 +1,9 @@
 """What people declare, by options and in files: how files and values are read, and what is refused.
 
-A type of declaration is a dataclass that forbids other names; its annotations tell pydantic how to read each value.
-Here are also the rules for keys and values of labels, by which their columns are as long. One reader per format (text,
-TOML, CSV, KEY=VALUE) serves all declarations. `atomic_write` replaces a file in one step. Large files of samples are
-read by `history.sources`.
+A type of declaration is a dataclass that forbids other names; its annotations tell pydantic how to read each value. The
+rules for keys and values of labels are also here; the lengths of their columns follow from them. One reader per format
+(text, TOML, CSV, KEY=VALUE) serves all declarations. `atomic_write` replaces a file in one step. Large files of samples
+are read by `history.sources`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 
 
 class DeclaredItems(list[T]):
-    """The things that a file declares, and where each one is."""
+    """The declarations of a file, and the place of each."""
 
     def __init__(self, things: Iterable[T] = (), places: Iterable[str] = ()) -> None:
         super().__init__(things)
@@ -188,7 +188,7 @@ def unfit_keys(keys: Sequence[str]) -> list[str]:
 
 
 def fleet_or_label(label: tuple[str, str] | None) -> str:
-    """Return the name of the fleet (None), or of what has a label: the value, with its key in brackets."""
+    """Return the name of the fleet (None) or of a label: its value, with the key in brackets."""
     return "the fleet" if label is None else f"{label[1]} ({label[0]})"
 
 
@@ -213,7 +213,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Any number of writers may do this at once: the last one to end wins, and a reader never sees half a file.
 
     Raises:
-        OSError: the folder cannot be written, or `path` is a folder, a device or the like; what was there is kept.
+        OSError: the folder cannot be written, or `path` is a folder, a device or the like; the existing file is kept.
     """
     if path.exists() and not path.is_file():
         raise FileExistsError(0, "it exists and is not an ordinary file")
@@ -231,12 +231,12 @@ LARGEST_BYTES = 64 << 20
 LONGEST_LINE = 1 << 17
 """In characters: the longest field that Python's csv module reads."""
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
-"""The first bytes of the files of spreadsheet programs, those of today and those of before 2007."""
+"""The first bytes of spreadsheet files: of current formats, and of those before 2007."""
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_text_file(path: Path, largest_bytes: int = LARGEST_BYTES) -> str:
-    """Return the text of a file in UTF-8; raises ValidationError, which repeats none of it: it may be a password."""
+    """Return the text of a file in UTF-8; raises ValidationError without the text: it may be a password."""
     try:
         with path.open("rb") as file:
             content = file.read(largest_bytes + 1)
@@ -311,9 +311,9 @@ def toml_document(path: Path) -> dict[str, Any]:
 
 
 def named_tables(path: Path, table: str, called: str, declared: Callable[[Mapping[str, Any]], Item]) -> list[Item]:
-    """Read a file of tables `[[table]]` alone; `called` is the word for what a table declares.
+    """Read a file that contains only tables `[[table]]`; `called` is the noun for a table in messages.
 
-    Raises ValidationError with all problems: of the file, of what `declared` refuses, of names used twice.
+    Raises ValidationError with all problems: of the file, values that `declared` refuses, and names used twice.
     """
     document = toml_document(path)
     entries = document.get(table)
@@ -339,7 +339,7 @@ def key_and_value(written: str, hint: str = "") -> tuple[str, str]:
 
 
 def label_or_key(word: str) -> tuple[str, str | None]:
-    """Return key and value of a label in a variable; a value of None: any, where the word is a key alone."""
+    """Return key and value of a label in a variable; the value is None (any value) if the word is only a key."""
     key, _, value = word.partition("=")
     return key, value or None
 
@@ -361,7 +361,7 @@ def declarations(
     A misspelt heading is refused. Otherwise a limit for one database would become one for the whole server.
 
     Raises:
-        ValidationError: as `csv_rows`; a column is unknown, missing or there twice; or rows are wrong, all reported
+        ValidationError: as `csv_rows`; a column is unknown, missing or repeated; or rows are wrong, all reported
             together.
     """
     headings, rows = csv_rows(path)

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 DATABASE_FAILURES = (DBAPIError, PoolTimeoutError)
-"""What SQLAlchemy raises if the database refuses or does not answer, or no connection of the pool becomes free."""
+"""The errors of SQLAlchemy if the database refuses or does not answer, or if no connection of the pool becomes free."""
 DatabaseFailure: TypeAlias = DBAPIError | PoolTimeoutError
 
 # SQLSTATE classes and codes after which the same work may succeed unchanged
@@ -52,7 +52,7 @@ _REMEDIES_BY_SQLSTATE = {
 
 
 class CapacityError(Exception):
-    """Base of every failure that a user is meant to read; `transient` says whether waiting can help."""
+    """Base of every failure with a text for users; `transient` says whether waiting can help."""
 
     transient = False
 
@@ -89,7 +89,7 @@ def sqlstate_of(error: DatabaseFailure) -> str | None:
 
 
 def is_data_error(error: DBAPIError) -> bool:
-    """Say whether the rows, and not the server, the schema or the statement, are at fault."""
+    """Whether the rows caused the error, not the server, the schema or the statement."""
     sqlstate = sqlstate_of(error)
     if sqlstate is None:
         return False
@@ -114,7 +114,7 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def database_errors(*, doing: str, kept: str = "") -> Iterator[None]:
-    """Turn every failure of the database inside the block into one that a user is meant to read.
+    """Turn every failure of the database inside the block into one with a text for users.
 
     `doing` completes "The database failed while …"; `kept` says what was kept if something had been done.
 

@@ -169,7 +169,7 @@ def ask(  # noqa: PLR0913 -- what a question may have
 
 
 def post_json(url: str, content: object, seconds_left: float = math.inf) -> None:
-    """Post one message as JSON, within WEBHOOK_SECONDS or what is left of the time; raises WebhookError."""
+    """Post one message as JSON, within WEBHOOK_SECONDS or the remaining time; raises WebhookError."""
     body, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
     try:
         status = ask(url, seconds=min(WEBHOOK_SECONDS, seconds_left), body=body, headers=headers).status

@@ -1,12 +1,12 @@
-"""Calendar periods, their windows, and the clock that says what day it is in the configured time zone.
+"""Calendar periods, their windows, and the clock of today's date in the configured time zone.
 
 `PERIODS` is the registry from which windows, partitions, asset names, jobs, command-line choices and documents are
-made. To add a period, add an entry in the order of their length, because a chart with too many windows takes the next
-entry; then run `capacity init`, because views list the periods.
+derived. To add a period, add an entry in the order of their length, because a chart with too many windows takes the
+next entry; then run `capacity init`, because views list the periods.
 
-Whatever needs today's date takes a `Clock`; tests pass a fixed one. `check_today` in `database.engine` says whether the
-date is reliable enough to delete something or to make it final.
-Everything else in this module is pure: no environment, no database, no Dagster.
+Functions that need today's date take a `Clock`; tests pass a fixed one. `check_today` in `database.engine` says whether
+the date is reliable enough to delete something or to make it final. Everything else in this module is pure: no
+environment, no database, no Dagster.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _now_of(connection: Connection) -> datetime:
 
 @dataclass(frozen=True)
 class Clock:
-    """Tells the day in `zone`. `now` and `database_now`, PostgreSQL's clock, return datetimes with a time zone."""
+    """Returns the day in `zone`. `now` and `database_now`, PostgreSQL's clock, return datetimes with a time zone."""
 
     zone: ZoneInfo
     now: Callable[[], datetime] = lambda: datetime.now(tz=UTC)
@@ -55,7 +55,7 @@ class Clock:
 MONTHS_PER_YEAR = 12
 DAYS_PER_WEEK = 7
 MONTHS_PER_QUARTER = 3
-LONGEST_NAME = 20  # the longest that the column period_type holds
+LONGEST_NAME = 20  # the longest that fits the column period_type
 DAYS_PER_YEAR = Decimal("365.2425")
 WEEKS_PER_YEAR = 52
 LEAP_DAY = (2, 29)
@@ -91,12 +91,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Period:
-    """A rule that cuts the calendar into adjacent windows.
+    """A rule that divides the calendar into adjacent windows.
 
     Give either `days` (1, or 7 for weeks from Monday on) or `months` (a divisor of 12), the latter with the month in
     which a year of windows begins (`first_month`, for fiscal years). `scheduled_current` says which window is computed
-    regularly: the one that holds today, or else the complete one before it. `trend_threshold` is the change in percent
-    beyond which a window counts as growing or shrinking; without it, `base.trend` gives it.
+    regularly: the one that contains today or, if it is false, the complete one before. `trend_threshold` is the change
+    in percent beyond which a window counts as growing or shrinking; without it, `base.trend` gives it.
     """
 
     name: str
@@ -172,7 +172,7 @@ class Period:
         return self.months == MONTHS_PER_QUARTER and self.first_month == 1
 
     def window_of(self, day: date) -> Window:
-        """Return the window that holds `day`."""
+        """Return the window that contains `day`."""
         if self.days:
             start = day - timedelta(days=day.weekday() if self.days == DAYS_PER_WEEK else 0)
             return Window(start, start + timedelta(days=self.days - 1))
@@ -196,7 +196,7 @@ class Period:
         return self.window_of(window.end + timedelta(days=1))
 
     def year_before(self, window: Window) -> Window:
-        """Return the window a year before: 52 weeks for a week, 28 February for the 29th, else the same date."""
+        """Return the window a year before: 52 weeks for a week, 28 February for the 29th, otherwise the same date."""
         start = window.start
         if self.days == DAYS_PER_WEEK:
             return self.window_of(start - timedelta(weeks=WEEKS_PER_YEAR))
@@ -206,16 +206,16 @@ class Period:
 
     @property
     def year_interval(self) -> str:
-        """What PostgreSQL subtracts from the first day of a window to get that of the year before."""
+        """The interval that PostgreSQL subtracts from the first day of a window to get that of the year before."""
         return f"{WEEKS_PER_YEAR * DAYS_PER_WEEK} days" if self.days == DAYS_PER_WEEK else "1 year"
 
     @property
     def windows_per_year(self) -> int | None:
-        """Number of windows in a year; None if a year does not hold a whole number of them."""
+        """Number of windows in a year; None if a year is not a whole number of them."""
         return MONTHS_PER_YEAR // self.months if self.months else None
 
     def current(self, today: date) -> Window:
-        """Return the window that holds `today`; it may end later."""
+        """Return the window that contains `today`; it may end later."""
         return self.window_of(today)
 
     def last(self, today: date) -> Window:
@@ -239,7 +239,7 @@ class Period:
 
 
 def _month_start(months: int) -> date:
-    """First day of the month that lies `months` months after January of year 0."""
+    """First day of the month `months` months after January of year 0."""
     year, month = divmod(months, MONTHS_PER_YEAR)
     return date(year, month + 1, 1)
 

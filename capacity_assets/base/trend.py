@@ -1,7 +1,7 @@
 """The rule of the trend: its thresholds, in words, in SQL, and calculated a second time for explanations.
 
-A change of the rule is a change of this file. Raise `ARITHMETIC` in `aggregates/figures.py` with it, so that stored
-windows count as stale. A change of the percentage alone does not need it, because a window's fingerprint contains the
+The rule is defined only in this file. If you change it, raise `ARITHMETIC` in `aggregates/figures.py`, so that stored
+windows become stale. A change of only the percentage does not need this, because a window's fingerprint contains the
 threshold. The text of `trend_percent` in `base/settings.py` says "20 % per year" and changes with the percentage.
 """
 
@@ -44,7 +44,7 @@ def trend_direction(
 
 
 def contradictory_trend(stored: FromClause) -> ColumnElement[bool]:
-    """Return the condition of stored rows whose trend cannot follow from their growth, whatever the threshold is."""
+    """Return the condition of stored rows whose trend contradicts their growth with any threshold."""
     growth, trend = stored.c.growth_rate, stored.c.trend_direction
     return or_(and_(growth < 0, trend == GROWING), and_(growth > 0, trend == SHRINKING))
 

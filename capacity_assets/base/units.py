@@ -19,7 +19,7 @@ class _Unit(NamedTuple):
     size_mb: int
     places: int
     least_mb: int
-    """What rounds up to 1,024 of the smaller unit is 1 of this one."""
+    """A value that rounds up to 1,024 of the smaller unit is 1 of this one."""
 
 
 BYTES_PER_MB = 1024 * 1024
@@ -74,7 +74,7 @@ def human_percent(change_mb: int, of_mb: int) -> str:
 def human_probability(probability: float) -> str:
     """Render a probability: 0.3 -> '30 %'.
 
-    It is rounded down, so that 50 % is only shown of what has a fill date, and a threshold only of what reaches it.
+    It is rounded down, so that 50 % is only shown with a fill date, and a threshold only if it is reached.
     """
     # 100 times 0.57 is a little less than 57.
     percent = math.floor(round(100 * probability, 6))
@@ -101,7 +101,7 @@ def _unit_of(size_mb: int) -> _Unit | None:
     return next((unit for unit in _UNITS if abs(size_mb) >= unit.least_mb), None)
 
 
-# Not those of the locale: pages are the same on every machine.
+# Not those of the locale, so that pages are the same on every machine.
 MONTH_NAMES = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
     "December",
@@ -120,7 +120,7 @@ def human_month(day: date) -> str:
 
 
 def human_days(first: date, last: date) -> str:
-    """Render a range of days; what both share is said once: '23 to 29 Nov 2026', or '28 Dec 2026 to 3 Jan 2027'."""
+    """Render a range of days, with the common part only once: '23 to 29 Nov 2026', or '28 Dec 2026 to 3 Jan 2027'."""
     if first == last:
         return human_day(first)
     if first.year != last.year:
@@ -165,7 +165,7 @@ def first_of(names: Iterable[object], shown: int) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return the question whether one of the known names was meant, if one is close; it begins with a blank."""
+    """Return the question whether a similar known name was meant, beginning with a space; empty if none is similar."""
     close = get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 

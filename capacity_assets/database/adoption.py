@@ -1,14 +1,14 @@
-"""Bringing existing tables to their definitions by adding and widening only, whatever is there already.
+"""Bringing existing tables, whatever their state, to their definitions, only by adding and widening.
 
 `existing_tables` reads the tables as they are. `table_steps` compares one with its definition and returns the steps,
-each with a reason a person can read; `capacity init` executes them, `capacity check` shows them. Steps never drop a row
-or a column; they drop checks that refuse registered periods, and keys and indexes that another one replaces. What no
-step can fix (duplicate keys, for example) is one of the `table_problems`, which say what to do.
+each with a reason for people; `capacity init` executes them, `capacity check` shows them. Steps never drop a row or a
+column; they drop checks that refuse registered periods, and keys and indexes that another one replaces.
+`table_problems` returns problems that no step can fix, such as duplicate keys, with what to do.
 
-The key of a capacity table begins with the day or the window: it serves every look at some days, upserts (which name
-columns in any order), and the history of one database, whose windows are listed. Where a table has another key,
-`build_ahead` builds the index of the new one beside the running work, partition by partition, and the steps of
-`index_steps` put it in the old one's place, which changes the catalogue only.
+The key of a capacity table begins with the day or the window: it serves queries for some days, upserts (which name
+columns in any order), and the history of one database, whose windows are listed. If a table has another key,
+`build_ahead` builds the index of the new one during normal operation, partition by partition, and the steps of
+`index_steps` replace the old key with it, which changes only the catalogue.
 """
 
 from __future__ import annotations
@@ -163,13 +163,13 @@ def _column_problems(wanted: sa.Table, present: Mapping[str, ReflectedColumn]) -
 
 
 def widened_columns(present: ExistingTable) -> list[str]:
-    """List the columns of an existing table whose type has to change; no view may read them meanwhile."""
+    """List the columns of an existing table whose type has to change; no view may read them during the change."""
     both = [(present.columns[one.name], one) for one in present.wanted.columns if one.name in present.columns]
     return [wanted.name for stored, wanted in both if _is_widened(stored, wanted)]
 
 
 def _is_widened(stored: ReflectedColumn, wanted: sa.Column[object]) -> bool:
-    """Whether values of the wanted type may not fit the type that is there; a row number of others stays as it is."""
+    """Whether values of the wanted type may not fit the existing type; row numbers of others stay."""
     there, here = stored["type"], wanted.type
     if wanted.name == "id":
         return False
@@ -222,7 +222,7 @@ def _partition_trigger_steps(present: ExistingTable) -> Iterator[SchemaStep]:
 
 
 def other_owner(connection: sa.Connection, table: str) -> str | None:
-    """Return the owner of a table if it is another role: what is added to it should have the same owner."""
+    """Return the owner of a table if it is another role, because additions should have the same owner."""
     return connection.execute(sa.text(_OTHER_OWNER), {"table": table}).scalar()
 
 
@@ -260,7 +260,7 @@ class WantedIndex:
         return same and index.is_unique == self.is_unique
 
     def is_served_by(self, index: Index) -> bool:
-        """Whether an index does what this one is for."""
+        """Whether an index serves the same purpose as this one."""
         if not index.is_valid:
             return False
         if self.is_unique and not self.is_primary:
@@ -341,16 +341,16 @@ def build_ahead(engine: sa.Engine, tables: Iterable[sa.Table], on_step: Callable
                     _drop_unfinished(connection, of_leaf, wanted)
                     _build(connection, present.wanted, leaf, wanted, on_step)
         finally:
-            connection.invalidate()  # it carries settings of its own
+            connection.invalidate()  # it has its own settings
 
 
 def missing_indexes(
     connection: sa.Connection, present: ExistingTable
 ) -> Iterator[tuple[str, list[Index], WantedIndex]]:
-    """Yield the partitions (or the table) with their indexes, and those that they lack and that can be built ahead.
+    """Yield the partitions (or the table) with their indexes, and the missing ones that can be built ahead.
 
-    A table without a unique key may have duplicates, which are looked for before one is added. No index is built on
-    columns that are still to be added.
+    A table without a unique key may have duplicates; a search for them precedes adding a key. No index is built on
+    columns that do not exist yet.
     """
     table, indexes = present.wanted, present.indexes
     to_come = {column.name for column in table.columns} - present.columns.keys()
@@ -395,7 +395,7 @@ def _is_unique(wanted: WantedIndex, indexes: Iterable[Index]) -> bool:
 def _key_steps(
     connection: sa.Connection, table: sa.Table, wanted: WantedIndex, indexes: Sequence[Index]
 ) -> Iterator[SchemaStep]:
-    """Replace the primary key, and the unique key of the same columns, by one under the name of the latter.
+    """Replace the primary key, and the unique key of the same columns, by one with the name of the latter.
 
     A key that foreign keys of others refer to stays, and so does the primary key of the legacy application, which looks
     rows up by their number.
@@ -444,7 +444,7 @@ def _further_steps(
 
 
 def _leaves(connection: sa.Connection, table: sa.Table) -> list[str]:
-    """Return the names of the partitions that hold rows; none if the table is not partitioned."""
+    """Return the names of the partitions that contain rows; none if the table is not partitioned."""
     return list(connection.execute(sa.text(_LEAVES), {"table": table.name}).scalars())
 
 

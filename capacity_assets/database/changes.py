@@ -1,8 +1,8 @@
-"""Changes: who records them, which windows a change touches, and which windows are stale.
+"""Changes: how they are recorded, which windows a change touches, and which windows are stale.
 
-Triggers append every change to the queue `capacity_changes`, whoever writes: on each raw table the days whose samples
-were added, corrected or deleted, once per statement and stretch of days; on the aggregates, writes by others than a
-computation; on `instances` and the labels, the day from which groups changed. A row of the queue has no key, so that no
+Triggers append every change by any program to the queue `capacity_changes`: on each raw table the days whose samples
+were added, corrected or deleted, once per statement and range of days; on the aggregates, writes that are not by a
+computation; on `instances` and the labels, the day from which groups changed. A row of the queue has no key, so no
 writer waits for another one. Rows written to a partition by its own name bypass the triggers of the table.
 
 The functions of the triggers run with the privileges of their owner, so that roles that write samples need none on the
@@ -10,14 +10,14 @@ queue. No other role may call them, and they refuse all relations except our own
 caller's operators, casts or functions would run with the owner's privileges.
 
 `gather_changes` deletes the rows of the queue that it sees and raises `wanted` of the windows that they touch, in one
-transaction. A computation notes `wanted` before it reads the first sample, and stores it as `computed` when it has
+transaction. A computation notes `wanted` before it reads the first sample, and stores it as `computed` after it has
 written. So a window is stale while `computed` is less than `wanted`, or while an unread row touches it: a change that
 commits late stays in the queue until it is gathered, and one that commits during a computation causes the window to be
-computed once more. Readers ask the view `capacity_stale_windows`.
+computed once more. Readers use the view `capacity_stale_windows`.
 
 The kind of a row decides what follows. Added and corrected samples, servers put into service, and labels, engines or
-counting servers that change, request a run. Deleted samples and aggregates written by others do not; but their windows
-are not skipped as unchanged, nor read as stored sums.
+counting servers that change, request a run. Deleted samples and foreign writes to aggregates do not, but their windows
+are neither skipped as unchanged nor read as stored sums.
 
 On a cluster the triggers fire on each node and write to a queue of the same name there, in the writer's transaction.
 The coordinator enters these records in its own queue and commits, then deletes them on the node. If a record is entered
@@ -48,7 +48,7 @@ from capacity_assets.database.sql import (
 )
 from capacity_assets.database.tables import AGGREGATES, SAMPLES, capacity_labels, changes, instances
 
-# Stands for the schema of the tables in the bodies of the functions.
+# Placeholder of the schema of the tables in the bodies of the functions.
 SCHEMA_MARK = "{schema}"
 EVENTS = {
     "insert": "REFERENCING NEW TABLE AS new_rows",
@@ -117,14 +117,14 @@ END $$
 def _tracking_steps(
     tracking: TrackingFunction, schema: str, stored: Row[Any] | None, triggers: Sequence[Row[Any]]
 ) -> Iterator[SchemaStep]:
-    """Yield what is missing: the function, if it is not `stored` as it should be, and triggers."""
+    """Yield what is missing: triggers, and the function if its `stored` form is missing or different."""
     table, function = tracking.table, tracking.function
     reason = f"{tracking.what} of {table} are not recorded: a trigger is missing, old or disabled"
     too_open = f"the function {function} could be called by other roles and run their code as its owner"
     callers = ", ".join(f"to_regclass({literal(f'{schema}.{quoted(name)}')})" for name in tracking.callers or (table,))
     guard = _REFUSE_OTHERS.format(callers=callers, function=function)
     body = tracking.body.replace(SCHEMA_MARK, schema).replace(_BEGIN, _BEGIN + guard, 1)
-    # The schema of the tables is not on the path: where others may create in it, they could plant an operator there.
+    # The schema of the tables is not on the path: if others may create objects in it, they could add an operator.
     path = "pg_catalog, pg_temp"
     # White space does not count.
     wanted = ("".join(body.split()), True, [f"search_path={path}"])
@@ -252,8 +252,8 @@ BEGIN
     RETURN NULL;
 END
 """
-# A new server changes groups only if it has samples already. These are looked up by number, in a query of their own:
-# they may lie on another node than the server.
+# A new server changes groups only if it has samples already. These are looked up by number, in a separate query,
+# because they may be on another node than the server.
 _GROUPED_BODY = """
 DECLARE
     came integer[];
@@ -305,8 +305,8 @@ STALE_WINDOWS = "capacity_stale_windows"
 def gather_changes(connection: Connection) -> None:
     """Read the queue: raise `wanted` of the windows that its rows touch, and delete these rows.
 
-    Others wait for the rows that this one deletes, until its transaction ends; rows and windows are locked in order.
-    The days of a server are looked up now, because its trigger did not see samples that others were about to commit.
+    Other processes wait for the rows that this one deletes, until its transaction ends; rows and windows are locked in
+    order. The days of a server are looked up now, because its trigger did not see samples in uncommitted transactions.
     """
     unread = connection.execute(text(_UNREAD_KINDS)).scalars().all()
     if not unread:
@@ -349,8 +349,8 @@ FROM (
 ) AS days GROUP BY table_name
 """
 # Every computed window, and how the rows of `changed` touch it; if `own` is null, they do not. A window reads its own
-# days, those of the window before and those of the window a year before. Windows are looked up one by one, because the
-# planner does not know how many there are until the table has statistics.
+# days, those of the previous window and those of the window a year before. Windows are looked up one by one, because
+# the planner does not know how many there are until the table has statistics.
 _TOUCHED = """
 SELECT w.period_type, w.level, w.period_start, w.period_end, w.wanted, w.changed, w.computed, w.oldest_change,
        w.newest_change, t.own, t.oldest, t.newest
@@ -440,7 +440,7 @@ STALE_WINDOWS_VIEW = View(
     sql_text(
         with_queries(_STALE, materialized=["changed"], unread=_UNREAD, changed=_UNREAD_OF_SERVERS, touched=_TOUCHED)
     ),
-    # A view does not ask nodes: what they recorded, and servers put into service, count once they are gathered.
+    # A view does not query nodes: their records, and enabled servers, count after they are gathered.
     query_on_nodes=sql_text(with_queries(_STALE, materialized=["changed"], changed=_UNREAD, touched=_TOUCHED)),
 )
 
@@ -457,10 +457,10 @@ class NodeRefusedError(CapacityError):
 
 
 def prepare_nodes(connection: Connection, *, kept: str) -> None:
-    """Create the table on each node that its triggers write to, with grants, and record which nodes there are.
+    """Create the table on each node that its triggers write to, with grants, and record the nodes.
 
-    The changes that a removed node had recorded are lost, so every window may be wrong then. `kept` says in an error
-    what was not done.
+    The changes recorded by a removed node are lost, so every window may be wrong then. `kept` is the sentence for an
+    error about what was not done.
 
     Raises NodeRefusedError; DBAPIError if the database failed.
     """
@@ -483,13 +483,13 @@ def lost_nodes(engine: Engine) -> list[str]:
 
 
 NODE_SQLSTATE = "58000"
-"""PostgreSQL's code for a failure outside of it: the coordinator answers, so that other work goes on."""
+"""PostgreSQL's code for an external failure: the coordinator still answers, so other work continues."""
 
 
 def gather_records(engine: Engine, within_seconds: int | None = None, *, kept: str = "") -> None:
-    """Take over what the nodes recorded; a record is deleted there once it is kept here, so none is lost.
+    """Collect the records of the nodes; a record is deleted there after it is stored here, so none is lost.
 
-    Also where an interrupted distribution has left some tables on the coordinator.
+    This also works if an interrupted distribution has left some tables on the coordinator.
 
     Raises DatabaseError if a node refused or failed, with `kept` in its text; DBAPIError, also if a node takes longer
     than `within_seconds`.
@@ -513,7 +513,7 @@ _RECORDED = """
 SELECT coalesce(json_agg(to_jsonb(n) || jsonb_build_object('node', (SELECT groupid FROM pg_dist_local_group))), '[]')
 FROM {named} n
 """
-# The coordinator gives them numbers of its own.
+# The coordinator numbers them itself.
 _KEEP = """
 INSERT INTO capacity_changes (table_name, kind, days, instance_id, changed_at)
 SELECT DISTINCT table_name, kind, days, instance_id, changed_at
@@ -533,12 +533,12 @@ def _transaction(engine: Engine, statement_seconds: int | None) -> Iterator[Conn
 
 
 def _ask_nodes(connection: Connection, command: str, kept: str) -> list[str]:
-    """Run a command on every worker, and return what each answered."""
+    """Run a command on every worker, and return the result of each."""
     on_workers = "SELECT nodename, nodeport, success, result FROM run_command_on_workers(:command)"
     rows = connection.execute(text(on_workers), {"command": command}).all()
     for row in rows:
         if not row.success:
-            # What a node refuses stays refused; anything else may pass.
+            # A refusal of a node is permanent; any other failure may be transient.
             refused = any(part in row.result for part in ("does not exist", "permission denied"))
             advice = "; run `capacity distribute`, which prepares nodes that were added" if refused else ""
             failed = f"Node {row.nodename}:{row.nodeport} did not report its changes: {row.result.rstrip('.')}{advice}."

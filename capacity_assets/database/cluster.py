@@ -2,8 +2,8 @@
 
 `distributing` distributes tables, `changes` reads the changes that nodes recorded. Statements that Citus does not push
 down (limits, forecasts, imports) read copies: within a transaction, a temporary table with the name of the distributed
-one holds the rows that a statement reads, and the statement stays the same. Copied rows pass through the coordinator,
-so they should be few: the newest samples, or a result that nodes have put together.
+one contains the rows that a statement reads, and the statement stays the same. Copied rows pass through the
+coordinator, so they should be few: the newest samples, or a result that nodes have computed.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _known: WeakKeyDictionary[Engine, tuple[int, float]] = WeakKeyDictionary()
 
 
 def is_distributed(engine: Engine) -> bool:
-    """Whether the tables of a database are distributed; if they are not, a process asks again after a minute."""
+    """Whether the tables of a database are distributed; if they are not, a process queries again after a minute."""
     return number_distributed(engine) == len(NAMES)
 
 
 def forget_distribution(engine: Engine) -> None:
-    """Forget what is known of a database: its tables may just have been distributed."""
+    """Forget the cached state of a database, whose tables may just have been distributed."""
     _known.pop(engine, None)
 
 
@@ -86,8 +86,8 @@ def change_shards_in_turn(connection: Connection) -> None:
 
     The names of an index of two shards of a partition can be cut to the same 63 characters. In parallel, the second
     waits for the first, whose transaction waits for it: Citus ends both as a distributed deadlock. Triggers are
-    "unsafe", in the setting's words, because one on a shard must not look at other shards; ours read only their own
-    rows. Without Citus the settings have no effect.
+    "unsafe", in the setting's words, because one on a shard must not read other shards; these read only their own rows.
+    Without Citus the settings have no effect.
     """
     connection.execute(text("SET LOCAL citus.multi_shard_modify_mode = 'sequential'"))
     connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
@@ -122,5 +122,5 @@ def make_temporary_tables(connection: Connection, queries: Mapping[str, str], pa
 
 
 def drop_temporary_tables(connection: Connection, names: Iterable[str]) -> None:
-    """Drop those of the temporary tables that exist. Raises DBAPIError."""
+    """Drop the temporary tables that exist. Raises DBAPIError."""
     connection.execute(text(f"DROP TABLE IF EXISTS {', '.join(f'pg_temp.{name}' for name in names)}"))

@@ -1,6 +1,6 @@
-"""Storing what people declare: rows by the key of a server or database, all of them or none.
+"""Storing declarations: rows by the key of a server or database, either all or none.
 
-Servers and databases are named in files and commands; here are their keys, and the errors for names that are unknown.
+Files and commands name servers and databases; this module returns their keys, and the errors for unknown names.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Declaration = TypeVar("Declaration")
 
 @dataclass(frozen=True)
 class Stored(Generic[Declaration]):
-    """A declaration as it is stored, with when it was declared and by whom; None: not known."""
+    """A stored declaration, with the time and author of the declaration; None: not known."""
 
     declaration: Declaration
     declared_at: datetime
@@ -75,7 +75,7 @@ def declaring(engine: Engine, doing: str, *, dry_run: bool = False) -> Iterator[
 
 
 def rows_of(engine: Engine, what: str, statement: str, **parameters: object) -> Sequence[Any]:
-    """Return the rows of a query; raises DatabaseError, which says that it happened while reading `what`."""
+    """Return the rows of a query; raises DatabaseError, whose text says that `what` was being read."""
     with database_errors(doing=f"reading {what}"), engine.connect() as connection:
         return connection.execute(text(statement), parameters).all()
 
@@ -102,7 +102,7 @@ def replace_rows(
 
 
 def clear_history(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
-    """Delete all other declarations of subjects for which a row holds for all of history."""
+    """Delete all other declarations of subjects for which a row applies to all of history."""
     subject = [column.name for column in table.primary_key if column.name != "valid_from"]
     always = [row for row in rows if row["valid_from"] == ALWAYS]
     if always:
@@ -113,7 +113,7 @@ def clear_history(connection: Connection, table: Table, rows: Sequence[Mapping[s
 def rows_of_values(table: Table, names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> sa.Select[Any]:
     """Return a query of these columns of the rows, whose values are one parameter per column."""
     columns = {name: [row[name] for row in rows] for name in names}
-    # A cast to varchar(n) would cut what is too long.
+    # A cast to varchar(n) would truncate.
     types = {name: sa.Text() if isinstance(table.c[name].type, sa.String) else table.c[name].type for name in names}
     return sa.select(*(sa.func.unnest(sa.literal(columns[name], sa.ARRAY(types[name]))).label(name) for name in names))
 
@@ -201,7 +201,7 @@ WHERE g.database_name <> '' AND NOT EXISTS (
 )
 ORDER BY g.number
 """
-# Where rows are distributed, a subquery must not depend on the row of the outer query.
+# On distributed rows, a subquery must not depend on the row of the outer query.
 _NEVER_MEASURED_ON_NODES = """
 SELECT g.number FROM unnest(CAST(:instance_ids AS integer[]), CAST(:database_names AS varchar[])) WITH ORDINALITY
     AS g (instance_id, database_name, number)

@@ -1,7 +1,7 @@
-"""Distributing the capacity tables over the nodes of a Citus cluster: what stands in the way, and doing it.
+"""Distributing the capacity tables over the nodes of a Citus cluster: obstacles, and the distribution.
 
-Each table is distributed in a transaction of its own, so that an interrupted command continues where it stopped. What
-distributed tables need from then on is in `cluster`.
+Each table is distributed in a transaction of its own, so that an interrupted command continues where it stopped.
+`cluster` contains what distributed tables need afterwards.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ OnTable = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TablePlacement:
-    """Where a table lies: its rows, and whether they are distributed."""
+    """Where a table is: its rows, and whether they are distributed."""
 
     table: str
     size_mb: int
@@ -53,9 +53,9 @@ class TablePlacement:
 
 
 def placements(engine: Engine, *, with_sizes: bool = True) -> list[TablePlacement]:
-    """Return where each of the tables lies; nothing if the database has no Citus. Raises DBAPIError.
+    """Return where each of the tables is; nothing if the database has no Citus. Raises DBAPIError.
 
-    Without sizes, for which every node is asked, they are 0.
+    Sizes need a query of every node; if they are not requested, they are 0.
     """
     with engine.connect() as connection:
         if not _has_citus(connection):
@@ -67,7 +67,7 @@ def placements(engine: Engine, *, with_sizes: bool = True) -> list[TablePlacemen
 
 
 def distribution_text(placements: Sequence[TablePlacement]) -> str | None:
-    """Return in words where tables lie; None if no table is distributed."""
+    """Return a sentence on where tables are; None if no table is distributed."""
     done = [one for one in placements if one.is_distributed]
     if not done:
         return None

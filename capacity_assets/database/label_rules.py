@@ -1,14 +1,14 @@
-"""The rules of labels, in SQL: which labels hold on a day, and what each group has on it (docs/semantics.md, "Groups").
+"""The rules of labels, in SQL: which labels apply on a day, and the size of each group on it (docs/semantics.md).
 
 A label of a database comes before one of a pattern, a longer pattern before a shorter one, and all of them before the
-label of the server: `ranks` is this order. Which names a pattern matches is decided by its LIKE form: the column
+label of the server: `ranks` is this order. The LIKE form of a pattern decides which names it matches: the column
 `database_like` (`database.views`), or `AS_LIKE` (`ownership.labels`) for labels that are not stored yet. Views read the
 labels of each row by `labels_of`, statements those of many rows at once by `LABELS_OF_SUBJECTS`.
 
-A server counts in a group with its total, or where it has none on the day, with the sum of its databases. A database
-with a label of its own leaves its server's group and enters its own with its size of that day. Everything is in whole
-MiB, so the groups of one key add up to the fleet exactly. Where no sample of a day is left, its stored daily aggregates
-stand for them: they hold the same values.
+A server counts in a group with its total or, if it has none on the day, with the sum of its databases. A database with
+a label of its own leaves its server's group and enters its own with its size of that day. Everything is in whole MiB,
+so the groups of one key add up to the fleet exactly. If no sample of a day is left, its stored daily aggregates are
+used, which contain the same values.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from capacity_assets.database.tables import database_size_stats, instance_size_s
 def ranks(label: str, database: str) -> tuple[str, str, str]:
     """Return the expressions that order the labels of a key for a database; larger values come first.
 
-    These are: it has the database's name, is not the server's, and has more characters that are not wildcards. Of equal
-    ones the first in the alphabet holds.
+    They prefer labels with the database's exact name, then those that are not the server's, then those with more
+    characters that are not wildcards. Among equal ones, the first in the alphabet applies.
     """
     pattern = f"{label}.database_pattern"
     return f"{pattern} = {database}", f"{pattern} <> ''", f"length(translate({pattern}, '*?', ''))"
 
 
 def precedence(label: str, database: str) -> str:
-    """Return the order in which labels of a key hold for a database."""
+    """Return the order in which labels of a key apply to a database."""
     return ", ".join([*(f"{rank} DESC" for rank in ranks(label, database)), f"{label}.database_pattern"])
 
 
 def labels_of(instance: str, database: str | None, day: str) -> str:
-    """Return the labels of a server (database None) or a database on a day, as JSON, `{}` where there are none."""
+    """Return the labels of a server (database None) or a database on a day, as JSON, `{}` if there are none."""
     return _labels("capacity_label_spans l", f"l.instance_id = {instance} AND ", database, day)
 
 
@@ -52,7 +52,7 @@ SPANS_BY_SERVER = """(
 def labels_in(spans: str, database: str | None, day: str) -> str:
     """Return the same expression for a row of `SPANS_BY_SERVER`.
 
-    For distributed tables, where `labels_of` would look at every label of the fleet for each row.
+    For distributed tables, on which `labels_of` would read every label of the fleet for each row.
     """
     names = ("database_pattern", "database_like", "key", "value", "valid_from", "valid_until")
     arrays = ", ".join(f"{spans}.{name}s" for name in names)
@@ -93,7 +93,7 @@ FLEET, ENGINE, TOTAL = "(fleet)", "engine", "(total)"
 """Keys that exist without any label: everything, by engine, and by whether a server has a total on the day. Labels
 cannot have these keys."""
 WITHOUT = ""
-"""The value of what has no label of a key."""
+"""The value of subjects without a label of a key."""
 
 _EXACT, _, _LONGEST = ranks("r", "d.database_name")
 # Its text, with its comments, is in the fingerprint of stored groups: if it changes, they count as stale. So a comment

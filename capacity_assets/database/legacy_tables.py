@@ -1,9 +1,9 @@
-"""What is written to tables of the legacy application where they exist, so that its pages stay current.
+"""Writes to tables of the legacy application, if they exist, so that its pages stay current.
 
-Newer versions of it list runs in `task_runs`, older ones in `sync_sessions`: if that is switched on, each run that
-ended is a row of the first of the two that exists. `instance_databases` says which databases each server has, and since
-when; it is kept current if our role may write to it. None of these tables is created here, and a failure to write to
-them affects neither the run nor the samples.
+Newer versions of it list runs in `task_runs`, older ones in `sync_sessions`: if this is enabled, each run that ended is
+a row in the first of the two that exists. `instance_databases` lists the databases of each server, and since when they
+exist; it is kept current if the role may write to it. None of these tables is created here, and a failed write to them
+affects neither the run nor the samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DATABASES = "instance_databases"
 
 
 def record_measured(connection: Connection, day: date, instance_ids: Sequence[int]) -> None:
-    """Enter the databases of servers by their samples of a day, and mark those that are gone as inactive."""
+    """Enter the databases of servers by their samples of a day, and mark those that no longer exist as inactive."""
     if instance_ids:
         _write(connection, (_ENTER_DAY, _MARK_GONE), {"day": day, "ids": list(instance_ids)})
 

@@ -1,11 +1,11 @@
-"""Locks: `CapacityLockManager` keeps a second writer of a period out, also one that Dagster does not know of.
+"""Locks: `CapacityLockManager` prevents a second writer of a period, also one outside Dagster.
 
 The command line, a second deployment, the legacy scheduler during a migration: every writer of a period's aggregates
-holds its lock. With a Redis URL it is a Redis key with an owner token and a time to live, renewed by a thread while the
-work lasts; if the process dies, the key expires. Without Redis it is a row of `capacity_locks`, locked in a transaction
-of a connection of its own, which the server ends when the process dies; a role that may not write to it cannot hold it.
-The work calls `ensure_held` before each commit, so that it stops if the lock was lost. Work in a single transaction,
-such as an upgrade, holds a row locked in that transaction (`wait_for_lock`, `try_lock`).
+holds its lock. With a Redis URL, it is a Redis key with an owner token and a time to live, renewed by a thread during
+the work; if the process dies, the key expires. Without Redis, it is a row of `capacity_locks`, locked in a transaction
+of a separate connection, which the server ends when the process dies; a role that may not write to the table cannot
+hold the lock. The work calls `ensure_held` before each commit, so that it stops if the lock was lost. Work in a single
+transaction, such as an upgrade, holds a row locked in that transaction (`wait_for_lock`, `try_lock`).
 
 Dagster's pools queue runs, and callers retry.
 """
@@ -68,7 +68,7 @@ def samples_lock(share: str) -> str:
 
 
 def lock_subject(period: str) -> str:
-    """Return in words what a lock protects."""
+    """Return a description of what a lock protects."""
     return period if period.startswith(SAMPLES) else f"{period} aggregates"
 
 
@@ -78,7 +78,7 @@ def nothing_written_text(period: str) -> str:
 
 
 def owner_name() -> str:
-    """Return the name of this process for others that find the lock held."""
+    """Return the name of this process for messages of others that find the lock held."""
     return f"{socket.gethostname()}, process {os.getpid()}"
 
 
@@ -112,7 +112,7 @@ def redis_key(period: str) -> str:
 
 
 def ask_redis(url: str) -> None:
-    """Try out a lock with a key of its own, to find missing rights; raises LockUnavailableError."""
+    """Try a lock with a separate key, to find missing rights; raises LockUnavailableError."""
     from redis.lock import Lock
 
     with _redis_errors("coming"), _client(url) as client:
@@ -149,7 +149,7 @@ def _asked(client: Redis, call: Callable[[], Result]) -> Result:
 
 @contextmanager
 def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[HeldLock]:
-    """Hold a Redis key with our token, renewed by a thread while the work lasts."""
+    """Hold a Redis key with our token, renewed by a thread during the work."""
     from redis.exceptions import RedisError
     from redis.lock import Lock
 
@@ -167,7 +167,7 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
 
     def renew() -> None:
         while not stopped.wait(time_to_live_seconds / RENEWALS_PER_TIME_TO_LIVE):
-            # Redis may be away for a moment: `ensure_held` asks again before anything is committed.
+            # Redis may be unreachable for a moment: `ensure_held` checks again before anything is committed.
             with suppress(RedisError):
                 _asked(client, lambda: lock.extend(time_to_live_seconds, replace_ttl=True))
 
@@ -238,7 +238,7 @@ TIME_TO_LIVE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class CapacityLockManager:
-    """Hands out the lock of a period, from Redis if `redis_url` is given, else from PostgreSQL."""
+    """Provides the lock of a period, from Redis if `redis_url` is given, otherwise from PostgreSQL."""
 
     engine: Engine
     redis_url: str | None = field(default=None, repr=False)
@@ -246,10 +246,10 @@ class CapacityLockManager:
 
     @contextmanager
     def job_lock(self, period: str) -> Iterator[HeldLock]:
-        """Hold the lock of a period, or of `SAMPLES`, for the length of the block; never waits.
+        """Hold the lock of a period, or of `SAMPLES`, during the block; never waits.
 
         Raises LockHeldError, whose text says who holds it and since when; LockUnavailableError or DatabaseError if
-        Redis or PostgreSQL cannot be asked.
+        Redis or PostgreSQL does not answer.
         """
         redis = self.redis_url
         held = (
@@ -263,7 +263,7 @@ class CapacityLockManager:
 
 @contextmanager
 def _row_lock(engine: Engine, period: str) -> Iterator[HeldLock]:
-    """Hold a row locked, in a transaction that is open as long as the lock is held."""
+    """Hold a row locked, in a transaction that stays open while the lock is held."""
     parameters = {"name": period, "application": f"capacity_assets lock {owner_name()}"[:63]}
     with ExitStack() as opened:
         with database_errors(doing=f"taking the lock of {period}", kept=nothing_written_text(period)):
@@ -298,7 +298,7 @@ def _take_row(connection: Connection, parameters: dict[str, str]) -> bool:
     return connection.execute(text(_TAKE), parameters).first() is not None
 
 
-# The session is idle in this transaction while the work goes on in others, so its name says why.
+# The session is idle in this transaction while others work, so its name gives the reason.
 _SESSION = """
 SELECT set_config(name, CASE name WHEN 'application_name' THEN CAST(:application AS text) ELSE '0' END, true)
 FROM pg_settings

@@ -1,12 +1,12 @@
 """Registries of sizes and figures, which tables, statements, views and the reference follow.
 
-- A further size of a database is an entry of `SIZE_KINDS`: columns of samples and aggregates, figures, imports and
-  views follow, and `capacity init` adds the columns. An engine's class passes its bytes by `stem`. Raise
-  `SCHEMA_REVISION` (`database.tables`), so that programs ask for `capacity init` before they use the columns.
-- A further kind of what lies beside databases is an entry of `PART_KINDS`. An engine says in `part_sources` how it
-  measures a kind. These sizes are not part of the size of a database or server.
-- A further figure is a field of `Measure` or `Further`, with its column. Its computation is in
-  `aggregates.figures`, a second one in `aggregates.explanation`. `tables` says which measures a table has.
+- A new size of a database is an entry of `SIZE_KINDS`: columns of samples and aggregates, figures, imports and views
+  follow, and `capacity init` adds the columns. An engine's class passes its bytes by `stem`. Raise `SCHEMA_REVISION`
+  (`database.tables`), so that programs ask for `capacity init` before they use the columns.
+- A new kind of space outside databases is an entry of `PART_KINDS`. An engine defines in `part_sources` how it measures
+  a kind. These sizes are not part of the size of a database or server.
+- A new figure is a field of `Measure` or `Further`, with its column. Its computation is in `aggregates.figures`, a
+  second one in `aggregates.explanation`. `tables` says which measures a table has.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class SizeKind:
 
     stem: str
     files: str
-    """What is measured, as in "Size of the data files"."""
+    """The measured value, as in "Size of the data files"."""
     since: str | None = None
-    """The revision of the schema that added it; None: that of 0.3.0 has it."""
+    """The revision of the schema that added it; None: it exists in that of 0.3.0."""
 
     @property
     def what(self) -> str:
@@ -47,7 +47,7 @@ SIZE_KINDS = (
 
 @dataclass(frozen=True)
 class PartKind:
-    """A kind of storage beside databases, such as logs: its name in `server_part_stats`, and its title for people."""
+    """A kind of storage outside databases, such as logs: its name in `server_part_stats`, and its title for people."""
 
     name: str
     title: str
@@ -76,8 +76,8 @@ PART_KINDS = {
     )
 }
 
-# Sizes are bigint and a previous mean may be as small as 1/366, so a percent can reach 3.4e23:
-# 28 digits before the point hold every value that can occur.
+# Sizes are bigint and a previous mean may be as small as 1/366, so a percentage can reach 3.4e23: 28 digits before the
+# point are enough for every possible value.
 PERCENT = Numeric(30, 2)
 # The same to the power of twelve has no such bound.
 COMPOUND_PERCENT = Numeric()
@@ -95,7 +95,7 @@ class Further:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """Those made of the window's own samples alone."""
+        """Those computed only from the window's own samples."""
         return (self.last, self.growth)
 
     @property
@@ -141,7 +141,7 @@ class Measure:
 
     @property
     def added_later(self) -> tuple[str, ...]:
-        """The names of those that rows of older versions, and of the legacy application, may lack."""
+        """The names of those that may be missing in rows of older versions and of the legacy application."""
         return (*self.further.own, *self.further.compared) if self.further else ()
 
     @property
@@ -194,7 +194,7 @@ class Measure:
         yield Column(self.further.yearly_rate_percent, COMPOUND_PERCENT, comment=rate)
 
     def sum_columns(self) -> Iterator[Column[Any]]:
-        """The exact state of which longer windows are made, without reading their days again."""
+        """The exact state from which longer windows are computed, without reading their days again."""
         daily = "; null: the window is one day, or an older version wrote the row"
         comment = f"Exact sum of the {self.what} over the samples of the window{daily}"
         yield Column(f"sum_{self.source}", Numeric, comment=comment)
@@ -211,7 +211,7 @@ _THRESHOLDS = f"the period's threshold ({_THRESHOLDS}; CAPACITY_TREND_PERCENT se
 def figure_columns(measures: Sequence[Measure], samples: str, *ratios: Column[Any]) -> list[Column[Any]]:
     """Return the columns of figures of an aggregate table; growth and trend follow the first measure.
 
-    `samples` says what its `data_count` counts; `ratios` stand after the first mean.
+    `samples` says what its `data_count` counts; `ratios` are inserted after the first mean.
     """
     average, *extremes = measures[0].mean_columns()
     return [
@@ -239,7 +239,7 @@ def size_measure(
 ) -> Measure:
     """Return the measure of a size; its columns are named after the stem, or as `names` say.
 
-    With the name of a column for its last value it has the further figures. `since` is the revision that added it.
+    If a column for its last value is named, it has the further figures. `since` is the revision that added it.
     """
     own = {"average": f"avg_{stem}_mb", "maximum": f"max_{stem}_mb", "minimum": f"min_{stem}_mb", **names}
     further = None

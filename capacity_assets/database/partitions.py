@@ -1,9 +1,9 @@
-"""Partitions of the tables: which there are, and how one is added, filled and dropped.
+"""Partitions of the tables: which exist, and how one is added, filled and dropped.
 
 Samples and forecasts are partitioned by calendar month. Aggregates are partitioned by period and then by time, so that
 old rows of one period can be dropped while those of another stay: windows of a day by calendar month, longer ones by
-year, which keeps partitions few and of similar size. A default partition takes all other rows, so that none is refused;
-adding a partition moves its rows out of the default one.
+year, which keeps partitions few and of similar size. A default partition contains all other rows, so that none is
+refused; adding a partition moves its rows out of the default one.
 
 A legacy table that is partitioned by month is used as it is. `history.retention` decides which partitions are added
 and which are dropped.
@@ -44,7 +44,7 @@ from capacity_assets.database.tables import (
 AHEAD_DAYS = 62
 """Partitions are added so long ahead: two months, or the next year from November on."""
 UNREAD = (volume_size_stats, database_limit_stats, server_part_stats, object_size_stats, capacity_runways)
-"""Tables without aggregates: their rows are dropped by age alone."""
+"""Tables without aggregates: their rows are dropped only by age."""
 PARTITIONED = (*CAPACITY_TABLES, group_size_aggregations, *UNREAD)
 
 # What a partition must share with its table, except keys, which attaching it creates, and identity, which it must not
@@ -66,7 +66,7 @@ _MILLISECONDS_PER_TRY = 400  # less than the second after which PostgreSQL looks
 
 @dataclass(frozen=True, order=True)
 class PartitionBounds:
-    """What one partition holds: the days from `first` to the day before `after`, of one period or (None) of all."""
+    """One partition's contents: the days from `first` to the day before `after`, of one period or (None) of all."""
 
     period_type: str | None
     first: date
@@ -94,21 +94,21 @@ class Partition:
 
 @dataclass(frozen=True)
 class DefaultRows:
-    """The rows of a default partition: the spans whose rows can be moved, and in words which rows stay, and why."""
+    """The rows of a default partition: spans whose rows can be moved, and a sentence on which rows stay, and why."""
 
     spans: tuple[PartitionBounds, ...] = ()
     staying: tuple[str, ...] = ()
 
 
 def bounds_of(day: date, period: Period | None = None) -> PartitionBounds:
-    """Return the span whose partition holds `day`: of the samples, or of the aggregates of a period."""
+    """Return the span whose partition contains `day`: of the samples, or of the aggregates of a period."""
     unit = _MONTH if period is None or period.days == 1 else YEAR
     window = unit.window_of(day)
     return PartitionBounds(None if period is None else period.name, window.start, window.end + timedelta(days=1))
 
 
 def bounds_between(first: date, last: date, period: Period | None = None) -> list[PartitionBounds]:
-    """Return the spans that hold a day from `first` to `last`, in order."""
+    """Return the spans with a day from `first` to `last`, in order."""
     spans = [bounds_of(first, period)]
     while spans[-1].after <= last:
         spans.append(bounds_of(spans[-1].after, period))
@@ -174,7 +174,7 @@ class PartitionLayout:
         return next((partition for partition in self.partitions if partition.is_default), None)
 
     def covers(self, span: PartitionBounds) -> bool:
-        """Whether a partition holds `span`, or a part of it."""
+        """Whether a partition contains `span`, or a part of it."""
         spans = (partition.span for partition in self.partitions if partition.span)
         return any(
             one.period_type == span.period_type and one.first < span.after and span.first < one.after for one in spans
@@ -255,8 +255,8 @@ class PartitionLayout:
     def _attach(self, connection: sa.Connection, statements: Sequence[str]) -> None:
         """Attach partitions in short tries, because no session may be using the default partition.
 
-        A transaction that has read the default partition and then writes waits for this one, which waits for it.
-        PostgreSQL would end one of the two, most likely the other, so this one gives way.
+        If a transaction has read the default partition and then writes, it waits for this one, which waits for it.
+        PostgreSQL would end one of the two, most likely the writer, so this one gives up.
         """
         deadline = time.monotonic() + ATTACH_SECONDS
         names = {"table": self.table.name, "default": self.default.name if self.default else None}

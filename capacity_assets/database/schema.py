@@ -1,11 +1,11 @@
 """The schema as a whole: creating and upgrading it, and refusing a database that does not have it.
 
-How an existing table is brought to its definition is in `adoption`; what comparing tables cannot do is a step in
-`STEPS`, by the revision that it leads to. The revision is kept in a table of our own, because the legacy application
-keeps its own in the same database.
+`adoption` brings an existing table to its definition; steps that a comparison of tables cannot do are in `STEPS`, by
+the revision to which they lead. The revision is in a separate table, because the legacy application stores its own in
+the same database.
 
 A legacy database, one of release 0.3.0 (revision 0013) and later ones are upgraded. Older programs refuse a revision
-number that they do not know; a revision without a step is there for that.
+number that they do not know; a revision without a step exists for this.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from capacity_assets.database.views import (
 
 VERSION_TABLE = "capacity_alembic_version"
 FIRST_REVISION = "0013"
-"""That of version 0.3.0, the oldest that is upgraded in place."""
+"""The revision of version 0.3.0, the oldest that is upgraded in place."""
 QUEUE_REVISION = "0015"
 NOT_RECORDED_MEANWHILE = (
     "samples written meanwhile may have been missed: recompute the windows since it was lost, and the window after them"
@@ -70,7 +70,7 @@ BLOCKS_THE_UPGRADE = (
 
 
 def untracked_changes(engine: Engine) -> tuple[str, ...]:
-    """Return what keeps changed samples from being recorded; nothing if all is well."""
+    """Return the reasons why changed samples are not recorded; empty if there are none."""
     with engine.connect() as connection:
         return tuple(dict.fromkeys(step.reason for step in change_tracking_steps(connection) if step.is_lossy))
 
@@ -79,14 +79,14 @@ class SchemaProblemsError(CapacityError):
     """The upgrade needs a decision by a person; nothing was changed."""
 
     def __init__(self, problems: list[str]) -> None:
-        """Keep the problems, all of which are in the text."""
+        """Store the problems; the text contains all of them."""
         self.problems = problems
         super().__init__("The schema was not changed, no row was touched.\n" + "\n".join(f"- {p}" for p in problems))
 
 
 @dataclass(frozen=True)
 class SchemaState:
-    """The state of a database: its revision, missing tables, and what is to be done to existing tables."""
+    """The state of a database: its revision, missing tables, and necessary steps on existing tables."""
 
     revision: str | None
     missing_tables: tuple[str, ...]
@@ -120,7 +120,7 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
         _migrate(connection, revision)
         done += _restore_views(connection, *taken)
         comments = [*comment_statements(existing_tables(connection, metadata.sorted_tables))]
-        # Four hundred where all are missing.
+        # Four hundred if all are missing.
         execute(connection, ["; ".join(comments)] if comments else ())
     return tuple(done)
 
@@ -163,7 +163,7 @@ def _track_changes(connection: Connection, revision: str | None) -> list[str]:
 def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list[str]:
     """Build missing indexes ahead of the upgrade, one upgrade at a time; return the other steps that were done.
 
-    Not on a cluster, where a key cannot take over an existing index.
+    Not on a cluster, where a key cannot use an existing index.
     """
     with engine.connect() as connection:
         present = existing_tables(connection, metadata.sorted_tables)
@@ -183,8 +183,8 @@ def _schema_lock(engine: Engine, *, is_checked: bool = False) -> Iterator[tuple[
     """Yield a transaction that holds the schema lock, and what was done: the table of locks is created if missing.
 
     Building an index concurrently waits for every transaction that has a snapshot. So a waiting upgrade polls the lock,
-    each time in a new transaction, and the holder has no snapshot. With `is_checked` no table is read, because dropping
-    such an index waits for readers of its table.
+    each time in a new transaction, and the holder has no snapshot. With `is_checked`, no table is read, because
+    dropping such an index waits for readers of its table.
 
     Raises SchemaProblemsError: the database must not be written to, or something prevents the upgrade.
     """
@@ -227,14 +227,14 @@ def _create_locks(connection: Connection) -> list[str]:
 
 
 def _blocking_readers(connection: Connection, *, ours: bool = False) -> Sequence[Reader]:
-    """Find what reads columns that are to be widened, or with `ours` our views, which are created again."""
+    """Find objects that read columns to be widened or, with `ours`, our views, which are created again."""
     tables = existing_tables(connection, metadata.sorted_tables)
     widened = [(table.name, column) for table in tables for column in widened_columns(table)]
     return readers_of(connection, widened, ours=ours)
 
 
 def _drop_blocking_views(connection: Connection, *, ours: bool) -> tuple[list[str], list[str]]:
-    """Drop views that prevent the upgrade, and with `ours` our own; return statements that restore them, and names.
+    """Drop views that prevent the upgrade and, with `ours`, our own; return statements to restore them, and names.
 
     Raises SchemaProblemsError if such an object cannot be restored.
     """
@@ -431,7 +431,7 @@ def refuse_a_newer_schema(engine: Engine) -> Engine:
 
 
 def newer_schema(connection: Any) -> str | None:
-    """Return the message if a newer version created the schema, else None; `connection` is psycopg's."""
+    """Return the message if a newer version created the schema, otherwise None; `connection` is psycopg's."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT has_table_privilege(to_regclass('capacity_alembic_version'), 'SELECT')")
         if cursor.fetchone() != (True,):
@@ -481,7 +481,7 @@ ON CONFLICT DO NOTHING
 def _enter_legacy_windows(connection: Connection) -> None:
     """Enter the windows that have rows as computed and stale, because earlier changes were not recorded.
 
-    Each is looked up by its key: a list of those that exist would read every row.
+    Each is looked up by its key; a list of the existing ones would read every row.
     """
     windows = [
         (level, period.name, window.start, window.end, period.previous(window).start)
@@ -572,10 +572,11 @@ _FORMER_TABLES = (
 
 
 def _convert_to_the_queue(connection: Connection) -> None:
-    """Move the changes that 0.3.0 logged, and compared with transaction snapshots, to the queue and the windows.
+    """Move the changes that 0.3.0 recorded, with transaction snapshots, to the queue and the windows.
 
-    Windows that include every change stay up to date, the others stale; servers whose days were not looked up yet go to
-    the queue. If transaction numbers are from another server or database, every change counts as not included.
+    Windows that include every change stay up to date, the others become stale; servers whose days were not looked up
+    yet go to the queue. If transaction numbers are from another server or database, every change counts as not
+    included.
     """
     if "snapshot" not in {column["name"] for column in inspect(connection).get_columns("capacity_computed_windows")}:
         return
@@ -615,7 +616,7 @@ ON CONFLICT DO NOTHING
 
 
 def _enter_groups(connection: Connection) -> None:
-    """Drop the former sums of groups, and enter every computed window as one whose groups are stale.
+    """Drop the former sums of groups, and mark the groups of every computed window as stale.
 
     The next evaluation of the sensor of late data requests the runs; `capacity groups --now` computes them at once.
     """

@@ -29,7 +29,7 @@ class ViewColumn(NamedTuple):
 class View:
     """A view: in its query, each column is followed by the comment that it gets in the database.
 
-    Where the query is not written by hand, its columns are `described` instead.
+    If the query is not written by hand, its columns are `described` instead.
     """
 
     name: str
@@ -54,7 +54,7 @@ class View:
 
     @property
     def marked_comment(self) -> str:
-        """The comment with a mark of the definition, by which an outdated view is known."""
+        """The comment with a mark of the definition, which identifies an outdated view."""
         made_of = self.query + "".join(comment for _, comment in self.described)
         return f"{self.comment} (definition {hashlib.sha256(made_of.encode()).hexdigest()[:12]})"
 
@@ -86,7 +86,7 @@ def execute_steps(connection: Connection, steps: Iterable[SchemaStep]) -> None:
 
 
 def execute(connection: Connection, statements: Iterable[str]) -> None:
-    """Execute statements without parameters; a percent sign in them stands for itself."""
+    """Execute statements without parameters; a percent sign in them is literal."""
     for statement in statements:
         connection.exec_driver_sql(statement.replace("%", "%%"))
 
@@ -103,7 +103,7 @@ def free_name(connection: Connection, name: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """Quote a name where PostgreSQL needs it."""
+    """Quote a name if PostgreSQL requires it."""
     return DIALECT.identifier_preparer.quote(quoted_name(name, quote=None))
 
 

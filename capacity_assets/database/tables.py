@@ -5,11 +5,11 @@ the reference show the comments of columns. `adoption` and `schema` bring an old
 
 Samples, aggregates and forecasts are partitioned by time, so that old rows are dropped as whole partitions
 (`partitions`). A primary key begins with the day or window: it identifies rows and serves every query for some days or
-windows. Where the legacy application has a unique key of these columns, the primary key has its name.
+windows. If the legacy application has a unique key of these columns, the primary key has its name.
 
 There are no foreign keys: servers are registered elsewhere, and the history of a server outlives its registration.
-Measured limits are samples like sizes, one row per day. What people declare (limits, steps, labels, prices) is dated
-or holds until they declare something else. Figures, and a further size of a database, are defined in `measures`.
+Measured limits are samples like sizes, one row per day. Declarations (limits, steps, labels, prices) are dated, or
+apply until the next declaration. Figures, and sizes of databases, are defined in `measures`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def key(name: str, kind: _Type, comment: str) -> Column[object]:
 
 
 def timestamp(name: str, comment: str, *, nullable: bool = False) -> Column[object]:
-    """Return a column with a moment, by default that of the insert."""
+    """Return a column with a time, by default that of the insert."""
     default = None if nullable else func.now()
     return Column(name, DateTime(timezone=True), nullable=nullable, server_default=default, comment=comment)
 
@@ -114,7 +114,7 @@ def times_of_figures() -> list[Column[object]]:
 
 
 class _SequenceNumber(BigInteger):
-    """An integer filled by a sequence of the table, also where it is not part of the primary key."""
+    """An integer from a sequence of the table, also if it is not part of the primary key."""
 
 
 @compiles(_SequenceNumber, "postgresql")
@@ -151,9 +151,10 @@ def forecast_columns(days: int) -> list[Column[object]]:
 
 
 SCHEMA_REVISION = "0026"
-"""The number of these definitions. Raised with a column that programs use, so that they ask for `capacity init` first.
+"""The number of these definitions. Raise it with a column that programs use, so that they require `capacity init`
+first.
 
-What comparing tables cannot do is a step of the revision in `schema.STEPS`.
+A step that a comparison of tables cannot do is in `schema.STEPS`, by the revision.
 """
 
 metadata = MetaData()
@@ -181,9 +182,9 @@ def _impossible_index(table: str, measures: Sequence[Measure]) -> Index:
 
 
 def _sorted_index(table: str, name: str, column: str) -> Index:
-    """Return the index that keeps a list sorted: every page lists the largest, and those that grew most.
+    """Return the index of a sorted list: every page lists the largest, and those that grew most.
 
-    Not of days, which are five sixths of the rows: sorting one takes less than writing it to two more indexes.
+    It excludes days, which are five sixths of the rows: sorting a day costs less than writing it to two more indexes.
     """
     # In the form PostgreSQL displays, as above.
     longer = [f"(period_type)::text <> '{period.name}'::text" for period in PERIODS.values() if period.days == 1]
@@ -239,7 +240,7 @@ instance_size_stats = table(
     timestamp("deleted_at", "When the sample was declared void", nullable=True),
     timestamp("created_at", "When the row was first written"),
     timestamp("updated_at", "When the row was last changed"),
-    # A day may have void samples beside the one that counts, so that nothing but the row number tells them apart.
+    # A day may have void samples in addition to the valid one, so only the row number distinguishes them.
     PrimaryKeyConstraint("collected_date", "instance_id", "id", name="instance_size_stats_pkey"),
     Index(
         "uq_instance_size_stats_instance_date",
@@ -637,9 +638,9 @@ capacity_runways = table(
     ),
     # Readers of the view `capacity_runway` see every further column from here on.
     PrimaryKeyConstraint("as_of", "instance_id", "subject", "name", name="capacity_runways_pkey"),
-    # What fills first is asked on every page.
+    # Every page reads what fills first.
     Index("ix_capacity_runways_middle", "as_of", "middle_day"),
-    # Pages look every few seconds whether forecasts were issued.
+    # Pages check every few seconds whether forecasts were issued.
     Index("ix_capacity_runways_issued", "as_of", "issued_at"),
     postgresql_partition_by=BY_FORECAST_DAY,
 )

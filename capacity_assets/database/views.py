@@ -1,7 +1,7 @@
 """The views that reports, BI tools and Grafana read, with names that people use, and units in the names.
 
-They hide keys and partitions of the tables, and nothing else: every figure is a stored one. Columns are only added, at
-the end, so that what is built on a view keeps working. `capacity init` creates and renews the views.
+They hide only keys and partitions of the tables; every figure is stored. Columns are only added, at the end, so that
+queries of other programs keep working. `capacity init` creates and renews the views.
 
 PostgreSQL does not widen a column that a view reads, or drop a view that another one reads. So views of others are
 dropped and restored in the transaction of the upgrade, with owner, grants, options, comments, triggers and rules.
@@ -133,10 +133,10 @@ STANDS_FOR_ITSELF = """(
                  -coalesce(r.probability_365, -1), coalesce(r.early_day, CAST('infinity' AS date)))
              OR r.subject = 'server' AND o.subject = 'volume' AND o.middle_day IS NOT NULL
                 AND o.early_day <= coalesce(r.late_day, CAST('infinity' AS date)))))"""
-"""Whether no other row says the same at least as urgently: a thousand databases may share one volume.
+"""Whether no other row covers this one with at least the same urgency: a thousand databases may share one volume.
 
-A server that its volumes limit is the same space as these: one of them stands for it if their ranges overlap. The same
-rule for runways that are not stored is `standing_for_themselves` in `forecast.results`.
+A server that its volumes limit is the same space as the volumes: if their ranges overlap, one of them covers it. The
+same rule for runways that are not stored is `standing_for_themselves` in `forecast.results`.
 """
 
 
@@ -224,7 +224,7 @@ _DUE = """CROSS JOIN LATERAL (VALUES
     (365, r.forecast_365_mb, r.lower_365_mb, r.upper_365_mb, r.probability_365, r.actual_365_mb,
      greatest(r.actual_7_mb, r.actual_30_mb, r.actual_90_mb, r.actual_365_mb))
 ) AS due (days, forecast_mb, lower_mb, upper_mb, probability, actual_mb, largest_mb)"""
-"""The forecasts of a row by horizon, with the largest size that was measured on a due day up to that of the horizon."""
+"""The forecasts of a row by horizon, with the largest size measured on a due day up to that of the horizon."""
 
 _GROUP_HORIZONS = "".join(
     f"""r.forecast_{days}_mb AS forecast_{days}_days_mb,  -- Size forecast in {days} days, MiB; null: too little history
@@ -364,8 +364,8 @@ FROM instance_size_aggregations"""
 # Windows with days on which a server has databases but no total, which the level of groups finds. Sizes of databases
 # are weighted by their days, so that renaming a database changes no sum. Both parts have the same types, because
 # otherwise PostgreSQL does not push conditions down into them. Impossible values, which earlier versions stored, are
-# left out. Periods and windows are grouped and compared once more outside: so PostgreSQL pushes those of a question
-# into both parts, and plans their partitions instead of all, which took ten times as long as the rest of a question.
+# left out. Periods and windows are grouped and compared once more outside. So PostgreSQL pushes those of a query into
+# both parts, and plans only their partitions; planning all took ten times as long as the rest of a query.
 _POSSIBLE_TOTALS = """
 WHERE total_size_mb <= 8796093022207
   AND (total_size_change_mb IS NULL OR total_size_change_mb BETWEEN -8796093022207 AND 8796093022207)
@@ -569,8 +569,9 @@ def _listed(rows: sa.Table, columns: str | tuple[str, str, str]) -> Iterator[tup
         yield f"s.{source}", name or source, str(rows.c[source].comment)
 
 
-# What figures are made of, for readers without rights on tables. Who declared servers is a view of its own, so that
-# distributed tables can be joined with the servers without rights on `capacity_collection_targets`.
+# The samples and registrations behind the figures, for readers without rights on tables. Declarations of servers are a
+# separate view, so that distributed tables can be joined with the servers without rights on
+# `capacity_collection_targets`.
 READER_VIEWS = (
     *views_in("""
 -- The registered servers.
@@ -749,7 +750,7 @@ def readers_of(
 ) -> Sequence[Reader]:
     """Find the objects that read one of the columns (table, column) or, with `ours`, our views, also through a view.
 
-    They are in an order in which they can be dropped. Those that are not `movable` cannot be restored.
+    They are in the order in which they can be dropped. Those that are not `movable` cannot be restored.
     """
     parameters = {
         "tables": [table for table, _ in columns],
@@ -761,7 +762,7 @@ def readers_of(
 
 
 def drop_views(connection: sa.Connection, readers: Iterable[Reader]) -> list[str]:
-    """Drop views; return the statements that restore them, or after ours are created again, their grants."""
+    """Drop views; return the statements that restore them or, for our own, their grants."""
     back: list[str] = []
     for view in readers:
         back = [*connection.execute(sa.text(_AS_IT_WAS), {"view": view.name, "is_ours": view.is_ours}).scalars(), *back]
@@ -856,7 +857,7 @@ ORDER BY depth DESC, name DESC
 
 READER_ROLE = "capacity_reader"
 READ_ON_NODES = tuple(table.name for table in PARTITIONED if table is not tables.group_size_aggregations)
-"""What readers need rights on, besides the views, where tables are distributed: Citus checks rights on shards."""
+"""Relations besides the views on which readers need rights if tables are distributed: Citus checks rights on shards."""
 FORECAST_TABLES = (
     "database_size_stats",
     "instance_size_stats",
@@ -868,7 +869,7 @@ FORECAST_TABLES = (
     "capacity_steps",
     "capacity_decisions",
 )
-"""The tables that the page What if forecasts from. Without rights on them, a role can read every other page."""
+"""The tables that the page What if reads. Without rights on them, a role can read every other page."""
 READABLE = (
     *(view.name for view in VIEWS),
     "capacity_bills",
