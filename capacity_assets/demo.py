@@ -1,11 +1,11 @@
-"""The sample fleet of the demo: twelve servers of four engines, a hundred databases, and what is declared of them.
+"""The sample fleet of the demo: twelve servers of four engines, a hundred databases, and their declarations.
 
 The size of a database on a day is a pure function of its name and the day, so that loading again changes nothing and
-loading a day later adds one day. The fleet shows what a real one does: steady and fast growth, shrinkage, purges,
-single missing days, an outage of ten days, a new server and a retired one.
+loading a day later adds one day. The fleet behaves like a real one: steady and fast growth, shrinkage, purges, single
+missing days, an outage of ten days, a new server and a retired one.
 
-Some servers report their volume, some have a declared disk, some neither, as everywhere. Labels say whose the databases
-are, and a price list what they cost.
+Some servers report their volume, some have a declared disk, some neither. Labels contain the owners of databases, and a
+price list their cost.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ FLEET = (
 
 @dataclass(frozen=True)
 class YearlyEvent:
-    """What changes the size of one database by a factor on the first of a month, every year."""
+    """A change of the size of one database by a factor, on the first of a month, every year."""
 
     month: int
     factor: float
@@ -103,7 +103,7 @@ Registration = tuple[int, date | None]
 
 @dataclass(frozen=True)
 class LoadedFleet:
-    """What loading did: samples added, and the days they belong to (None when nothing was new)."""
+    """The result of loading: added samples, and their days (None if nothing was new)."""
 
     samples_added: int
     first_day_added: date | None
@@ -140,11 +140,11 @@ def other_instances(engine: Engine) -> int:
 
 
 def remove_sample_fleet(engine: Engine) -> int:
-    """Empty all capacity tables, in one transaction; return how many samples went.
+    """Empty all capacity tables, in one transaction; return the number of deleted samples.
 
-    The caller makes sure that they hold nothing else, by `other_instances`.
+    The caller must check with `other_instances` that they contain nothing else.
     """
-    # What the queue of changes and the ledger say of these samples goes with them.
+    # Their entries in the queue of changes and the ledger are deleted too.
     emptied = ", ".join(table.name for table in metadata.sorted_tables)
     with engine.begin() as connection:
         samples = int(connection.execute(text("SELECT count(*) FROM database_size_stats")).scalar_one())
@@ -153,7 +153,7 @@ def remove_sample_fleet(engine: Engine) -> int:
 
 
 def load_sample_fleet(engine: Engine, first_day: date, today: date) -> LoadedFleet:
-    """Insert what is missing of the fleet and its samples from `first_day` to `today`, in one transaction."""
+    """Insert the missing parts of the fleet and its samples from `first_day` to `today`, in one transaction."""
     with engine.begin() as connection:
         known = _register(connection, today)
         connection.execute(
@@ -166,7 +166,7 @@ def load_sample_fleet(engine: Engine, first_day: date, today: date) -> LoadedFle
         connection.execute(text(_INSERT_TOTALS))
         _add_measured_beside_sizes(connection)
         if samples:
-            # Everything is read at once, long before the server would gather statistics by itself.
+            # Everything is read at once, long before the server would update its statistics.
             connection.execute(text("ANALYZE database_size_stats, instance_size_stats"))
     retired = tuple(server.name for server in FLEET if server.fate == "retired")
     return LoadedFleet(samples, first_added, last_added, retired)
@@ -293,13 +293,13 @@ DECLARED_BY = "capacity demo"
 DISK_TO_TOTAL = 1.3
 DISK_STEP_MB = 64 * 1024
 DAYS_TO_QUOTA = 10
-"""Days of growth that the quota leaves: few enough that somebody has to act."""
+"""Days of growth until the quota is reached: few enough that somebody has to act."""
 UNREAD_SLOT_OF = "postgresql-core-01"
 """The server of the sample with a replication slot that nobody reads."""
 PLANNED_ON = "sqlserver-bi-01"
 ADDED_MB = 64 * 1024
 WITHOUT_LIMIT = ("mysql-web-01", "oracle-ledger-01")
-# oracle-archive-01 belongs to nobody that is known, as something does everywhere.
+# oracle-archive-01 has no known owner, as happens everywhere.
 TEAMS = {
     "mysql-orders-01": "commerce",
     "mysql-orders-02": "commerce",
@@ -328,11 +328,11 @@ PRICES = (
     Price(Decimal("0.25"), "EUR", engine="sqlserver", valid_from=ALWAYS),
 )
 BUDGETS = {"finance": 385, "commerce": 170, "web": 135, "platform": 130, "data": 125, "sales": 110}
-"""What teams may cost in a month, from the last month to the next twelve."""
+"""The budgets of teams per month, from the last month to the next twelve."""
 
 
 def declare_sample(engine: Engine, today: date) -> None:
-    """Declare limits, steps, labels, prices and budgets; each kind once, so that what users change stays.
+    """Declare limits, steps, labels, prices and budgets; each kind once, so that changes by users are kept.
 
     Servers without a volume get a disk, and one database a quota that fills within weeks. Raises DatabaseError.
     """
@@ -415,7 +415,7 @@ def _quota(connection: Connection, today: date) -> Iterator[Limit]:
 
 
 def _add_measured_beside_sizes(connection: Connection) -> None:
-    """Add volumes, ceilings, what lies beside databases, tables and indexes of the days in the table `sample`."""
+    """Add volumes, ceilings, space outside databases, tables and indexes of the days in the table `sample`."""
     names = [server.name for server in FLEET if server.name in WITH_VOLUME]
     parameters = {"names": names, "volumes": [WITH_VOLUME[name] for name in names], "unread": UNREAD_SLOT_OF}
     for statement in (_VOLUMES, _CEILINGS, _PARTS):
@@ -436,8 +436,8 @@ _MEASURED = """
 SELECT i.name, s.database_name FROM database_size_stats s JOIN instances i ON i.id = s.instance_id
 WHERE s.collected_date = :today
 """
-# MySQL reports no volumes: those of the sample come from monitoring, as they would.
-# A volume also holds what belongs to no database, and is extended by 64 GiB when less than a tenth is free.
+# MySQL reports no volumes: those of the sample come from monitoring, as in reality. A volume also contains files of no
+# database, and is extended by 64 GiB when less than a tenth is free.
 _VOLUMES = """
 INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source, collected_at)
 SELECT u.day, u.instance_id, u.volume, ceil(u.used_mb * 1.1 / 65536.0) * 65536,
@@ -452,7 +452,7 @@ FROM (
 ) AS u
 ON CONFLICT DO NOTHING
 """
-# SQL Server and Oracle know ceilings of databases, the others do not. That of fixed files is their size.
+# Only SQL Server and Oracle report ceilings of databases. That of files with a fixed size is their size.
 _CEILINGS = """
 INSERT INTO database_limit_stats
     (collected_date, instance_id, database_name, limit_mb, fills_files, is_unlimited, volumes, source, collected_at)
@@ -466,7 +466,7 @@ FROM sample s JOIN instances i ON i.id = s.instance_id
 JOIN unnest(CAST(:names AS varchar[]), CAST(:volumes AS varchar[])) AS g (name, volume) ON g.name = i.name
 ON CONFLICT DO NOTHING
 """
-# Of what is no database, the largest part is known. The WAL that an unread slot retains grows with the databases.
+# The largest part outside databases is known. The WAL that an unread slot retains grows with the databases.
 _PARTS = """
 INSERT INTO server_part_stats
     (collected_date, instance_id, part_kind, part_name, size_bytes, volume_name, detail, collected_at)
@@ -495,7 +495,7 @@ ON CONFLICT DO NOTHING
 
 
 # An audit log that is never purged takes what the database grows by. An index of the orders doubles from July on, as
-# its pages are split, and is built again at New Year. Shares of the size, in permille; what is left is unexplained.
+# its pages are split, and is built again at New Year. Shares of the size, in permille; the rest is unexplained.
 _OBJECTS = """
 WITH measured AS (
     SELECT s.instance_id, i.name, s.database_name, s.collected_date AS day, s.collected_at,

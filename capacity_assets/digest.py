@@ -1,6 +1,6 @@
-"""The weekly digest of the fleet or of a label: its content, its text and chart, and who got it.
+"""The weekly digest of the fleet or of a label: its content, its text and chart, and its deliveries.
 
-It has only what is out of the ordinary; usual growth is in the report.
+It contains only what is unusual; usual growth is in the report.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ NO_FORECAST = "No forecast was issued in that week, so there are no fill dates. 
 
 
 def opening(digest: Digest) -> list[Sentence]:
-    """Return the sentences before the news: size and change, what is as usual, and what is unknown."""
+    """Return the first sentences: size and change, what is usual, and what is unknown."""
     sentences = [Sentence(headline(digest))]
     if not digest.has_news and digest.size_mb:
         sentences.append(Sentence(NOTHING_UNUSUAL))
@@ -293,7 +293,7 @@ def opening(digest: Digest) -> list[Sentence]:
 def message_of(digest: Digest, pages_url: str | None = None) -> Message:
     """Return the digest as a message with a link to the changes of the week; without news, as one paragraph.
 
-    Those of a label are on the page of its group.
+    The changes of a label are on the page of its group.
     """
     sentences = opening(digest)
     if not digest.has_news:

@@ -72,9 +72,9 @@ def open_engine(settings: Settings, *, connect: bool = True, existing: bool = Fa
 
 @contextmanager
 def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False) -> Iterator[Engine]:
-    """Yield an engine for the pages, on a role that can only read.
+    """Yield an engine for the pages, with a role that can only read.
 
-    That is the role of CAPACITY_WEB_DATABASE_URL, else `capacity_reader` if the configured role may take it on.
+    This is the role of CAPACITY_WEB_DATABASE_URL, otherwise `capacity_reader` if the configured role may switch to it.
 
     Raises:
         ValidationError: the role can write, and that is not allowed.
@@ -114,7 +114,7 @@ def open_runs_engine(settings: Settings) -> Iterator[Engine | None]:
 
     address = settings.web_dagster_url
     if address is None and (settings.capacity_url is not None or settings.web_database_url is not None):
-        # Where the figures are on another server, the embedded one is not started for the metrics of runs.
+        # If the figures are on another server, the embedded one is not started for the metrics of runs.
         yield None
         return
     with _served(settings, address, DAGSTER_DATABASE) as url:
@@ -125,7 +125,7 @@ def open_runs_engine(settings: Settings) -> Iterator[Engine | None]:
 
 
 def _make_reader_role(url: URL) -> None:
-    """Create the role on the embedded server, which is ours alone; elsewhere the owner decides."""
+    """Create the role on the embedded server; on other servers, the owner decides."""
     with disposed(capacity_engine(url)) as owner, owner.begin() as connection:
         ensure_reader_role(connection)
 
@@ -199,7 +199,7 @@ def excluded_databases_of(settings: Settings) -> dict[str, tuple[str, ...]]:
 
 
 def lock_manager(engine: Engine, settings: Settings) -> CapacityLockManager:
-    """Return the manager of locks, which are in Redis if it is configured, else in PostgreSQL."""
+    """Return the manager of locks, which are in Redis if it is configured, otherwise in PostgreSQL."""
     return CapacityLockManager(engine, settings.redis_url.get_secret_value() if settings.redis_url else None)
 
 

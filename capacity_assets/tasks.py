@@ -1,11 +1,11 @@
 """Task functions for callers without Dagster, with the names and results of the legacy application.
 
 They read the settings, open the database and use the task runner. A failure is a result with status `failed`, as legacy
-callers expect; only a wrong configuration raises (ConfigurationError).
+callers expect; only a wrong configuration raises an error (ConfigurationError).
 
 The `run_…` functions have the names and keys of this project. `calculate_database`,
-`calculate_database_size_aggregations` and `aggregate_current_period` take what schedulers and routes of the legacy
-application pass, and return the keys that those read.
+`calculate_database_size_aggregations` and `aggregate_current_period` take the arguments that schedulers and routes of
+the legacy application pass, and return the keys that they read.
 """
 
 from __future__ import annotations
@@ -89,11 +89,10 @@ def calculate_database(
 ) -> TaskResult:
     """Aggregate the scheduled window of each period at both levels, for callers of the legacy application.
 
-    Unknown periods are logged and left out. `manual_run`, `created_by` and `run_id` are logged too; no
-    session is written, so `session_id` is None. Returns `status`, `message`, `run_id`, `session_id`,
-    `periods_executed`, `details` (`periods`: a summary per period, of the databases; `instances`: by id, what failed)
-    and `metrics` (`instances`: `total`, `successful`, `failed`, each server counted once; `records`), and `error` if
-    nothing could be done.
+    Unknown periods are logged and left out. `manual_run`, `created_by` and `run_id` are logged too; no session is
+    written, so `session_id` is None. Returns `status`, `message`, `run_id`, `session_id`, `periods_executed`, `details`
+    (`periods`: a summary per period, of the databases; `instances`: failures by id) and `metrics` (`instances`:
+    `total`, `successful`, `failed`, each server counted once; `records`), and `error` if nothing could be done.
     """
     run_id = run_id or str(uuid4())
     run, instances, chosen, errors = RunSummary(), list[InstanceRef](), list[str](), list[str]()
@@ -137,12 +136,12 @@ def calculate_database(
 def aggregate_current_period(
     period_type: str = "daily", *, scope: str = SCOPE_ALL, progress_callbacks: ProgressCallbacks | None = None
 ) -> TaskResult:
-    """Aggregate the window that holds today, as the button of the legacy application does.
+    """Aggregate the window that contains today, as the button of the legacy application does.
 
-    With `progress_callbacks` each active server is computed by itself first, which takes longer: its callbacks get the
-    server (`id`, `name`) and a payload of `status`, `message`, `processed_records`, `errors`, `instance_id`,
-    `instance_name` and `period_type`. An error of a callback ends the work and is raised here; servers done before
-    are kept. Returns `status`, `message`, `period_type`, `period_start`, `period_end`, `scope`, and `database_summary`,
+    With `progress_callbacks`, each active server is first computed separately, which takes longer: its callbacks get
+    the server (`id`, `name`) and a payload of `status`, `message`, `processed_records`, `errors`, `instance_id`,
+    `instance_name` and `period_type`. An error of a callback ends the work and is raised here; servers done before are
+    kept. Returns `status`, `message`, `period_type`, `period_start`, `period_end`, `scope`, and `database_summary`,
     `instance_summary` and `group_summary` (null if the scope leaves the level out).
     """
     summaries: TaskResult = {f"{level}_summary": None for level in LEVELS}
@@ -158,7 +157,7 @@ def aggregate_current_period(
                 for part in _run_by_instance(runner, level, period, window, (progress_callbacks or {}).get(level, {}))
             ]
             run = runner.run_period(period, [window], RunOptions(levels))
-            # The second computation finds everything unchanged, so the summary is that of the first.
+            # The second computation finds everything unchanged, so the summary of the first is returned.
             first = {part.level: part for part in combine(parts)}
             run = RunSummary(tuple(first.get(part.level, part) for part in run.parts))
     except CapacityError as error:

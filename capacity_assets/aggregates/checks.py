@@ -1,9 +1,9 @@
 """The checks after a run, as data: one statement per check.
 
-A check queries the database for problems; each window has an outcome of its own, which names the first twenty places
-and counts the rest. The severity is `error` if a person has to act, `warn` otherwise. A check of severity warn covers
-the windows of the run; one of severity error also names windows outside it that are wrong. Checks of anything but rows
-of aggregates are in `orchestration.checks`, as is the mapping of outcomes to asset checks.
+A check queries the database for problems; each window has its own outcome, which names the first twenty places and
+counts the others. The severity is `error` if a person has to act, `warn` otherwise. A check of severity warn covers the
+windows of the run; one of severity error also names wrong windows outside the run. Checks of anything except rows of
+aggregates are in `orchestration.checks`, as is the mapping of outcomes to asset checks.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class CheckScope:
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """What a check found: the number of places, the first of them in words, and what to do."""
+    """The result of a check: the number of places, a text about the first ones, and what to do."""
 
     name: str
     severity: CheckSeverity
@@ -80,7 +80,7 @@ class CheckOutcome:
     period_start: date | None = None
     """First day of its window; None: it is about all of them."""
     incident: str | None = None
-    """What was found in a form that stays the same between runs, for outcomes whose `listed` text varies."""
+    """The findings in a form that stays the same between runs, for outcomes whose `listed` text varies."""
 
     @property
     def passed(self) -> bool:
@@ -99,7 +99,7 @@ class CheckOutcome:
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its levels, its statement, and what to do about what it finds.
+    """One check: its levels, its statement, and what to do about its findings.
 
     The statement returns places, each with its window and a weight; the heaviest are listed. Names in braces are in
     `level_parts`.
@@ -111,7 +111,7 @@ class Check:
     advice: str
     statement: str
     on_nodes: str = ""
-    """The statement where rows are distributed, if that is another one."""
+    """The statement for distributed rows, if it differs."""
     levels: tuple[str, ...] = tuple(SERVER_LEVELS)
 
 
@@ -290,7 +290,7 @@ PARTITIONS_COMPLETE_DESCRIPTION = (
 
 
 def partitions_complete(left: Sequence[IncompleteWindow], severity: CheckSeverity) -> CheckOutcome:
-    """Build the outcome from the windows that are left, adjacent windows together."""
+    """Build the outcome from the remaining windows, with adjacent windows joined."""
     stretches = [
         (reason, span)
         for reason in dict.fromkeys(window.reason for window in left)
@@ -332,6 +332,6 @@ def _outcome(check: Check, period_start: date, rows: Sequence[Any]) -> CheckOutc
 
 
 def checks_of(level: Level) -> list[tuple[str, str]]:
-    """Return name and description of every check of a level, that of the run itself first."""
+    """Return name and description of every check of a level, the check of the run itself first."""
     named = [(check.name, check.description) for check in CHECKS if level.name in check.levels]
     return [(SERVERS_STORED, SERVERS_STORED_DESCRIPTION), *named]

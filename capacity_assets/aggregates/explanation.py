@@ -26,9 +26,9 @@ from capacity_assets.database.measures import Measure
 
 Value = int | Decimal | str | date | None
 Arithmetic = tuple[str, Value]
-"""How a figure is made, in words, and what comes out."""
+"""A sentence on how a figure is computed, and its value."""
 Days = Mapping[date, int]
-"""What was measured of one column, by day, in order."""
+"""The measured values of one column, by day, in order."""
 PLACES_SHOWN = 4
 
 
@@ -206,7 +206,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A window of one subject: its samples, those of the window before and of a year before, and the figures."""
+    """A window of one subject: its samples, those of the previous window and of a year before, and the figures."""
 
     subject: ExplainedSubject
     period: Period
@@ -232,7 +232,7 @@ class Explanation:
 
     @property
     def verdict(self) -> str:
-        """Whether the stored row is what its samples give, and if not, possible reasons, in words."""
+        """A sentence on whether the stored row equals the result of its samples, and if not, on possible reasons."""
         if not self.samples.own:
             rest = "no row is stored either." if self.stored is None else "the stored row was kept."
             return f"There are no samples in this window; {rest}"
@@ -269,10 +269,10 @@ class Explanation:
 def find_subjects(engine: Engine, database: str | None, server: str | None) -> list[ExplainedSubject]:
     """Return the databases of that exact name, or the server itself; of one server if it is named.
 
-    A database is known by its samples or, if these are gone, by its aggregates.
+    A database is found by its samples or, if these were dropped, by its aggregates.
 
     Raises:
-        NotFoundError: no registered server has anything of that name.
+        NotFoundError: no registered server has a database of that name, or is named so.
         DatabaseError: the database failed.
     """
     parameters = {"database": database, "server": server, "most": NAMES_COMPARED}
@@ -322,7 +322,7 @@ WHERE (CAST(:server AS text) IS NULL OR i.name = :server) AND (
     )
 ) ORDER BY i.name
 """
-# Where rows are distributed, each node searches its own servers.
+# On distributed rows, each node searches its own servers.
 _SERVERS_ON_NODES = """
 SELECT i.id, i.name, i.is_active AND i.deleted_at IS NULL AS active FROM instances i
 WHERE (CAST(:server AS text) IS NULL OR i.name = :server) AND (

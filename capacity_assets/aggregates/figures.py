@@ -1,21 +1,22 @@
 """The statement that computes windows, in three parts: states, figures, and what happens to the stored rows.
 
-A *state* is what figures are made of: counts, exact sums, extremes, and the values of the first and last measured days.
+A *state* contains the inputs of figures: counts, exact sums, extremes, and the values of the first and last measured
+days.
 
 1. `window_states` unites samples, stored shorter windows in place of samples, and the stored rows of the windows
-   themselves, per key and window, and puts the window before and the one a year before beside each. The steps are the
+   themselves, per key and window, and adds the previous window and the one a year before to each. The steps are the
    same for one window and for many, for days and for years. Windows are compared with the stored row of another window
    if it was built from more samples than are left. Sources known to be empty are not read (`StatementSources`).
-2. `window_figures` turns states into exact figures. Sums are whole, and every figure is one integer division, rounded
-   once (docs/semantics.md). Rounding "half away from zero to two decimals" divides 200 times the numerator plus the
-   denominator by twice the denominator. All arithmetic is in 64-bit integers: a sum of possible sizes fits, and one of
-   impossible sizes makes its server fail.
-3. `aggregation_statement` inserts each computed row, updates its stored row, or leaves that alone, and counts. A row is
-   never replaced by one of fewer samples. The stored comparison of a row is kept if the other window has no sample and
-   no row left, and the row's own figures of that measure did not change. Windows without stored rows skip all this.
+2. `window_figures` turns states into exact figures. Sums are integers, and every figure is one integer division,
+   rounded once (docs/semantics.md). Rounding "half away from zero to two decimals" divides 200 times the numerator plus
+   the denominator by twice the denominator. All arithmetic is in 64-bit integers: a sum of possible sizes fits; a sum
+   of impossible sizes makes its server fail.
+3. `aggregation_statement` inserts each computed row, updates its stored row, or keeps that, and counts. A row is never
+   replaced by one of fewer samples. The stored comparison of a row is kept if the other window has no sample and no row
+   left, and the row's own figures of that measure did not change. Windows without stored rows skip all this.
 
 Windows are numbered by `width_bucket` over the first days of adjacent windows. Citus does not push down a step that is
-read twice, so `NodeStatements` does the third part in several statements, on each node for its own servers.
+read twice, so `NodeStatements` does the third part in several statements, on each node for the servers of that node.
 """
 
 from __future__ import annotations
@@ -122,11 +123,11 @@ _DAY_BITS = 2 * (LARGEST_MB + 1)
 
 
 def window_states(level: Level, sources: StatementSources) -> Subquery:
-    """Return the states of each key and wanted window, with those of the windows that it is compared with.
+    """Return the states of each key and wanted window, with those of the windows with which it is compared.
 
     Columns: the keys, `bucket`, `period_start`, `data_count` (null: only a stored row is left), per measure what
     `state_column` names: `count_`, `sum_`, `max_`, `min_`, and for measures with further figures `first_` and `last_`;
-    the counts and sums again with `previous_` and, of measures with further figures, `year_before_` in front.
+    the counts and sums again with the prefix `previous_` and, for measures with further figures, `year_before_`.
     """
     united = _united(level, sources)
     keys = [united.c[key] for key in level.keys]
@@ -221,8 +222,8 @@ def _united(level: Level, sources: StatementSources) -> Subquery:
         if not level.has_servers:
             # Days of a group appear and disappear with the labels.
             is_stored = and_(is_stored, rows.c.period_start == func.any(StatementParameters.unread_starts))
-        # What others are compared with: the stored row if it was built from more samples than there are. In one array,
-        # because each access to another row costs as much as reading it.
+        # The values for comparisons: those of the stored row if it was built from more samples than exist. They are in
+        # one array, because each access to another row costs as much as reading it.
         kept = array([columns["bucket"], *(stored[f"stored_{name}"] for name in names)])
         columns["valid"] = case((is_stored, kept), else_=own)
     united = select(*keys, *(column.label(name) for name, column in columns.items()))
@@ -280,7 +281,7 @@ def _of_shorter_windows(level: Level) -> Any:
     # Parts do not overlap, so their first days are unique.
     place = func.array_position(StatementParameters.part_starts, target.c.period_start)
     return _found(level, target, target.c.period_start, columns).where(
-        # The two arrays beside it are for the index and for pruning partitions.
+        # The other two arrays are for the index and for pruning partitions.
         window_of(StatementParameters.part_types, place) == target.c.period_type,
         target.c.period_type == func.any(StatementParameters.part_types),
         target.c.period_start == func.any(StatementParameters.part_starts),
@@ -293,7 +294,7 @@ class StatementSources:
     """The sources of a statement. Empty ones are left out, because PostgreSQL would still join and group them.
 
     `rows` are stored rows of any window that is read, `wanted_rows` those of the windows that are written, and
-    `year_before` stands for everything of the windows a year before these. Sources are disjoint if no two rows that are
+    `year_before` contains everything of the windows a year before these. Sources are disjoint if no two rows that are
     read have the same key and window.
     """
 
@@ -346,21 +347,21 @@ def _found(level: Level, source: FromClause, day: Element, columns: dict[str, El
 
 
 def _nothing(name: str) -> Element:
-    """Return null of the type of a column: sums of integers are faster than those of 64-bit integers."""
+    """Return null of the type of a column, because sums of integers are faster than those of 64-bit integers."""
     is_count = name.removeprefix("stored_").split("_")[0] in ("data", "count", "samples")
     return cast(null(), Integer if is_count else BigInteger)
 
 
 def _stored_names(level: Level) -> Iterator[str]:
-    """Name what is read of stored rows: the number of samples, and what other windows are compared with."""
+    """Return the columns that are read from stored rows: the number of samples, and the values to compare with."""
     yield "samples"
     yield from (f"stored_{name}" for name in _compared_names(level))
 
 
 def _kept(level: Level, measure: Measure) -> dict[str, Element]:
-    """Return the number of values and the sum that a stored row keeps of a measure; for a day that is the value.
+    """Return the number of values and the sum of a measure in a stored row; for a day, the sum is the value.
 
-    Without a count of its own, every sample has the value.
+    If the measure has no count, every sample has a value.
     """
     columns, is_day, count = level.target.c, _is_day(level), state_column("count", measure)
     value, of_several = columns[measure.average], columns[count if count in level.sums else "data_count"]
@@ -393,10 +394,10 @@ LARGEST_FAST = 10**14
 def window_figures(level: Level, sources: StatementSources, *, fenced: bool) -> Subquery:
     """Compute one row of figures for each key and wanted window that has a sample or a stored row.
 
-    `fenced` keeps PostgreSQL from computing a figure again wherever it is named; Citus does not support that.
+    `fenced` prevents PostgreSQL from computing a figure again at each mention; Citus does not support this.
 
-    Columns: the keys, `period_start`, every column of `level.figures` (all null where only a stored row is left), and
-    `previous_data_count` and `year_before_data_count`, null where there is nothing to compare with.
+    Columns: the keys, `period_start`, every column of `level.figures` (all null if only a stored row is left), and
+    `previous_data_count` and `year_before_data_count`, null if there is nothing to compare with.
     """
     measured = _measured(level, sources, fenced=fenced)
     end = window_of(StatementParameters.ends, measured.c.bucket)
@@ -568,11 +569,12 @@ def aggregation_statement(
 ) -> Compiled:
     """Build the statement for one level: compute the figures from `sources`, decide, write, count.
 
-    `overwrite` must be that of the parameters. With `dry_run` the statement only reads, and counts what would be
-    written and removed. It is compiled once per process, because SQLAlchemy takes longer for that than PostgreSQL.
+    `overwrite` must equal that of the parameters. With `dry_run`, the statement only reads, and counts the rows that
+    would be written and removed. It is compiled once per process, because SQLAlchemy takes longer for that than
+    PostgreSQL.
 
     The statement returns one row per window in which anything was found: `period_start`, `instances` (with samples),
-    `records`, `written`, `unchanged`, `removed`, `unsampled` (rows kept although no sample of them is left).
+    `records`, `written`, `unchanged`, `removed`, `unsampled` (rows that are kept although they have no sample left).
     """
     if sources.wanted_rows:
         rows: FromClause = _classified(level, sources, fenced=True).cte("classified")
@@ -607,7 +609,7 @@ def aggregation_statement(
 def stored_windows(level: Level) -> Compiled:
     """Select the first days of the windows that are read and have a stored row of a server of the slice.
 
-    Each window is looked up on its own, so that no plan reads all of its rows.
+    Each window is looked up separately, so that no plan reads all of its rows.
     """
     target = level.target
     window: Any = func.unnest(StatementParameters.starts).column_valued("window_start")
@@ -626,7 +628,7 @@ def execute(connection: Connection, statement: Compiled, parameters: Mapping[str
 
 @dataclass(frozen=True)
 class NodeStatements:
-    """The statements of one slice where tables are distributed, in order; parameters as in `StatementParameters`.
+    """The statements of one slice for distributed tables, in order; parameters as in `StatementParameters`.
 
     - `counts` reads, computes and decides; `row_numbers` names the sequence of the rows' numbers.
     - `insert`, `update` and `remove` compute again and write; their parameters are `row_numbers` and `written_at`.
@@ -688,7 +690,7 @@ def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> st
 
 @cache
 def sums_fingerprint(level: Level) -> str:
-    """Return a fingerprint of what stored sums are made of: 32 digits. If their meaning changes, raise the number."""
+    """Return a fingerprint of how stored sums are computed: 32 digits. If their meaning changes, raise the number."""
     measures, sums = _of_0_3_0(level)
     values = tuple(measure.source for measure in measures)
     return _digest(f"1 {level.source.name} {values} {level.void_flag} {sorted(sums)}{level.rule}")
@@ -706,9 +708,9 @@ def _digest(text: str) -> str:
 
 
 def _classified(level: Level, sources: StatementSources = EVERY_SOURCE, *, fenced: bool) -> Rows:
-    """Decide what happens to each row, before anything is written, and insert the comparisons that are kept.
+    """Decide what happens to each row, before anything is written, and insert kept comparisons.
 
-    Unchanged rows are sorted out here, not in an upsert, so that a repetition writes nothing: an upsert whose WHERE is
+    Unchanged rows are removed here, not in an upsert, so that a repetition writes nothing: an upsert whose WHERE is
     false still locks the row on its page.
     """
     joined = _beside_stored(level, sources, fenced=fenced)
@@ -723,7 +725,7 @@ def _classified(level: Level, sources: StatementSources = EVERY_SOURCE, *, fence
         (joined.c.stored_data_count.is_(None), INSERT),
         (~computed.is_distinct_from(as_stored), UNCHANGED),
         (and_(joined.c.stored_data_count > joined.c.data_count, ~StatementParameters.overwrite), PROTECTED),
-        # Only what is kept would have changed.
+        # Only the kept comparison would have changed.
         (~tuple_(*taken.values()).is_distinct_from(as_stored), PROTECTED),
         else_=UPDATE,
     ).label("action")
@@ -772,7 +774,7 @@ def _is_wanted(level: Level, target: FromClause) -> ColumnElement[bool]:
 
 
 def _own_is_the_same(level: Level, measure: Measure, stored: FromClause, figures: FromClause) -> ColumnElement[bool]:
-    """Whether a measure's own figures are equal; those that an older version did not store count as equal."""
+    """Whether the figures of a measure are equal; figures that an older version did not store count as equal."""
     own, added = level.own_figures(measure), level.added_later
     older = [name for name in own if name not in added]
     newer = [or_(stored.c[name].is_(None), stored.c[name] == figures.c[name]) for name in own if name in added]
@@ -792,8 +794,8 @@ def _is_row_of(level: Level, target: FromClause, rows: FromClause) -> ColumnElem
 def _insert(level: Level, rows: FromClause, own: Mapping[str, Element] | None = None) -> Insert:
     """Insert the rows that were not stored; `own` replaces defaults of columns.
 
-    If another session inserted one of them meanwhile, PostgreSQL refuses, and the slice is written again: upserts would
-    take half as long again. Rows are in the order of the key, so that the index grows at one place.
+    If another session inserted one of them in the meantime, PostgreSQL refuses, and the slice is written again: upserts
+    would take half as long again. Rows are in the order of the key, so that the index grows in one place.
     """
     given: dict[str, Element] = {name: rows.c[name] for name in (*level.keys, "period_start", *level.figures)}
     given |= {"period_type": cast(StatementParameters.period_type, String)}
@@ -832,11 +834,11 @@ def _is_removed(rows: FromClause, others: FromClause) -> ColumnElement[bool]:
 
 
 def _counts(level: Level, rows: FromClause, fits: ColumnElement[bool] | None = None) -> Rows:
-    """Count the rows by what happens to them: per server, which nodes do on their own, and then per window.
+    """Count the rows by what happens to them: first per server, on its node, and then per window.
 
-    `written` counts what is inserted, or with `fits` all that is to be written. With `overwrite`, rows without samples
-    are `removed` if samples support others of their server in the window, else they are `unsampled`. If rows are of
-    many servers, the number of servers is the largest of any group on a day: that of the fleet.
+    `written` counts the inserted rows or, with `fits`, all rows to be written. With `overwrite`, rows without samples
+    are `removed` if other rows of their server in the window have samples; otherwise they are `unsampled`. If rows
+    contain many servers, the number of servers is the largest of any group on a day: that of the fleet.
     """
     actions = {
         "records": rows.c.action != UNSAMPLED,

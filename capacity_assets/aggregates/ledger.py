@@ -83,12 +83,12 @@ class KnownWindow:
     has_its_sums: bool
 
     def is_unchanged(self, fingerprint: str) -> bool:
-        """Whether a computation with this `fingerprint` would leave it as it is."""
+        """Whether a computation with this `fingerprint` would not change it."""
         is_known = self.fingerprint == fingerprint and self.unsampled_records is not None
         return is_known and self.is_intact and not self.is_stale
 
     def has_current_sums(self, fingerprint: str) -> bool:
-        """Whether its stored sums are those of its samples, for all servers, as `fingerprint` says."""
+        """Whether its stored sums equal those of its samples, for all servers, by `fingerprint`."""
         is_whole = self.protected_records == self.unsampled_records == 0
         return is_whole and (self.fingerprint or "").endswith(fingerprint) and self.is_intact and self.has_its_sums
 
@@ -104,7 +104,7 @@ class Ledger:
     periods: Collection[str] = tuple(PERIODS)
 
     def gather(self, kept: str = "No change was lost.", within_seconds: int | None = None) -> None:
-        """Read the queue of changes, with what the nodes of a cluster recorded; see `take_over` for the parameters."""
+        """Read the queue of changes, with the records of the nodes of a cluster; see `take_over` for the parameters."""
         self.take_over(kept, within_seconds)
         with self._work("reading the queue of changes", kept) as connection:
             gather_changes(connection)
@@ -133,7 +133,7 @@ class Ledger:
         return wanted
 
     def known(self, parts: Mapping[Level, Collection[StoredWindow]]) -> dict[Level, list[KnownWindow]]:
-        """Return those of some windows that were computed, by level.
+        """Return the given windows that were computed, by level.
 
         Call it after `begin`: later changes cause these windows to be computed again.
         """
@@ -218,7 +218,7 @@ class Ledger:
     def incomplete_windows(
         self, period: Period, level: Level, windows: Sequence[Window], *, patience_seconds: float = PATIENCE_SECONDS
     ) -> list[IncompleteWindow]:
-        """Return those of `windows` that are missing although there are samples, unfinished, failed in part, or stale.
+        """Return those that are missing although they have samples, unfinished, failed in part, or stale.
 
         A window does not count as stale for changes younger than `patience_seconds`, for which runs are requested.
         """
@@ -272,7 +272,7 @@ class Ledger:
         return IncompleteWindow(period.name, level.name, Window(row.period_start, row.period_end), reason)
 
     def take_over(self, kept: str, within_seconds: int | None = None) -> None:
-        """Take over the changes that the nodes of a cluster recorded; each has `within_seconds` to answer.
+        """Collect the changes that the nodes of a cluster recorded; each has `within_seconds` to answer.
 
         `kept` is part of the error if a node does not.
         """
@@ -308,7 +308,7 @@ _LOOKUPS = {
     "stored": "EXISTS (SELECT FROM {table} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start)",
     "sampled": "EXISTS (SELECT FROM {table} r WHERE r.collected_date BETWEEN asked.period_start AND asked.period_end)",
 }
-# Where rows are distributed, a subquery must not depend on the row of the outer query.
+# On distributed rows, a subquery must not depend on the row of the outer query.
 _DISTRIBUTED_LOOKUPS = {
     "stored": "(w.period_type, w.period_start) IN (SELECT DISTINCT a.period_type, a.period_start FROM {table} a "
     "WHERE a.period_type = ANY (CAST(:asked_types AS text[])) AND a.period_start = ANY (CAST(:starts AS date[])))",
@@ -409,7 +409,7 @@ WHERE period_type = :period_type AND level = :level AND failed_instances > 0
   AND period_start = ANY (CAST(:starts AS date[]))
 """
 
-# The number as well as the time, because of two computations the one that began first may end last.
+# Both the number and the time, because the first of two computations may end last.
 _LAST_COMPUTATION = """
 SELECT format('%s windows, the last at %s', count(*), max(computed_at)) FROM capacity_computed_windows
 WHERE computed IS NOT NULL

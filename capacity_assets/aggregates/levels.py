@@ -1,4 +1,4 @@
-"""The levels as data: which raw table feeds which aggregate table, and which figures are made of what.
+"""The levels as data: the raw table of each aggregate table, and the inputs of each figure.
 
 Measures and their columns are defined in `database.measures` and `database.tables`. The raw tables, and the statement
 by which collection, imports and the demo write samples, are here too.
@@ -35,7 +35,7 @@ def staging_columns(level: Level, *more: str) -> str:
 def insert_samples(level: Level, source: str, *, replace: bool = True) -> str:
     """Return an INSERT of rows of `source`, which has the columns of the samples; equal rows are not touched.
 
-    With `replace` a row of the same key takes the new values, else it stays as it is.
+    With `replace`, a row of the same key gets the new values; otherwise it stays unchanged.
     """
     raw, key, values = level.source, [*level.keys, "collected_date"], (*level.values, *level.exact)
     given: dict[str, Any] = {name: sa.literal_column(f"r.{name}") for name in (*key, *values, "collected_at")}
@@ -73,7 +73,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Level:
-    """What distinguishes a level; growth and trend follow its first measure."""
+    """The definition of a level; growth and trend follow its first measure."""
 
     name: str
     source: sa.Table
@@ -88,13 +88,13 @@ class Level:
     void_flag: str | None = None
     sum_per_day: bool = False
     made_of: tuple[sa.Table, ...] = ()
-    """The raw tables, where `source` is not one itself but is added up from these before each computation."""
+    """The raw tables from which `source` is added up before each computation, if `source` is not a raw table itself."""
     rule: str = ""
     """How `source` is added up, as a text that changes with it."""
 
     @property
     def raw_tables(self) -> tuple[sa.Table, ...]:
-        """The tables whose samples its figures rest on."""
+        """The tables with the samples of its figures."""
         return self.made_of or (self.source,)
 
     @property
@@ -131,7 +131,7 @@ class Level:
 
     @cached_property
     def sums(self) -> dict[str, str]:
-        """The columns with exact sums and counts, of which longer windows are made, with the raw column of each."""
+        """The exact sums and counts from which longer windows are computed, with the raw column of each."""
         states = {f"{kind}_{m.source}": m.source for m in self.measures for kind in ("sum", "count")}
         return {name: source for name, source in states.items() if name in self.target.columns}
 
@@ -161,7 +161,7 @@ class Level:
         return [self.source.c[self.void_flag].is_(False)] if self.void_flag else []
 
     def lineage(self) -> dict[str, tuple[str, ...]]:
-        """Map each column of the aggregate table to the raw columns it is made of."""
+        """Map each column of the aggregate table to the raw columns from which it is computed."""
         made_of: dict[str, tuple[str, ...]] = {key: (key,) for key in self.keys}
         made_of |= dict.fromkeys(("period_start", "period_end", "data_count"), ("collected_date",))
         made_of |= {target: (measure.source,) for measure in self.measures for target in measure.targets}
@@ -190,7 +190,7 @@ INSTANCE = Level(
     view_order=("server",),
     ratios=(Ratio("avg_size_mb", numerator="total_size_mb", denominator="database_count"),),
     void_flag="is_deleted",
-    # The unique index allows one live row per day; a legacy table without it may hold several.
+    # The unique index allows one valid row per day; a legacy table without it may contain several.
     sum_per_day=True,
 )
 
@@ -220,7 +220,7 @@ GROUP = Level(
 )
 
 SERVER_LEVELS: dict[str, Level] = {level.name: level for level in (DATABASE, INSTANCE)}
-"""Those whose rows are of single servers; each has a raw table of its own."""
+"""The levels whose rows belong to single servers; each has its own raw table."""
 LEVELS: dict[str, Level] = {**SERVER_LEVELS, GROUP.name: GROUP}
 
 
@@ -231,7 +231,7 @@ def aggregates_name(period: str, level: Level) -> str:
 
 @dataclass(frozen=True)
 class RawTable:
-    """One raw table, which is one asset: what a row is about, and which columns show that a day changed."""
+    """One raw table, which is one asset: the subject of a row, and the columns that show that a day changed."""
 
     table: sa.Table
     row: str

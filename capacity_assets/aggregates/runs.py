@@ -1,8 +1,9 @@
-"""Write the aggregates of windows, one level at a time: what is read for them, in slices, and what a run reports.
+"""Write the aggregates of windows, one level at a time and in slices, and report on the run.
 
-A quarter is made of its months: stored shorter windows are read instead of samples if they are current by the ledger. A
-window that is only compared with is read from its stored rows if these are current, else from samples. For the level of
-groups, days that are not stored are added up from samples into a temporary table, by `database.label_rules.GROUP_DAYS`.
+A quarter is computed from its months: stored shorter windows are read instead of samples if they are current by the
+ledger. A window that is only compared is read from its stored rows if these are current, otherwise from samples. For
+the level of groups, days that are not stored are added up from samples into a temporary table, by
+`database.label_rules.GROUP_DAYS`.
 
 Servers are processed in bounded slices, each in its own transaction, so that an interrupted run keeps what was written
 and the next one continues. If the rows of a slice cause an error, the slice is halved until the failing server, and
@@ -58,7 +59,7 @@ ALL_LEVELS = tuple(LEVELS)
 SCOPE_ALL = "all"
 
 Progress = Callable[[int], None]
-"""Called after each slice with the number of instances it held."""
+"""Called after each slice with its number of instances."""
 
 Guard = Callable[[], None]
 """Called before each commit, never twice at once; raises when the work must not be committed."""
@@ -68,8 +69,8 @@ Guard = Callable[[], None]
 class RunOptions:
     """At which levels and for which instances to compute, and whether stored history may be replaced.
 
-    With `recompute`, windows that are unchanged since they were computed are computed too. With `dry_run` nothing is
-    written, and the summary says what would be. The service adds its lock to `guard`.
+    With `recompute`, unchanged windows are computed too. With `dry_run`, nothing is written, and the summary says what
+    would be written. The service adds its lock to `guard`.
     """
 
     levels: Sequence[str] = ALL_LEVELS
@@ -101,10 +102,10 @@ class InstanceRef:
 class AggregationWork:
     """The work of a computation or of one of its slices: windows in order, and instances.
 
-    `usable` are the stored windows that may be read in place of samples, and `shorter` the periods that a window may be
-    made of, the longest first. `computed` are the first days of the windows that were computed before. `gone` has the
-    windows that keep their stored rows because some of their days are gone, with the number of these rows. No sample is
-    older than `since`.
+    `usable` are the stored windows that may be read in place of samples, and `shorter` the periods from which a window
+    may be computed, the longest first. `computed` are the first days of the windows that were computed before. `gone`
+    contains the windows that keep their stored rows because some of their days are missing, with the number of these
+    rows. No sample is older than `since`.
     """
 
     period: Period
@@ -119,7 +120,7 @@ class AggregationWork:
 
     @cached_property
     def reading(self) -> tuple[list[StoredWindow], list[Window]]:
-        """The stored shorter windows that are read, and the spans of days whose samples are read, in order."""
+        """The stored shorter windows to read, and the ranges of days whose samples to read, in order."""
         parts: list[StoredWindow] = []
         days: list[Window] = []
         asked_for, unread = set(self.windows), self._unread
@@ -133,7 +134,7 @@ class AggregationWork:
 
     @property
     def _unread(self) -> set[Window]:
-        """The windows that are compared with and read from their stored rows alone."""
+        """The windows that are only compared, and are read only from their stored rows."""
         others = compared_windows(self.period, self.windows).difference(self.windows)
         return {one for one in others if (self.period.name, one) in self.usable or one in self.gone}
 
@@ -144,7 +145,7 @@ class AggregationWork:
         return None if is_asked_for or own not in self.usable else ([own], [])
 
     def _cover(self, window: Window, periods: Sequence[Period]) -> tuple[list[StoredWindow], list[Window]]:
-        """Cover a window by stored ones of `periods`, the longest first; return these, and the spans that are left."""
+        """Cover a window by stored ones of `periods`, the longest first; return these, and the remaining days."""
         if not periods:
             return [], [window]
         longest, *others = periods
@@ -228,9 +229,9 @@ def candidate_windows(shorter: Sequence[Period], period: Period, windows: Sequen
 
 
 def shorter_periods(periods: Mapping[str, Period], period: Period, level: Level) -> list[Period]:
-    """Return the registered periods whose windows a window of `period` may be made of, the longest first.
+    """Return the registered periods from which a window of `period` may be computed, the longest first.
 
-    Days only for groups, because a stored day of a server is not read faster than its sample.
+    Days are included only for groups, because a stored day of a server is not read faster than its sample.
     """
     with_days = not level.has_servers and period.days != 1
     shorter = (
@@ -245,7 +246,7 @@ def compared_windows(period: Period, windows: Sequence[Window]) -> set[Window]:
 
 
 def _cut(period: Period, window: Window) -> tuple[Window, ...]:
-    """Return the windows of `period` that make up `window`; none if they do not fit."""
+    """Return the windows of `period` that `window` consists of; none if they do not fit."""
     pieces = period.windows_between(window.start, window.end)
     fits = pieces[0].start == window.start and pieces[-1].end == window.end
     return pieces if fits else ()
@@ -258,15 +259,15 @@ def _span(name: str, spans: Sequence[Window], nothing: date) -> dict[str, date]:
 
 
 SERVER_DAYS_PER_STATEMENT = 100_000
-"""Bounds what one statement sorts, whatever the size of the fleet."""
+"""Limits how much one statement sorts, whatever the size of the fleet."""
 
 
 def prepare_group_days(connection: sa.Connection, work: AggregationWork) -> dict[Window, int]:
     """Add up the days that a computation reads into a temporary table.
 
     Return the windows whose stored rows were built from more days than are left, with the number of these rows, which
-    are kept or compared with. A day whose samples were dropped is left if its daily aggregates are of as many servers
-    as its stored row.
+    are kept or compared. A day whose samples were dropped counts as left if its daily aggregates contain as many
+    servers as its stored row.
     """
     GROUP.source.create(connection, checkfirst=False)
     parts, spans = work.reading
@@ -318,8 +319,8 @@ INSTANCES_PER_SLICE = 1000
 """A thousand servers of twenty databases are about 20,000 rows per daily window, written in one transaction."""
 
 INSTANCE_DAYS_PER_SLICE = 10_000
-"""Bounds the rows of one statement, about 200,000 for servers of twenty databases, however long the range, so that
-what it sorts and keeps stays in memory."""
+"""Limits the rows of one statement, about 200,000 for servers of twenty databases, whatever the length of the range, so
+that sorts and intermediate results stay in memory."""
 
 SMALLEST_SLICE = 500
 """Servers times days; splitting less work costs more than parallel slices save."""
@@ -331,8 +332,8 @@ SESSION_OF_A_SLICE = sa.text(
 )
 """Right after a load, the statistics do not include the new windows: the planner then expects one row and uses nested
 loops, or merges by the day alone, which compares each row with every row of its window. From the eleventh slice on it
-would use a generic plan, which takes three times as long for a quarter. What this transaction writes is not recorded as
-a change. What it sorts stays in memory."""
+would use a generic plan, which takes three times as long for a quarter. Writes of this transaction are not recorded as
+changes. Its sorts stay in memory."""
 
 READ_ONLY = sa.text("SET TRANSACTION READ ONLY")
 """PostgreSQL enforces that a dry run writes nothing."""
@@ -356,14 +357,14 @@ class AggregationRunner:
     engine: sa.Engine
     instances_per_slice: int = INSTANCES_PER_SLICE
     parallel_slices: int = DEFAULT_PARALLEL_SLICES
-    # The guard uses a connection of its own, which two threads must not use at once.
+    # The guard uses a separate connection, which two threads must not use at once.
     _guarding: Lock = field(default_factory=Lock)
     _distributed: bool = False
 
     def aggregate(self, whole: AggregationWork) -> tuple[PeriodSummary, ...]:
         """Aggregate the windows of `whole` for its instances, slice by slice; return one summary per window.
 
-        In a dry run nothing is written, and the summaries say what would be.
+        In a dry run, nothing is written, and the summaries say what would be written.
 
         Raises:
             DatabaseError: the server, the schema or the connection failed; slices written before are kept.
@@ -417,7 +418,7 @@ class AggregationRunner:
     def _aggregate_slice(self, work: AggregationWork, turn: int = 1) -> list[PeriodSummary]:
         """Write one slice; on a data error write its halves instead.
 
-        If another session inserted one of its rows meanwhile, it is written again, over that row.
+        If another session inserted one of its rows in the meantime, it is written again and updates that row.
         """
         try:
             return self._write(work)
@@ -478,7 +479,7 @@ class AggregationRunner:
     def _sources(
         self, connection: sa.Connection, work: AggregationWork, parameters: Mapping[str, object]
     ) -> StatementSources:
-        """Return the sources to read; if all windows were computed before, they have rows, and none is looked up."""
+        """Return the sources to read; if all windows were computed before, they have rows, and no lookup is needed."""
         parts, days = work.reading
         read = StatementSources(samples=bool(days), shorter_windows=bool(parts))
         wanted = {window.start for window in work.windows}
@@ -594,8 +595,8 @@ class WindowCoverage:
 class PeriodSummary:
     """Outcome of one window at one level; summaries of disjoint instances of one window can be added.
 
-    `unsampled_records` are stored rows, kept although no sample of them is left; they are no part of `total_records`.
-    `coverage` is None where it was not looked up.
+    `unsampled_records` are stored rows that are kept without any sample left; they are not part of `total_records`.
+    `coverage` is None if it was not looked up.
     """
 
     period_type: str
@@ -626,7 +627,7 @@ class PeriodSummary:
 
     @property
     def status(self) -> AggregationStatus:
-        """Failed if any instance failed, else skipped if none was processed, else completed."""
+        """Failed if any instance failed, skipped if none was processed, otherwise completed."""
         return _status(self.failed_instances, self.processed_instances)
 
     @property
@@ -686,7 +687,7 @@ class RunSummary:
 
     @property
     def status(self) -> AggregationStatus:
-        """Failed if any part failed, skipped only if all are, else completed."""
+        """Failed if any part failed, skipped only if all are, otherwise completed."""
         return _status(self.total("failed_instances"), self.total("processed_instances"))
 
     @property
@@ -761,7 +762,7 @@ class InstanceSummary:
 
     @property
     def status(self) -> AggregationStatus:
-        """Skipped for an inactive instance, else the status of its run."""
+        """Skipped for an inactive instance, otherwise the status of its run."""
         return self.run.status if self.active else AggregationStatus.SKIPPED
 
     @property
@@ -823,11 +824,11 @@ def coverage_of(
 
 
 def _sampled_days(raw: sa.Table, days: Sequence[date], *, on_nodes: bool) -> sa.Select[date]:
-    """Select the days, of those given, that have a sample that counts."""
+    """Select the given days that have a valid sample."""
     candidates = sa.literal(days, sa.ARRAY(sa.Date))
     is_live = [raw.c.is_deleted.is_(False)] if "is_deleted" in raw.c else []
     if on_nodes:
-        # Where rows are distributed, a subquery must not depend on the row of the outer query.
+        # On distributed rows, a subquery must not depend on the row of the outer query.
         return sa.select(raw.c.collected_date).distinct().where(raw.c.collected_date == sa.any_(candidates), *is_live)
     day: sa.ColumnElement[date] = sa.func.unnest(candidates).column_valued("day")
     # LIMIT 1 keeps the probe a probe: EXISTS becomes a join with every sample of these days.

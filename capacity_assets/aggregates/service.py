@@ -1,11 +1,10 @@
 """`AggregationService`: the façade that assets, tasks and the command line call.
 
 It resolves period, levels, servers and windows, refuses invalid ones and windows outside the partition range, takes the
-period's lock, and passes the work to the runner of each level. `PartitionRange` says which windows exist, from the
-first day with samples to the current window. The service also has the methods of the replaced system: besides its last
-ones there are, for each registered period, `calculate_<period>_aggregations`,
-`calculate_<period>_instance_aggregations`, `calculate_<period>_database_aggregations_for_instance` and
-`calculate_<period>_aggregations_for_instance`.
+period's lock, and passes the work to the runner of each level. `PartitionRange` defines which windows exist, from the
+first day with samples to the current window. The service also has the legacy methods: the last ones in the class and,
+for each registered period, `calculate_<period>_aggregations`, `calculate_<period>_instance_aggregations`,
+`calculate_<period>_database_aggregations_for_instance` and `calculate_<period>_aggregations_for_instance`.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class PartitionRange:
         return first is None or first <= window.start <= self._last(period).start
 
     def is_before(self, period: Period, window: Window) -> bool:
-        """Whether the window lies before the first partition."""
+        """Whether the window is before the first partition."""
         first = self._first_start(period)
         return first is not None and window.start < first
 
@@ -70,7 +69,7 @@ class PartitionRange:
             raise ValidationError(f"The window from {outside[0].start} to {outside[0].end} {self._outside(period)}")
 
     def windows_between(self, period: Period, first_day: date | None, last_day: date | None) -> list[Window]:
-        """Return the windows that hold a day of the range; open ends are the first partition and today.
+        """Return the windows with a day of the range; open ends are the first partition and today.
 
         Raises ValidationError: wrong order, or days outside the partition range.
         """
@@ -133,9 +132,9 @@ class AggregationService:
         instances_per_slice: int = INSTANCES_PER_SLICE,
         parallel_slices: int = DEFAULT_PARALLEL_SLICES,
     ) -> None:
-        """Work through `engine`; `clock` tells which windows are current; `periods` is the registry.
+        """Use `engine`; `clock` determines the current windows; `periods` is the registry.
 
-        Windows outside `partitions` are refused (by default none). `locks` are PostgreSQL's by default. Up to
+        Windows outside `partitions` are refused; by default, none are. `locks` are PostgreSQL's by default. Up to
         `parallel_slices` slices are written at once, each on its own connection.
         """
         self.engine = engine
@@ -150,14 +149,13 @@ class AggregationService:
     def aggregate(
         self, period: str | Period, windows: Iterable[Window], options: RunOptions = DEFAULT_OPTIONS
     ) -> RunSummary:
-        """Compute `windows` of `period` for all active instances, or as `options` say.
+        """Compute `windows` of `period` for all active instances, or according to `options`.
 
         Raises:
             ValidationError: unknown period or level, no window, or a span that is not a window of the period.
-            NotFoundError: an id is not registered; nothing was written.
-            DatabaseError: the database failed or lacks the schema; what was committed before is kept, and a repetition
-                continues.
-            LockHeldError, LockLostError, LockUnavailableError: the period's lock cannot be taken, or was lost.
+                NotFoundError: an id is not registered; nothing was written. DatabaseError: the database failed or lacks
+                the schema; earlier commits are kept, and a repetition continues. LockHeldError, LockLostError,
+                LockUnavailableError: the period's lock cannot be taken, or was lost.
         """
         chosen = self.period(period)
         runners = [self._runner(level) for level in options.levels]
@@ -315,7 +313,7 @@ class AggregationService:
     def calculate_period_aggregations(
         self, period_type: str, start_date: date, end_date: date, *, scope: str = SCOPE_ALL, overwrite: bool = False
     ) -> RunSummary:
-        """Compute every window of the period that holds a day from `start_date` to `end_date`.
+        """Compute every window of the period with a day from `start_date` to `end_date`.
 
         Raises: as `aggregate`; also ValidationError when the dates are in the wrong order.
         """
@@ -326,7 +324,7 @@ class AggregationService:
         return self.aggregate(period_type, windows, RunOptions(self.levels_of(scope), overwrite=overwrite))
 
     def aggregate_current_period(self, period_type: str = "daily", *, scope: str = SCOPE_ALL) -> RunSummary:
-        """Compute the window that holds today; `scope` is a level or all."""
+        """Compute the window that contains today; `scope` is a level or all."""
         return self.calculate_scheduled_aggregations(period_type, scope=scope, use_current_period=True)
 
     def calculate_scheduled_aggregations(
@@ -348,7 +346,7 @@ class AggregationService:
     ) -> InstanceSummary:
         """Compute the scheduled window of each period for one instance; an inactive one is skipped.
 
-        A window before the first partition is left out.
+        A window before the first partition is skipped.
 
         Raises:
             NotFoundError: the id is not registered.
@@ -370,7 +368,7 @@ class AggregationService:
         return period.current(today) if use_current else period.last(today)
 
     def build_period_summary(self, run: RunSummary) -> dict[str, object]:
-        """Return what a task reports of one period: status, message, counts and each window."""
+        """Return a task's report on one period: status, message, counts and each window."""
         return run.to_dict()
 
 

@@ -176,7 +176,7 @@ WINDOWS_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class LabelProgress:
-    """How many windows of groups were computed, and how many are left."""
+    """The numbers of computed and of remaining windows of groups."""
 
     computed: int
     left: int
@@ -185,17 +185,17 @@ class LabelProgress:
 def follow_labels(
     runner: AggregationTaskRunner, seconds: float | None, on_progress: Callable[[int, int], None] | None = None
 ) -> LabelProgress:
-    """Compute stale windows of groups, for about `seconds` at most; None: all of them.
+    """Compute stale windows of groups, for at most about `seconds`; None: all of them.
 
     `on_progress` is called with the numbers of windows computed and of all. A period that another run is writing is
-    left to that run. Raises: as `AggregationService.aggregate`.
+    skipped. Raises: as `AggregationService.aggregate`.
     """
     began = time.monotonic()
     stale = [window for window in runner.stale_windows() if window.level == GROUP.name]
     left: dict[str, list[Window]] = {}
     for window in sorted(stale, key=lambda one: one.window, reverse=True):
         left.setdefault(window.period_type, []).append(window.window)
-    # Shorter ones first, because longer ones are made of them.
+    # Shorter ones first, because longer ones are computed from them.
     periods = sorted((runner.service.periods[name] for name in left), key=lambda one: (one.months, one.days))
     computed = 0
     while periods:
