@@ -1,7 +1,7 @@
-"""References to secrets: tables and files say where a password is, never what it is.
+"""References to secrets: tables and files contain the place of a password, never the password.
 
 `env:NAME` is a variable of the process or of the file `.env`, `file:PATH` a file, and `secret:NAME` a file in
-CAPACITY_SECRETS_FOLDER, where Docker, Kubernetes and agents of secret stores mount theirs. `own` is the connection to
+CAPACITY_SECRETS_FOLDER, where Docker, Kubernetes and agents of secret stores mount secrets. `own` is the connection to
 the capacity database, for measuring its own server. Passwords are read when a server is measured, so a new password is
 used without a restart, except for an exported variable.
 
@@ -62,7 +62,7 @@ def checked_reference(reference: str) -> str:
 
 @dataclass(frozen=True)
 class SecretFolders:
-    """Where passwords may be read: the mounted folder, patterns of variables, folders of files."""
+    """The places from which passwords may be read: the mounted folder, patterns of variables, folders of files."""
 
     mounted: Path
     variables: tuple[str, ...] = DEFAULT_PASSWORD_VARIABLES
@@ -89,7 +89,7 @@ class SecretFolders:
                 f"allows {', '.join(self.variables) or 'none'}: rename the variable, or add it there."
             )
         path = self.path_of(reference)
-        # Folders of passwords also hold our own environment file, /etc/capacity/capacity.env.
+        # Folders of passwords also contain our own environment file, /etc/capacity/capacity.env.
         if path is not None and ENV_FILE in {path.name[-4:], path.resolve().name[-4:]}:
             raise CredentialError(
                 f"{path} is an environment file, not a password file. Write the password to a separate file."

@@ -1,10 +1,10 @@
 """Measures servers: each within its time limit, many in parallel, so that no server delays others.
 
-Every failure of a server is a `MeasureError` with a kind and a reason, which hold no secret. Connections are opened
-ahead, so that a server that never answers is noticed while others are measured. A connected server waits for a free
-worker. If it takes longer than usual, it frees the worker and goes on without one until its time limit. Servers that
-failed last time begin first. Drivers block, hence threads; a thread whose driver never returns is abandoned at its time
-limit. What no table can hold is refused; unusual values are not.
+Every failure of a server is a `MeasureError` with a kind and a reason, without secrets. Connections are opened ahead,
+so that a server that never answers is noticed while others are measured. A connected server waits for a free worker. If
+it takes longer than usual, it frees the worker and continues without one until its time limit. Servers that failed last
+time begin first. Drivers block, so each server has a thread; a thread whose driver never returns is abandoned at its
+time limit. Values that no table can store are refused; unusual values are not.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ IMPOSSIBLE_OBJECTS = Objects(unknown=("it reported an impossible size or name of
 
 
 def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
-    """Raise MeasureError for sizes that no table can hold, before they abort a transaction of several servers."""
+    """Raise MeasureError for sizes that no table can store, before they abort a transaction of several servers."""
     names = [size.name for size in sizes]
     wrong = [size.name for size in sizes if not (_are_names(size.name) and 0 <= size.size_mb <= LARGEST_MB)]
     # The total of the server has the same maximum as each database.
@@ -73,7 +73,7 @@ def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
 
 
 def possible_limits(limits: object) -> Limits:
-    """Return limits; if no table can hold them, they are unknown, and sizes are kept."""
+    """Return limits; if no table can store them, they are unknown, and sizes are kept."""
     try:
         return limits if isinstance(limits, Limits) and _limits_fit(limits) else IMPOSSIBLE
     except NOT_AS_DECLARED:
@@ -81,7 +81,7 @@ def possible_limits(limits: object) -> Limits:
 
 
 def possible_objects(objects: object) -> Objects:
-    """Return objects; if no table can hold them, they are unknown, and sizes are kept."""
+    """Return objects; if no table can store them, they are unknown, and sizes are kept."""
     try:
         return objects if isinstance(objects, Objects) and all(map(_fit, objects.databases)) else IMPOSSIBLE_OBJECTS
     except NOT_AS_DECLARED:
@@ -89,7 +89,7 @@ def possible_objects(objects: object) -> Objects:
 
 
 def possible_parts(parts: Sequence[ServerPart]) -> tuple[ServerPart, ...]:
-    """Return parts; if no table can hold a size, it is unknown; a part with an impossible name is left out."""
+    """Return parts; if no table can store a size, it is unknown; a part with an impossible name is left out."""
     return tuple({(part.kind, part.name): part for part in map(_possible_part, parts) if part is not None}.values())
 
 
@@ -140,7 +140,7 @@ def _are_names(*names: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOutcome(Measurement):
-    """The outcome of one server: what was measured, or a failure, and how long it took."""
+    """The outcome of one server: the measured values or a failure, and the duration."""
 
     instance_id: int
     server: str
@@ -186,7 +186,7 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class ProbeContext:
-    """What measuring needs besides a server: where passwords may be read, our own database, excluded databases."""
+    """The settings of measuring: places of passwords, our own database, excluded databases."""
 
     secrets: SecretFolders
     own_url: URL
@@ -221,7 +221,7 @@ def host_of(url: URL) -> str:
 
 
 def _own_access(server: Server, url: URL) -> Access:
-    """Return how to reach the server of the capacity database: by our own connection settings."""
+    """Return the connection settings of the server of the capacity database, which are our own."""
     query = {name: str(value) for name, value in url.query.items()}
     return Access(
         host=host_of(url),
@@ -249,7 +249,7 @@ class _Session:
     def answer(self, ask: Callable[..., Answer], *arguments: object, seconds: float) -> Answer:
         """Return what `ask(connection, *arguments)` returns; raises MeasureError for any error.
 
-        A question that takes too long is abandoned with its connection, and the next one opens another connection.
+        If a query takes too long, it is abandoned with its connection, and the next one opens another connection.
         """
         connection, self.connection = self.connection, None
         future: Future[tuple[Any, Answer | MeasureError]] = Future()
@@ -297,7 +297,7 @@ def _close(connection: Any) -> None:
 
 
 def _with_used(session: _Session, sizes: tuple[DatabaseSize, ...]) -> tuple[tuple[DatabaseSize, ...], tuple[str, ...]]:
-    """Return the sizes with their used space as far as it is known, and the reasons where it is unknown."""
+    """Return the sizes with their used space as far as it is known, and the reasons why the rest is unknown."""
     try:
         used = session.answer(session.engine.used, session.access, sizes, seconds=ANSWER_SECONDS)
     except MeasureError as error:
@@ -359,8 +359,8 @@ CONNECT_SECONDS = 5.0
 LONGEST_CONNECT_SECONDS = 60.0
 # Limit of measuring a server that was never measured before.
 STATEMENT_SECONDS = 300.0
-# Limit of each question after the sizes, which are stored only after its answer: a file system that hangs gives none.
-# All kinds of parts together have a limit as well.
+# Time limit of each query after the sizes, which are stored only after it: a hanging file system never responds. All
+# kinds of parts together have a limit too.
 ANSWER_SECONDS = 20.0
 PARTS_SECONDS = 60.0
 # Limit of reading the tables and indexes of all databases.
@@ -380,7 +380,7 @@ READY_PER_WORKER = 4
 
 @dataclass(frozen=True)
 class ProbeHistory:
-    """How measuring a server went on the days before."""
+    """The results of measuring a server on earlier days."""
 
     usual_seconds: float | None = None
     usual_connect_seconds: float | None = None
@@ -423,7 +423,7 @@ class ServerToMeasure:
 
 @dataclass
 class _MeasurementInProgress:
-    """The stages of a measurement by the monotonic clock; other threads read them while it goes on."""
+    """The stages of a measurement by the monotonic clock; other threads read them during the measurement."""
 
     task: ServerToMeasure
     connect_seconds: float
@@ -494,7 +494,7 @@ def _measure(one: _MeasurementInProgress, access: Access, excluded: Sequence[str
         objects = possible_objects(_objects_of(session, names)) if one.task.with_objects else NO_OBJECTS
         return replace(measured, sizes=sizes, unknown_used=unknown_used, limits=limits, parts=parts, objects=objects)
     except Exception as error:  # noqa: BLE001 -- see below
-        # Drivers raise what they like, down to errors of the operating system; other servers are not affected.
+        # Drivers may raise any error, including those of the operating system; other servers are not affected.
         known = engine.failure(error)
         if known.kind is FailureKind.TIMEOUT:
             connected = one.connected is not None
@@ -520,7 +520,7 @@ class FleetMeasurement:
     def outcomes(
         self, tasks: Iterable[ServerToMeasure], may_begin: Callable[[], bool] = lambda: True
     ) -> Iterator[ProbeOutcome | None]:
-        """Yield the outcome of each task as soon as it is known, and None from time to time in between.
+        """Yield the outcome of each task as soon as it is known, and sometimes None in between.
 
         Once `may_begin` returns false, the remaining servers fail, because the day is over.
         """

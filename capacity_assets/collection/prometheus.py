@@ -33,8 +33,8 @@ Labels = tuple[tuple[str, str], ...]
 class PrometheusSource:
     """A Prometheus-compatible server: its queries, and the labels for server, volume and database.
 
-    `total` and `free` are bytes of volumes: `free` is what the server can still use; `used` is needed if part of the
-    rest is a reserve. `sizes` are bytes of databases, which imports read and the collection does not.
+    `total` and `free` are bytes of volumes: `free` is the space that the server can still use; `used` is needed if part
+    of the rest is a reserve. `sizes` are bytes of databases, which imports read and the collection does not.
 
     `servers` maps values of the label to names of registered servers; any other value is a name itself, with or without
     a port. `volume` is the name of the volume if no label has it.
@@ -105,7 +105,7 @@ ANSWERED = (200, 400, 422, 503)
 
 
 class SourceError(CapacityError):
-    """A source could not be read; the text holds no secret."""
+    """A source could not be read; the text contains no secret."""
 
 
 class TooMuchError(SourceError):
@@ -143,7 +143,7 @@ def values_by_day(
     """
     ends = {_midnight(day + timedelta(days=1), zone): day for day in days}
     length = next(iter(ends)) - _midnight(days[0], zone)
-    # The midnight before is left out, because its value is of the day before.
+    # The first midnight is left out, because its value belongs to the previous day.
     parameters = {
         "query": f"last_over_time(({query})[{length - EVERY_SECONDS + 1}s:{EVERY_SECONDS}s])",
         **{"start": min(ends), "end": max(ends), "step": DAY_SECONDS},

@@ -1,8 +1,8 @@
-"""The registry of servers: how they are declared and reached, and how each one was last measured.
+"""The registry of servers: their declaration, their connection, and their last measurement.
 
 Servers are rows of `instances` and `capacity_collection_targets`. A server without a row in the second table is known
-and aggregated, but not measured here. Passwords are never stored, only where they are. A file that declares servers,
-TOML with a table or CSV with a row per server, is checked as a whole before anything is registered.
+and aggregated, but not measured here. Passwords are never stored, only their place. A file that declares servers, TOML
+with a table or CSV with a row per server, is checked as a whole before anything is registered.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ LONGEST_NAME = 255
 
 @dataclass(frozen=True)
 class Server:
-    """A server as it is registered for collection; None is the engine's default, or not needed."""
+    """A server registered for collection; None is the engine's default, or not needed."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
@@ -108,7 +108,7 @@ def with_engine_defaults(server: Server) -> Server:
     """Return the server with the defaults of its engine.
 
     Raises:
-        ValidationError: a value cannot work; the text never repeats what may be a password.
+        ValidationError: a value is invalid; the text never repeats a possible password.
     """
     engine = engine_named(server.engine)
     port = engine.default_port if server.port is None else server.port
@@ -158,7 +158,7 @@ SECRETS = {"password", "passwd", "pwd", "secret", "url", "dsn"}
 
 
 class ServerDeclarations(NamedTuple):
-    """What a file of servers declares: servers, and limits and labels of whole servers."""
+    """The declarations of a file of servers: servers, and limits and labels of whole servers."""
 
     servers: list[Server]
     limits: list[Limit]
@@ -295,7 +295,7 @@ def registered_servers(engine: Engine, names: Sequence[str] | None = None) -> li
 
 
 def refuse_unregistered(names: Iterable[str], known: Collection[str]) -> None:
-    """Refuse names of servers that are not known; raises NotFoundError."""
+    """Refuse unknown names of servers; raises NotFoundError."""
     unknown = sorted({*names} - {*known})
     if unknown:
         close = suggestion(unknown[0], known)
@@ -335,11 +335,11 @@ def register_servers(
 ) -> RegistrationChanges:
     """Add servers, or change those that exist, in one transaction; `by` declares them. A dry run writes nothing.
 
-    `disable_others` takes other servers that are measured here out of service. A server that was disabled before stays
-    so, even if it is declared again.
+    `disable_others` takes other servers that are measured here out of service. A disabled server stays disabled, even
+    if it is declared again.
 
     Raises:
-        ValidationError: a value cannot work, or a name occurs twice; nothing was registered.
+        ValidationError: a value is invalid, or a name occurs twice; nothing was registered.
         DatabaseError: the database failed; nothing was registered.
     """
     wanted = [with_engine_defaults(server) for server in servers]
@@ -388,7 +388,7 @@ def _compared(
 def _write(
     connection: Connection, wanted: Sequence[Server], ids: dict[str, int], disabled: Sequence[int], by: str | None
 ) -> None:
-    """Store servers in a constant number of statements: triggers fire once per statement, and look for samples."""
+    """Store servers in few statements, because triggers fire once per statement and search for samples."""
     rows = [{"name": one.name, "db_type": one.engine, "host": one.host, "port": one.port} for one in wanted]
     added = [row for row in rows if row["name"] not in ids]
     if added:
@@ -449,7 +449,7 @@ def _refuse_chains(wanted: Sequence[Server], before: Mapping[str, RegisteredServ
 def remove_servers(engine: Engine, names: Sequence[str], *, dry_run: bool = False) -> tuple[str, ...]:
     """Delete the connection settings and attempts of servers; return those that remain because of their history.
 
-    A server without samples and aggregates is deleted, unless it counts another one; the others are disabled.
+    A server without samples and aggregates is deleted, unless it counts another server; the others are disabled.
 
     Raises:
         NotFoundError: one of the names is not registered; nothing was changed.

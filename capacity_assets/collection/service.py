@@ -67,7 +67,7 @@ class CollectionShare:
 
 
 def parse_share(name: str) -> CollectionShare:
-    """Return the share with a name; raises ValidationError that says how to write one."""
+    """Return the share with a name; raises ValidationError with the valid forms."""
     numbered, labelled = _NUMBERED.fullmatch(name), LABEL.fullmatch(name)
     if labelled:
         return CollectionShare(name, key=labelled[1], value=labelled[2] or None)
@@ -114,10 +114,10 @@ class ServerFailure:
 class CollectionSummary:
     """The collection of a day; total = processed + failed + skipped servers, where skipped ones were measured before.
 
-    `kept_instances` failed, but have a sample from an earlier run of the day. `measured_*` is what this run measured;
-    the other sums are of what is stored for the day. `not_counted` names what has no known size, by server; `left_out`
+    `kept_instances` failed, but have a sample from an earlier run of the day. `measured_*` are the results of this run;
+    the other sums are those stored for the day. `not_counted` names objects without a known size, by server; `left_out`
     counts servers by the name of an excluded database. `unknown_used`, `unknown_limits`, `unknown_parts` and
-    `unknown_objects` say by server, or source of volumes, what is unknown and why. `object_databases` counts the
+    `unknown_objects` contain, by server or source of volumes, what is unknown and why. `object_databases` counts the
     databases whose tables and indexes were measured now.
     """
 
@@ -159,7 +159,7 @@ class CollectionSummary:
 
     @property
     def status(self) -> AggregationStatus:
-        """Failed if any server failed, else skipped if none was measured now."""
+        """Failed if any server failed, skipped if none was measured now, otherwise completed."""
         if self.failed_instances:
             return AggregationStatus.FAILED
         return AggregationStatus.COMPLETED if self.processed_instances else AggregationStatus.SKIPPED
@@ -240,7 +240,7 @@ class CollectionSummary:
         }
 
 
-# What JSON and metadata show of a summary.
+# The fields of a summary in JSON and metadata.
 NUMBERS = (
     *("total_instances", "processed_instances", "failed_instances", "skipped_instances"),
     *("database_count", "total_size_mb", "imported_volumes", "object_databases"),
@@ -289,8 +289,7 @@ class CollectionService:
 
         Raises:
             ValidationError: `day` is not today, or a named server is not in service or not registered for collection.
-            NotFoundError: a named server does not exist.
-            LockHeldError: another collection or import is at work.
+                NotFoundError: a named server does not exist. LockHeldError: another collection or import is running.
             DatabaseError: the capacity database failed; stored batches are kept, and another run continues.
         """
         self._refuse_another_day(day)
@@ -344,7 +343,7 @@ class CollectionService:
     def _tasks(
         self, day: date, names: Sequence[str] | None, *, again: bool, share: CollectionShare | None
     ) -> tuple[list[ServerToMeasure], int, list[str]]:
-        """Return what is to be measured, how many were measured before, and the names of those filled elsewhere."""
+        """Return the servers to measure, the number measured before, and the names of those filled elsewhere."""
         servers = registered_servers(self.engine, names)
         if share is not None:
             chosen = servers_of_share(self.engine, share, [one.id for one in servers], day)
@@ -417,7 +416,7 @@ class CollectionService:
                 if len(waiting) >= BATCH_SERVERS or (waiting and is_late):
                     write()
         except BaseException as error:
-            # Interrupted by Ctrl-C or by Dagster: what was measured is stored, and not measured again.
+            # Interrupted by Ctrl-C or by Dagster: measured servers are stored, and not measured again.
             if not isinstance(error, Exception):
                 write()
             raise

@@ -70,7 +70,7 @@ def _store_beside(
 ) -> None:
     """Store limits or parts; a server that reports none keeps those from earlier on the day.
 
-    Rows that are gone are selected first, because a distributed table cannot be compared with a temporary one per row.
+    Outdated rows are selected first, because a distributed table cannot be compared with a temporary one per row.
     """
     reported = [*rows]
     if not reported:
@@ -95,7 +95,7 @@ def _store_beside(
         one: insertion.excluded[one] for one in (*fixed, *staged.c.keys()) if one not in unique
     }
     if "declared_by" in table.c:
-        changes["declared_by"] = null()  # measured now, and no longer from a file that somebody imported
+        changes["declared_by"] = null()  # measured now, and no longer from an imported file
     connection.execute(insertion.on_conflict_do_update(index_elements=unique, set_=changes))
 
 
@@ -256,7 +256,7 @@ def store_each(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> l
     """Write outcomes; a server whose values the tables refuse is found by halving, and fails.
 
     Raises:
-        DatabaseError: the database failed for another reason; what was written before is kept.
+        DatabaseError: the database failed for another reason; earlier writes are kept.
     """
     try:
         store_outcomes(engine, day, outcomes)

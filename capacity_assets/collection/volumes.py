@@ -166,10 +166,10 @@ WHERE l.collected_date = a.collected_date AND l.instance_id = a.instance_id AND 
 def volumes_of(
     source: PrometheusSource, known: Collection[str], secrets: SecretFolders, day: date
 ) -> tuple[list[VolumeDay], list[str]]:
-    """Return the volumes that a source has of the `known` servers, and what was left out and why.
+    """Return the volumes of the `known` servers in a source, and what was left out and why.
 
     Raises:
-        SourceError: it does not answer, refuses, or its answer has another form.
+        SourceError: it does not respond, refuses, or its response has another form.
         CredentialError: its password cannot be read.
     """
     headers = login(source, secrets)
@@ -227,7 +227,7 @@ class FetchReport:
 def fetch_volumes(
     engine: Engine, day: date, path: Path, secrets: SecretFolders, *, dry_run: bool = False
 ) -> FetchReport:
-    """Ask every source, and store its volumes of `day`, which is today. If a source fails, the others are asked.
+    """Query every source, and store its volumes of `day`, which is today. If a source fails, the others are queried.
 
     Raises:
         DatabaseError: the database failed; the volumes of earlier sources are stored.

@@ -1,4 +1,4 @@
-"""One class per engine: how to connect, one query for the sizes, what its errors mean.
+"""One class per engine: its connection, one query for the sizes, the meaning of its errors.
 
 An engine is registered in `pyproject.toml`, as an entry point of the group `capacity_assets.engines`.
 """

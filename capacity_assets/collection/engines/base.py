@@ -1,9 +1,9 @@
-"""The interface of an engine, and what engines share.
+"""The interface of an engine, and the parts that engines share.
 
-An engine is a subclass of `EngineAdapter` with an entry point in the group `capacity_assets.engines`; nothing else has
-to know it, except for options of a single engine, which `collection.servers` checks by name. Shared are the kinds of
-failure with the advice for each, the data that a measurement consists of (sizes, limits, parts, objects), bounds on
-what a server may send, and the conversion of bytes to megabytes.
+An engine is a subclass of `EngineAdapter` with an entry point in the group `capacity_assets.engines`; no other module
+has to be changed, except for options of a single engine, which `collection.servers` checks by name. Engines share the
+kinds of failure with the advice for each, the data of a measurement (sizes, limits, parts, objects), limits on what a
+server may send, and the conversion of bytes to megabytes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class MeasureError(Exception):
 
     @property
     def advice(self) -> str:
-        """What to do about a failure of this kind; may be empty."""
+        """The advice for a failure of this kind; may be empty."""
         return ADVICE[self.kind]
 
 
@@ -93,10 +93,10 @@ def without_driver(extra: str) -> MeasureError:
 
 @dataclass(frozen=True)
 class Volume:
-    """A file system, disk group, pool or quota; `free_bytes` is what the server can still use.
+    """A file system, disk group, pool or quota; `free_bytes` is the space that the server can still use.
 
-    `used_bytes` is set where part of the rest is a reserve: for root on a file system, for mirrors in a disk group. If
-    it is None, everything that is not free is used.
+    `used_bytes` is set if part of the rest is a reserve: for root on a file system, for mirrors in a disk group. If it
+    is None, everything that is not free is used.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Limits:
     fills_files: bool = False
     """Copied from the engine by `collection.measuring`."""
     places: Mapping[str, str] = field(default_factory=dict)
-    """The volumes of folders without databases, such as those of logs, by a key that the engine chooses."""
+    """The volumes of folders without databases, for example of logs, by a key that the engine chooses."""
 
 
 NOTHING_KNOWN = Limits()
@@ -150,7 +150,7 @@ NO_USED_SPACE = UsedSpace()
 
 @dataclass(frozen=True)
 class ServerPart:
-    """Something on a server beside its databases, of a kind in `database/measures.py`.
+    """A part of a server outside its databases, of a kind in `database/measures.py`.
 
     `name` distinguishes several of one kind. If `size_bytes` is None, the size is unknown and `detail` says why.
     """
@@ -164,7 +164,7 @@ class ServerPart:
 
 @dataclass(frozen=True)
 class PartScope:
-    """What is known when parts are measured: the names of the measured databases, and the limits."""
+    """The input for measuring parts: the names of the measured databases, and the limits."""
 
     databases: tuple[str, ...] = ()
     limits: Limits = NOTHING_KNOWN
@@ -181,7 +181,7 @@ class PartScope:
 
 @dataclass(frozen=True)
 class PartSource:
-    """How an engine measures the parts of one kind, and the right that this needs beyond those for sizes.
+    """How an engine measures the parts of one kind, and the right that it needs in addition to those for sizes.
 
     `ask` takes the connection; it raises what the driver raises, or MeasureError.
     """
@@ -211,7 +211,7 @@ CANDIDATES = 1000
 class ObjectSize:
     """A table without its indexes, or an index, as `kind` says. All partitions together are one object.
 
-    `index_bytes` of a table are those of its indexes, which are objects of their own. `free_bytes`, dead rows or free
+    `index_bytes` of a table are those of its indexes, which are separate objects. `free_bytes`, dead rows or free
     pages, are part of `size_bytes`. None: unknown.
     """
 
@@ -227,7 +227,7 @@ class ObjectSize:
     written_rows: int | None = None
     """Rows inserted, updated and deleted since the server began to count."""
     counted_since: datetime | None = None
-    """When it began to count, by the clock of this machine; None: it kept counting, as far as is known."""
+    """When it began to count, by the clock of this machine; None: it kept counting as far as known."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ def by_database(
 ) -> tuple[dict[str, Value], list[tuple[str, str]]]:
     """Read one database after another; return what was found, and the databases that failed with the reason.
 
-    After `seconds` no further database is begun.
+    After `seconds`, no further database is started.
     """
     found: dict[str, Value] = {}
     unknown, began = [], time.monotonic()
@@ -284,7 +284,7 @@ def by_database(
 def objects_by_database(
     names: Iterable[str], read: Callable[[str], DatabaseObjects | None], failure: Callable[[Exception], MeasureError]
 ) -> Objects:
-    """Return the objects of databases. If `read` returns None, the database was dropped meanwhile, and is left out."""
+    """Return the objects of databases. Databases for which `read` returns None were dropped, and are left out."""
     found, unknown = by_database(names, read, failure, OBJECTS_BEGIN_SECONDS)
     return Objects(
         tuple(one for one in found.values() if one is not None), tuple(f"{name}: {reason}" for name, reason in unknown)
@@ -317,9 +317,10 @@ def objects_of(database: str, objects: Iterable[ObjectSize]) -> DatabaseObjects:
 
 PROGRAM = "capacity_assets"
 NAMED = 5
-# Ways of sizing: by the files, by what they take on disk, or by statistics where reading every file takes too long.
+# Ways of sizing: by the size of the files, by their space on disk, or by statistics if reading every file takes too
+# long.
 FILES, ALLOCATED, STATISTICS = "files", "allocated", "statistics"
-# More than any server sends, and little enough where many servers send without end.
+# More than any server sends, and little enough if many servers send endlessly.
 MOST_ROWS = 200_000
 MOST_BYTES = 32 * 1024 * 1024
 # A response is awaited this much longer than its time limit, because the server should cancel the query itself.
@@ -348,7 +349,7 @@ class Access:
     connect_seconds: float = 10.0
     statement_seconds: float = 60.0
     is_own: bool = False
-    """Whether it is the server of the capacity database, which is reached by our own connection settings."""
+    """Whether it is the server of the capacity database, which has our own connection settings."""
 
     @property
     def socket(self) -> str | None:
@@ -357,7 +358,7 @@ class Access:
 
 
 def tls_context(access: Access) -> ssl.SSLContext:
-    """Return what a driver encrypts with, and verifies the server by; raises OSError if a file cannot be read."""
+    """Return the context with which a driver encrypts and verifies; raises OSError if a file cannot be read."""
     context = ssl.create_default_context(cafile=access.tls_ca)
     context.check_hostname = access.tls == TLS_VERIFY_FULL
     context.verify_mode = ssl.CERT_REQUIRED if access.tls in VERIFIED_TLS else ssl.CERT_NONE
@@ -368,7 +369,7 @@ def tls_context(access: Access) -> ssl.SSLContext:
 
 @dataclass(frozen=True)
 class DatabaseSize:
-    """The size of a database in whole MiB, and in bytes where these are known; parts by their stem in `measures`."""
+    """The size of a database in whole MiB, and in bytes if these are known; parts by their stem in `measures`."""
 
     name: str
     size_mb: int
@@ -409,7 +410,7 @@ class DatabaseSize:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The answer of a server. `not_counted` names what has no known size, `left_out` databases that are excluded."""
+    """The result of a server. `not_counted` names objects without a known size, `left_out` excluded databases."""
 
     sizes: tuple[DatabaseSize, ...] = ()
     not_counted: tuple[str, ...] = ()
@@ -422,7 +423,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What `capacity instances test` shows besides sizes."""
+    """The output of `capacity instances test` in addition to sizes."""
 
     version: str
     encrypted: bool | None
@@ -447,18 +448,18 @@ class EngineAdapter(ABC):
     # Excluded unless CAPACITY_SYSTEM_DATABASES says otherwise.
     system_databases: ClassVar[tuple[str, ...]]
     sizings: ClassVar[tuple[str, ...]] = (FILES,)
-    # Whether our tests measure a real server.
+    # Whether the tests measure a real server.
     verified: ClassVar[bool]
     # The statements that create the login of the collection with the least rights.
     grants: ClassVar[str]
-    # Whether any table of a database uses the free space inside its files before the files grow. If so, forecasts are
-    # those of the used space.
+    # Whether any table of a database uses the free space inside its files before the files grow. If so, forecasts use
+    # the used space.
     fills_files: ClassVar[bool] = False
-    # What sizes, used space and limits are, for the reference.
+    # Definitions of sizes, used space and limits for the reference.
     definition: ClassVar[str]
     used_definition: ClassVar[str] = "none"
     limits_definition: ClassVar[str] = "none"
-    # How each kind of `database/measures.py` is measured, and what it is, for the reference.
+    # How each kind of `database/measures.py` is measured, with its definition for the reference.
     part_sources: ClassVar[Mapping[str, PartSource]] = {}
     parts_definition: ClassVar[str] = "none"
     objects_definition: ClassVar[str] = "none"
@@ -563,7 +564,7 @@ def query_server(connection: Any, query: str, parameters: Sequence[object] | Non
 
 
 def too_much() -> MeasureError:
-    """Return the error for an answer that no real server gives."""
+    """Return the error for a response that no real server sends."""
     most = f"{MOST_ROWS:,} rows or {MOST_BYTES // BYTES_PER_MB} MiB"
     return MeasureError(FailureKind.UNEXPECTED, f"its answer has more than {most}, and was not read to its end")
 

@@ -1,7 +1,7 @@
-"""ClickHouse over HTTP: the active parts of MergeTree tables, and what tables of the Log family take on disk.
+"""ClickHouse over HTTP: the active parts of MergeTree tables, and the disk space of tables of the Log family.
 
-Queries are sent by GET, so the server does not let them write. It was run on a server of version 18.16, and its
-statements for later ones on chDB 26.9, which is the same engine in a process.
+Queries are sent by GET, so the server does not let them write. It was tested on a server of version 18.16, and the
+statements for later versions on chDB 26.9, the same engine in a process.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ FROM (
 """
 # https://clickhouse.com/docs/operations/system-tables/disks
 DISKS = "SELECT name, path, total_space, free_space, keep_free_space FROM system.disks"
-# A database without parts grows on the disks of the default policy; other disks, as for backups, hold none.
+# A database without parts grows on the disks of the default policy; other disks, for example for backups, contain none.
 PLACES = """
 SELECT database, groupUniqArray(disk_name) FROM system.parts WHERE active GROUP BY database
 UNION ALL SELECT '', groupUniqArray(disk) FROM (
@@ -83,11 +83,11 @@ UNION ALL SELECT '', groupUniqArray(disk) FROM (
 )
 """
 VERSION = "SELECT version()"
-# Since when the statements above have all their columns, and since when a login may ask for its rights.
+# The versions from which the statements above have all their columns, and from which a login may query its rights.
 WITH_DISKS, WITH_CHECK = (20, 4), (24, 11)
 SEES_ALL = "CHECK GRANT SHOW TABLES ON *.*"
 TOO_OLD = f"ClickHouse reports its disks from {'.'.join(map(str, WITH_DISKS))} on"
-# Object storage says that it has more, or nothing.
+# Object storage reports more, or nothing.
 LARGEST_DISK_BYTES = 2**60
 CHUNK_BYTES = 65_536
 SYNTAX_ERROR = 62
@@ -101,17 +101,17 @@ KINDS = {
 
 
 class ServerError(Exception):
-    """What the server says instead of an answer."""
+    """The server's error."""
 
     def __init__(self, status: int, body: str) -> None:
         found = re.search(r"Code: (\d+)", body)
         self.code = int(found[1]) if found else 0
-        # Without a code, something else answers, such as a proxy with a page.
+        # Without a code, the response is not the server's, for example the page of a proxy.
         super().__init__(first_line(body).partition(", e.what()")[0] if found else f"status {status}; {NOT_CLICKHOUSE}")
 
 
 class Session:
-    """How one server is asked: over a connection for each query, because the server soon closes one that waits."""
+    """The client of one server: it opens a connection for each query, because the server soon closes idle ones."""
 
     def __init__(self, access: Access) -> None:
         self._access, self._allowance, self.is_encrypted = access, Allowance(), access.tls != TLS_OFF
@@ -156,7 +156,7 @@ class Session:
 
 
 class _BoundedResponse(http.client.HTTPResponse):
-    """A response of which every byte counts, that of its head too: the library takes any number of interim heads."""
+    """A response that counts every byte, also of its headers: the library accepts any number of interim responses."""
 
     def __init__(self, allowance: Allowance, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -219,7 +219,7 @@ class ClickHouse(EngineAdapter):
 
     name: ClassVar[str] = "clickhouse"
     default_port: ClassVar[int] = 8123
-    # The logs in `system` are often what grows.
+    # The logs in `system` often grow most.
     system_databases: ClassVar[tuple[str, ...]] = ("INFORMATION_SCHEMA", "information_schema")
     verified: ClassVar[bool] = True
     grants: ClassVar[str] = (
@@ -321,7 +321,7 @@ class ClickHouse(EngineAdapter):
         return Objects(tuple(found.get(name) or DatabaseObjects(name, ()) for name in names))
 
     def facts(self, connection: Any) -> ServerFacts:
-        """Return the version; what encrypts is known without asking."""
+        """Return the version; the encryption is known without a query."""
         [(version,)] = query_server(connection, VERSION)
         return ServerFacts(f"ClickHouse {version}", encrypted=connection.is_encrypted)
 
@@ -333,7 +333,7 @@ class ClickHouse(EngineAdapter):
         if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | http.client.IncompleteRead):
             return MeasureError(FailureKind.BROKEN_OFF, first_line(error))
         if isinstance(error, http.client.HTTPException | ValueError | TypeError | LookupError | OverflowError):
-            # Not its text, which may repeat what was sent: the login.
+            # Without its text, which may repeat the login that was sent.
             return MeasureError(FailureKind.UNEXPECTED, NOT_CLICKHOUSE)
         return None
 

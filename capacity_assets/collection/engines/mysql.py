@@ -1,8 +1,8 @@
 """MySQL and MariaDB: the bytes of every table of each schema, of any storage engine.
 
-An InnoDB table has the size of its file; one in a shared tablespace (`ibdata1`, general ones) that of InnoDB's
-statistics. A table of another engine has the size that the engine reports; what no engine reports is named. Both
-servers keep these facts in different tables, with different spellings of names.
+An InnoDB table has the size of its file; in a shared tablespace (`ibdata1`, general ones), it has the size in InnoDB's
+statistics. A table of another engine has the size that the engine reports; tables without a reported size are named.
+The two servers have these data in different tables, with different spellings of names.
 
 The volumes of MariaDB come from its plugin `disks`; MySQL has none.
 https://mariadb.com/docs/server/reference/plugins/other-plugins/disks-plugin: sizes are in KiB. Without the privilege
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
 NATIVE, FAST_SHA2, SHA256 = "mysql_native_password", "caching_sha2_password", "sha256_password"
 SCRAMBLE_LENGTH = 20
-# The packet of caching_sha2_password by which the server accepts the proof; otherwise it asks for the password.
+# The packet of caching_sha2_password with which the server accepts the proof; otherwise it requests the password.
 PROOF_ACCEPTED = b"\x01\x03"
 
 
@@ -82,7 +82,7 @@ NO_PACKAGE = (
     "(`tls = verify-full` or `verify-ca`), caching_sha2_password and sha256_password do without it"
 )
 CANNOT_CONNECT, LOST = 2003, 2013
-# https://mariadb.com/docs/server/reference/error-codes/mariadb-error-code-reference; those of 2xxx are the client's.
+# https://mariadb.com/docs/server/reference/error-codes/mariadb-error-code-reference; 2xxx are errors of the client.
 KINDS = {
     **dict.fromkeys((1040, 2003), FailureKind.UNREACHABLE),
     **dict.fromkeys((1044, 1045, 1049, 1698, 2059), FailureKind.LOGIN),
@@ -101,15 +101,15 @@ def _number_and_text(error: pymysql.err.Error) -> tuple[int, str]:
 class _ProvingLogin:
     """A login to an unverified server, which proves knowledge of the password without sending it.
 
-    The driver would send the password to any server that asks for it over TLS, verified or not; without TLS, it would
-    encrypt the password with any key that the server sends. Here it is encrypted with the registered key only.
+    The driver would send the password to any server that requests it over TLS, verified or not; without TLS, it would
+    encrypt the password with any key that the server sends. Here it is encrypted only with the registered key.
     """
 
     def __init__(self, method: str, public_key: str | None, connection: Any) -> None:
         self._method, self._public_key, self._connection = method, public_key, connection
 
     def authenticate(self, packet: Any) -> Any:
-        """Answer a login packet; raises MeasureError if it asks for the password."""
+        """Answer a login packet; raises MeasureError if it requests the password."""
         proof = _proofs().get(self._method)
         if packet.is_auth_switch_request():
             self._connection.salt = packet.read_all()
@@ -193,7 +193,7 @@ def _bounded_connection() -> Any:
             super().__init__(**options)
 
         def _request_authentication(self) -> None:
-            # The driver sends the password at once if the greeting of the server names a method that asks for it.
+            # The driver sends the password at once if the server's greeting names a method that requests it.
             proving: dict[str, Any] = self._auth_plugin_map  # type: ignore[attr-defined]
             if proving and self._auth_plugin_name not in proving:
                 self._auth_plugin_name: str = NATIVE
@@ -229,7 +229,7 @@ def _bounded_connection() -> Any:
 def _tls(access: Access) -> dict[str, Any]:
     if access.tls == TLS_OFF or access.socket:
         return {"ssl_disabled": True}
-    # Without a context, the driver would go on unencrypted if the server offers no TLS.
+    # Without a context, the driver would continue unencrypted if the server offers no TLS.
     return {"ssl": tls_context(access)}
 
 
@@ -272,7 +272,7 @@ def limits_by_disks(connection: Any, names: Sequence[str]) -> Limits:
 # https://dev.mysql.com/doc/refman/9.0/en/show-binary-logs.html and
 # https://mariadb.com/docs/server/reference/sql-statements/administrative-sql-statements/show/show-binary-logs
 BINARY_LOGS, NO_BINARY_LOG = "SHOW BINARY LOGS", 1381
-# From 8.0.30 on, the files take what the redo log may take; before, and in MariaDB, their size and number are fixed.
+# From 8.0.30 on, the files take the maximum of the redo log; before, and in MariaDB, their size and number are fixed.
 # https://dev.mysql.com/doc/refman/9.0/en/innodb-redo-log.html
 REDO_CAPACITY = "SHOW GLOBAL STATUS LIKE 'Innodb\\_redo\\_log\\_capacity\\_resized'"
 REDO_FILES = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('innodb_log_file_size', 'innodb_log_files_in_group')"
@@ -343,7 +343,7 @@ class Dialect:
 
 # No statement reads INNODB_TABLES, which opens every table that is not in the definition cache: 20 s and more for
 # 10,000 tables. MySQL decodes the names of tablespaces, so `a/b/t` may be table `t` of schema `a/b` or `b/t` of `a`:
-# the encoded folder of the file tells how many slashes (`@002f`) belong to the schema.
+# the encoded folder of the file shows how many slashes (`@002f`) belong to the schema.
 # https://dev.mysql.com/doc/refman/9.0/en/information-schema-innodb-tablespaces-table.html
 _MYSQL_OWN = """
 SELECT s.NAME AS full_name, 0 AS slashes, s.FILE_SIZE AS file_size, s.ALLOCATED_SIZE AS allocated_size
@@ -516,7 +516,7 @@ SELECT CONVERT(TABLE_NAME USING utf8mb4) COLLATE utf8mb4_bin, CAST(DATA_FREE AS 
 FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME IN %s
 """
 INNODB, UNKNOWN = "INNODB", "unknown"
-# Engines without bytes of their own on this server: in memory, elsewhere, or in tables that are counted themselves.
+# Engines without bytes on this server: in memory, on another server, or in tables that are counted separately.
 WITHOUT_BYTES = {
     "MEMORY", "BLACKHOLE", "MRG_MYISAM", "FEDERATED", "SPIDER", "CONNECT", "PERFORMANCE_SCHEMA", "SEQUENCE",
 }  # fmt: skip
@@ -525,7 +525,7 @@ WITHOUT_REPORTED_SIZES = {"CSV"}
 
 
 def dialect_of(version: str) -> Dialect:
-    """Return the statements for a version, which tells MySQL from MariaDB, whatever was registered."""
+    """Return the statements for a version, which distinguishes MySQL from MariaDB, whichever is registered."""
     if "MariaDB" in version:
         return MARIADB
     return FORMER_MYSQL if version.startswith(("5.", "8.0.")) else MYSQL
@@ -564,7 +564,7 @@ class _Table:
 
 
 class MySQL(EngineAdapter):
-    """Sizes by tablespace files; `allocated`: by what these take on disk; `statistics`: without reading files."""
+    """Sizes by tablespace files; `allocated`: by their space on disk; `statistics`: without reading files."""
 
     name: ClassVar[str] = "mysql"
     default_port: ClassVar[int] = 3306
@@ -765,7 +765,7 @@ class MySQL(EngineAdapter):
     def _innodb_tables(
         self, connection: Any, access: Access
     ) -> tuple[Mapping[str, Mapping[str, _Table]], tuple[str, ...]]:
-        """Return the InnoDB tables by schema and name, and what is unknown."""
+        """Return the InnoDB tables by schema and name, and the unknown parts."""
         tables: dict[str, dict[str, _Table]] = defaultdict(lambda: defaultdict(_Table))
         unknown: tuple[str, ...] = ()
         if access.sizing != STATISTICS:
@@ -816,7 +816,7 @@ class MySQL(EngineAdapter):
 
 
 class MariaDB(MySQL):
-    """The same as MySQL: the version tells which of the two answers."""
+    """The same as MySQL; the version shows which of the two responds."""
 
     name: ClassVar[str] = "mariadb"
 
@@ -826,7 +826,7 @@ def _tables_by_engine(connection: Any) -> Mapping[str, Mapping[str, int]]:
     tables_by_schema: dict[str, dict[str, int]] = defaultdict(dict)
     for schema, engine, tables in query_server(connection, TABLES_BY_ENGINE):
         tables_by_schema[str(schema)][engine or UNKNOWN] = int(tables)
-    # Every server has more tables here than those that the documented grants name.
+    # Every server has more tables here than the documented grants name.
     if sum(tables_by_schema.get("mysql", {}).values()) <= len(GRANTED_TABLES):
         raise MeasureError(FailureKind.RIGHTS, "its login does not see which tables exist: SHOW VIEW on *.* is missing")
     return tables_by_schema
@@ -874,7 +874,7 @@ def _add_indexes(tables: dict[str, dict[str, _Table]], rows: Sequence[tuple[Any,
 
 @dataclass(frozen=True)
 class _WriteCounts:
-    """Rows written by schema and table, without those to which nobody wrote, since the server was started."""
+    """Rows written since the server was started, by schema and table, without tables to which nothing was written."""
 
     rows: Mapping[tuple[str, str], int]
     since: datetime

@@ -44,7 +44,7 @@ from capacity_assets.database.measures import ARCHIVED_LOG, BACKUP, RECOVERY_ARE
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_DATA_FILES.html
 QUERY = "SELECT tablespace_name, SUM(bytes), COUNT(*), COUNT(bytes) FROM dba_data_files GROUP BY tablespace_name"
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_FREE_SPACE.html: a file without free space has
-# no row, and neither has one that is offline, of which nothing is known.
+# no row; an offline file has no row either, and its free space is unknown.
 USED = """
 SELECT d.tablespace_name, SUM(d.bytes) - COALESCE(MAX(f.bytes), 0),
        COUNT(CASE WHEN d.online_status IN ('ONLINE', 'SYSTEM') THEN NULL ELSE 1 END)
@@ -53,8 +53,8 @@ LEFT JOIN (SELECT tablespace_name, SUM(bytes) AS bytes FROM dba_free_space GROUP
     ON f.tablespace_name = d.tablespace_name
 GROUP BY d.tablespace_name
 """
-# maxbytes is 0 for a file that does not extend, and may be less than what a file was resized to by hand. The view of
-# usage metrics is not used, because from 18 on its sizes are bounded by the free space of the file system.
+# maxbytes is 0 for a file that does not extend, and may be less than the size of a file that was resized by hand. The
+# view of usage metrics is not used, because from 18 on its sizes are limited by the free space of the file system.
 CEILINGS = """
 SELECT tablespace_name, SUM(CASE WHEN autoextensible = 'YES' THEN GREATEST(bytes, maxbytes) ELSE bytes END)
 FROM dba_data_files GROUP BY tablespace_name
@@ -86,8 +86,8 @@ SELECT LOWER(u.file_type), u.percent_space_used * d.space_limit / 100, u.number_
 FROM v$recovery_area_usage u CROSS JOIN v$recovery_file_dest d
 WHERE u.file_type NOT IN ('REDO LOG', 'ARCHIVED LOG') AND u.number_of_files > 0
 """
-# https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/V-BACKUP_PIECE.html: A is available, by what RMAN
-# deleted or last crosschecked. Pieces in the recovery area are part of that.
+# https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/V-BACKUP_PIECE.html: A means available, as of
+# RMAN's last deletion or crosscheck. Pieces in the recovery area are part of the recovery area.
 BACKUPS = """
 SELECT NULL, SUM(bytes), COUNT(*), MIN(handle) FROM v$backup_piece
 WHERE status = 'A' AND device_type = 'DISK' AND is_recovery_dest_file = 'NO'
@@ -279,7 +279,7 @@ class Oracle(EngineAdapter):
         grows_on: dict[str, tuple[str, ...]] = defaultdict(tuple)
         for held, group in sorted((held, str(group)) for held, group in places):
             grows_on[held] += (group,)
-        # How far a file can grow is unknown on a file system, and on a group whose usable size is not reported.
+        # The maximum size of a file is unknown on a file system, and on a group whose usable size is not reported.
         on = {name: groups if set(groups) <= volumes.keys() else None for name, groups in grows_on.items()}
         ceilings = (Ceiling(name, int(limits[name]), volumes=on.get(name)) for name in names if name in limits)
         return Limits(tuple(volumes.values()), tuple(ceilings), unknown)

@@ -107,7 +107,7 @@ NOT_LISTED = "system_stats does not list the file system of {}"
 
 
 def limits_by_extension(read: Read, names: Sequence[str]) -> Limits:
-    """Return the volumes on which the tablespaces of each database lie."""
+    """Return the volumes of the tablespaces of each database."""
     functions = {name: (schema, bool(allowed)) for name, schema, allowed in read(FUNCTIONS)}
     usable = next((name for name in (PGNODEMX, SYSTEM_STATS) if functions.get(name, ("", False))[1]), None)
     if usable is None:
@@ -389,7 +389,7 @@ class PostgreSQL(EngineAdapter):
             raise
 
     def _by_statistics(self, access: Access, databases: Sequence[tuple[Any, ...]]) -> list[DatabaseSize]:
-        """Measure one database after another, so that the server has two of our connections at most."""
+        """Measure one database after another, so that the server has at most two of our connections."""
         refuse_without_rights([name for name, _, readable in databases if not readable], "CONNECT on each database")
         sizes = []
         for name, *_ in databases:
@@ -484,8 +484,8 @@ def _exact_sizes(connection: psycopg.Connection, oids: Sequence[int]) -> dict[in
 def _bounded_connection() -> Any:
     """A connection that aborts if the server sends too much or too slowly.
 
-    libpq keeps endless fields, and notifications and parameters that nobody requested. The limit is checked where
-    psycopg waits for the socket. Only `_connect_gen` is a private name; a test with endless responses covers it.
+    libpq stores endless fields, and unrequested notifications and parameters. The limit is checked while psycopg waits
+    for the socket. Only `_connect_gen` is a private name; a test with endless responses covers it.
     """
     import psycopg
 
@@ -520,7 +520,7 @@ def _bounded_connection() -> Any:
 
 
 def _watched(gen: Any, allowance: Allowance, socket_of: Callable[[Any], int]) -> Any:
-    """Forward what a psycopg generator waits for, and count received bytes before it reads them."""
+    """Forward the waits of a psycopg generator, and count received bytes before it reads them."""
     try:
         step = next(gen)
         while True:
@@ -595,7 +595,7 @@ def _received(opened: socket.socket) -> int:
     return int(received)
 
 
-# Parts of the text of the server or libpq, where there is no SQLSTATE; the first match counts.
+# Parts of the text of the server or libpq, for errors without SQLSTATE; the first match counts.
 TEXTS = {
     **dict.fromkeys(("certificate file", "private key file"), FailureKind.SETUP),
     **dict.fromkeys(("authentication failed", "no password supplied", "no pg_hba.conf entry"), FailureKind.LOGIN),

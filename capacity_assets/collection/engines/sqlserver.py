@@ -1,4 +1,4 @@
-"""SQL Server and Azure SQL: the data files of each database, the log files as log size, and what files may grow to.
+"""SQL Server and Azure SQL: the data files of each database, the log files as log size, and the maximum size of files.
 
 A database is full when its data files are full, so logs are not part of its size. This was written from the vendor's
 documentation and is tested on recorded results, not on a server.
@@ -109,7 +109,7 @@ def azure_ceiling(database: str, most: int | None, edition: str) -> tuple[Ceilin
     return (Ceiling(database, int(most) if known and most is not None else None),)
 
 
-# The log of each database, which may be larger than its data, and what keeps it from being truncated.
+# The log of each database, which may be larger than its data, and the reason why it is not truncated.
 # https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-databases-transact-sql
 LOGS = """
 SELECT d.name, SUM(CAST(f.size AS bigint)) * 8192, MIN(f.physical_name), MIN(d.log_reuse_wait_desc)
@@ -252,7 +252,7 @@ class SQLServer(EngineAdapter):
     )
 
     def connect(self, access: Access) -> Any:
-        """Connect; what the driver cannot encrypt is refused before."""
+        """Connect; a connection that the driver cannot encrypt is refused first."""
         try:
             import pytds
         except ImportError:
@@ -435,7 +435,7 @@ def query_for(edition: int, database: str) -> str:
 
 
 def prefix_of(database: str | None) -> str:
-    """Return what stands before the name of a view of a database; None: the connected one."""
+    """Return the prefix of the name of a view of a database; None: the connected one."""
     return "" if database is None else f"[{database.replace(']', ']]')}]."
 
 
