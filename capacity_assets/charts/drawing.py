@@ -1,4 +1,4 @@
-"""What charts, pages, reports and mails share: axes with round ticks, the rendering of templates, bars and treemaps.
+"""Shared by charts, pages, reports and mails: axes with round ticks, the rendering of templates, bars and treemaps.
 
 Charts of bars are stacked columns over time, a waterfall, and single bars for the cells of a table. Their positions are
 in percent along one axis and in pixels along the other, so that text keeps its size. A treemap shows shares of a whole.
@@ -338,7 +338,7 @@ def waterfall_chart(title: str, start_mb: int, steps: Sequence[WaterfallStep]) -
 
 
 def share_bar(part: int, whole: int) -> Markup:
-    """Draw a part of a whole as a bar, beside the number that it illustrates."""
+    """Draw a part of a whole as a bar, next to its number."""
     return span_bar(0, 0 if whole <= 0 else part / whole)
 
 
@@ -364,7 +364,7 @@ MOST_GROWN = "grown-3"
 class Tile:
     """A rectangle: name, size and change in MiB (None: unknown), and the address that it links to.
 
-    `change_percent` is needed where the change is not that of the whole size, such as one like for like.
+    `change_percent` is needed if the change is not that of the whole size, for example if it is like for like.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""Rows of the database as files: what a query selects as CSV, Parquet or Excel, and windows as a Parquet data set.
+"""Rows of the database as files: the result of a query as CSV, Parquet or Excel, and windows as a Parquet data set.
 
-Rows are streamed, and do not pass through Python where PostgreSQL writes the format itself.
+Rows are streamed. If PostgreSQL can write the format, they do not pass through Python.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _write_parquet(connection: Connection[Any], query: Query, path: Path) -> int
 def _write_excel(connection: Connection[Any], query: Query, path: Path) -> int:
     from xlsxwriter.exceptions import FileCreateError
 
-    # Rows go to a file beside it as they are written.
+    # Rows are written to a file in the same folder first.
     options = {"constant_memory": True, "tmpdir": str(path.parent)}
     try:
         with _read_in_batches(connection, query) as (columns, batches):
@@ -178,7 +178,7 @@ def write_workbook(
     from xlsxwriter import Workbook
 
     written = 0
-    # A text stays a text, whatever it begins with.
+    # A text stays a text, whatever its first character is.
     as_text = dict.fromkeys(("strings_to_formulas", "strings_to_urls", "strings_to_numbers"), False)
     with Workbook(target, {**options, **as_text, "default_date_format": "yyyy-mm-dd"}) as workbook:
         workbook.use_zip64()
@@ -218,10 +218,10 @@ class WrittenFile(NamedTuple):
 
 
 def write_window(engine: Engine, url: str, level: Level, period: Period, window: Window) -> WrittenFile:
-    """Write the rows of a window as a file of the data set in a folder or at another address that fsspec knows.
+    """Write the rows of a window as a file of the data set, in a folder or at another address of fsspec.
 
-    The folders name level, period and window, as Hive does. The file is written beside the former one, which it then
-    replaces: readers see either the one or the other, where the storage renames or copies a file in one step.
+    The folders name level, period and window, as Hive does. The file is written in the same folder and then replaces
+    the former one: if the storage renames or copies files in one step, readers see either the one or the other.
 
     Raises CapacityError: the file cannot be written, a package is missing, or the database failed.
     """

@@ -1,11 +1,11 @@
 """Loading rows of history: slice by slice, by COPY and comparison of whole slices with what is stored.
 
-A slice is a transaction that also records its position, so that an interrupted import continues after the last
-slice. A stored sample is replaced only with `--on-conflict replace`: the same value is counted as present, another one
-as a conflict and listed. The statements work on temporary tables: `staged` holds the rows of a slice, `compared` the
-result for each, `totals` the totals of servers that follow from them.
+A slice is a transaction that also records its position, so that an interrupted import continues after the last slice. A
+stored sample is replaced only with `--on-conflict replace`: the same value counts as present; another value counts as a
+conflict, and is listed. The statements work on temporary tables: `staged` holds the rows of a slice, `compared` the
+result for each, `totals` the totals of servers computed from them.
 
-At the end it names gaps: days between the first and the last day of a server for which no sample is stored.
+At the end, it reports gaps: days between the first and the last day of a server for which no sample is stored.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def _staged(level: Level) -> Table:
 
 
 def _compared(level: Level, *, replace: bool) -> sa.Select[Any]:
-    """Return each row with its turn among those of its key, and whether it is new, present or in conflict.
+    """Return each row with its number among those of its key, and whether it is new, present or in conflict.
 
-    Of rows that contradict each other the first one counts, or with `replace` the last, as if each came in a slice of
-    its own. Columns of samples keep their names.
+    If rows contradict each other, the first one counts or, with `replace`, the last, as if each were in a separate
+    slice. Columns of samples keep their names.
     """
     staged, stored, values = STAGED[level.name].c, level.source.c, level.values
     same_key = [stored.instance_id == staged.server_id, stored.collected_date == staged.day]
@@ -96,7 +96,7 @@ SELECT c.position, i.name AS server, c.database_name AS database, c.collected_da
 FROM compared c JOIN instances i ON i.id = c.instance_id WHERE c.conflicting ORDER BY c.position LIMIT :listed
 """
 # The total of a server and day is derived if there is none, and updated if it was the sum of its databases before this
-# slice; a total that was measured by itself is kept.
+# slice; a separately measured total is kept.
 TOTALS = """
 CREATE TEMPORARY TABLE totals ON COMMIT DROP AS
 WITH touched AS (
@@ -130,7 +130,7 @@ WHERE o.instance_id IS NULL
        AND o.database_count = d.database_count - d.added)
 """
 WRITE_TOTALS = f"{insert_samples(INSTANCE, 'totals')} RETURNING 1"
-# What a slice is compared with, where statements cannot read the raw tables themselves.
+# The rows with which a slice is compared, if statements cannot read the raw tables.
 NEAR_A_SLICE = """
 SELECT * FROM {table} WHERE instance_id IN (SELECT server_id FROM staged)
   AND collected_date BETWEEN (SELECT min(day) FROM staged) AND (SELECT max(day) FROM staged)
@@ -144,13 +144,13 @@ SELECT count(*) FILTER (WHERE taken AND stored_mb IS NULL) AS written,
 FROM compared
 """
 DAYS = "SELECT min(collected_date) AS first_day, max(collected_date) AS last_day FROM compared"
-# A server that is registered by an import is known by name only, and measured once somebody says where it is.
+# A server that an import registers has only a name; it is measured after somebody registers its connection.
 REGISTER = """
 INSERT INTO instances (name, db_type, host, port, is_active)
 SELECT DISTINCT s.server, :engine, 'unknown', CAST(:port AS integer), true FROM staged s
 WHERE s.server IS NOT NULL ON CONFLICT (name) DO NOTHING
 """
-# Samples that are no sizes of databases get a server of their own, which no sum counts. It is inserted only if it is
+# Samples that are not sizes of databases get a separate server, which no sum counts. It is inserted only if it is
 # missing: a role that may not register servers would be refused even an INSERT without rows.
 IS_APART_MISSING = """
 SELECT EXISTS (SELECT FROM staged s JOIN instances i ON i.name = s.server
@@ -237,7 +237,7 @@ FROM (SELECT server_id, CAST(sum(days) AS bigint) AS days, max(days) AS longest,
       FROM stretches GROUP BY server_id) AS g
 JOIN asked s USING (server_id) JOIN instances i ON i.id = g.server_id ORDER BY g.days DESC, g.server_id
 """
-# Where statements cannot read the raw tables themselves.
+# If statements cannot read the raw tables.
 _MEASURED = """
 SELECT DISTINCT m.instance_id, m.collected_date, false AS is_deleted FROM {table} m
 WHERE m.instance_id = ANY (CAST(:servers AS integer[])) AND m.collected_date BETWEEN :first AND :last AND {is_valid}
@@ -274,7 +274,7 @@ COUNTS = ("read", "written", "replaced", "present", "repeated", "conflicts", "un
 
 @dataclass
 class LoadReport:
-    """What became of the rows: read = written + replaced + present + repeated + conflicts + unknown + bad."""
+    """The outcome of the rows: read = written + replaced + present + repeated + conflicts + unknown + bad."""
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     listed: dict[str, list[str]] = field(default_factory=dict)
@@ -308,7 +308,7 @@ class LoadReport:
         return json.dumps({"counts": self.counts, "listed": self.listed, **days}, default=str)
 
     def resume(self, position: int, recorded: Mapping[str, Any]) -> None:
-        """Take over what an interrupted import recorded, so that each of its rows is counted."""
+        """Add the records of an interrupted import, so that each of its rows is counted."""
         self.resumed_after = position
         self.counts |= recorded["counts"]
         self.listed = recorded["listed"]
@@ -332,14 +332,14 @@ class Loader:
     held: HeldLock
     progress: Callable[[int], None] = lambda _rows: None
     rehearsal: Callable[[Connection], None] = lambda _connection: None
-    """What a dry run does first, because it is done before a real import."""
+    """Called first in a dry run, because it precedes a real import."""
     dry_run: bool = False
     replace: bool = False
     register_as: str | None = None
-    """The engine of servers that are not known yet."""
+    """The engine of unknown servers."""
     port: int = 0
     derive_totals: bool = True
-    """Whether totals of servers are derived from their databases, as the source has none of its own."""
+    """Whether totals of servers are derived from their databases, because the source has none."""
     slice_rows: int = SLICE_ROWS
     start_date: date = date.min
     """First day of the first partition."""
@@ -376,7 +376,7 @@ class Loader:
     def _load(self, source: Source, fingerprint: str, report: LoadReport) -> None:
         this = {"fingerprint": fingerprint}
         with self.engine.connect() as connection:
-            # A finished import begins anew, and finds everything present.
+            # A finished import begins again, and finds everything present.
             earlier = connection.execute(text(POSITION), this).first()
         if earlier is not None:
             report.resume(earlier.position, earlier.counts)

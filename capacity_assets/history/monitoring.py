@@ -1,7 +1,7 @@
-"""History that monitoring has: sizes and volumes of a Prometheus-compatible server by day, and trends of Zabbix.
+"""History from monitoring: sizes and volumes of a Prometheus-compatible server by day, and trends of Zabbix.
 
-Days are asked in pages. A page that is refused, or has too large an answer, is asked again in halves. A row's position
-is made of its day and its number on it, so that an interrupted import continues with its day.
+Days are queried in pages. If a page is refused, or its response is too large, it is queried again in halves. A row's
+position consists of its day and its number on that day, so that an interrupted import continues with this day.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from capacity_assets.history.sources import GZIP, ZABBIX_POSTGRESQL, PositionedR
 
 PAGE_DAYS = 30
 SLICE_ROWS = 10_000
-"""Fewer than for files, so that an interrupted import asks for few rows again."""
+"""Fewer than for files, so that an interrupted import queries few rows again."""
 DEFAULT_DAYS = 365
 ROWS_OF_A_DAY = 10_000_000
 NAMES = ("server", "database", "day", "size_bytes")
@@ -76,7 +76,7 @@ def _rows_of(
 
 
 def place_of(position: int) -> str:
-    """Say in words which row of monitoring a position is."""
+    """Return a description of the row of a position."""
     return f"{human_day(date.fromordinal(position // ROWS_OF_A_DAY))}, number {position % ROWS_OF_A_DAY:,}"
 
 
@@ -104,7 +104,7 @@ class PrometheusHistory:
         return f"{source.url} {source.sizes} {source.server_label} {source.database_label} {self.days.first}"
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
-        """Yield the rows, day by day; raises SourceError where the source fails."""
+        """Yield the rows, day by day; raises SourceError if the source fails."""
         begun = date.fromordinal(after // ROWS_OF_A_DAY) if after else self.days.first
         for page, [found] in self.pages([self.source.sizes or ""], max(begun, self.days.first)):
             for day in page:
@@ -117,12 +117,12 @@ class PrometheusHistory:
         return server, named.get(self.source.database_label, ""), size
 
     def pages(self, queries: Sequence[str], first: date) -> Iterator[tuple[Sequence[date], list[ByDay]]]:
-        """Yield what each query gives for the days from `first` on, page by page; raises SourceError."""
+        """Yield the results of each query for the days from `first` on, page by page; raises SourceError."""
         for page in pages_of_days(first, self.days.last, self.zone, PAGE_DAYS):
             yield from self._asked(queries, page)
 
     def _asked(self, queries: Sequence[str], page: Sequence[date]) -> Iterator[tuple[Sequence[date], list[ByDay]]]:
-        """Yield what each query gives for the days of a page, or of its parts; raises SourceError."""
+        """Yield the results of each query for the days of a page, or of its parts; raises SourceError."""
         try:
             found = [values_by_day(self.source, query, self.headers, page, self.zone) for query in queries]
         except TooMuchError:
@@ -137,7 +137,7 @@ class PrometheusHistory:
 
 @dataclass
 class VolumeReport:
-    """Volumes of past days: how many were read and stored, and what was left out, each once."""
+    """Volumes of past days: the numbers read and stored, and what was left out, each once."""
 
     read: int = 0
     stored: int = 0
@@ -197,7 +197,7 @@ _MENTIONED = (b": Database size", b"Size of database ")
 
 @dataclass(frozen=True)
 class ZabbixExport:
-    """A file of trends that Zabbix exports, of which the mean of the last hour of a day counts.
+    """A file of trends that Zabbix exports; the mean of the last hour of a day counts.
 
     https://www.zabbix.com/documentation/7.0/en/manual/appendix/protocols/real_time_export
     """
@@ -243,7 +243,7 @@ class ZabbixExport:
                         continue
                     trend = json.loads(line, parse_float=Decimal)
                     item = _ITEM.fullmatch(trend["name"])
-                    # A host that was removed meanwhile has no name.
+                    # A host that was removed has no name.
                     if item and "host" in trend:
                         yield trend["clock"], trend["host"]["host"], item[1] or item[2], str(int(trend["avg"]))
         except (OSError, EOFError, zlib.error) as error:

@@ -1,11 +1,10 @@
-"""Other databases: what is taken over from a legacy one, and a copy of a whole capacity database.
+"""Other databases: the import of a legacy one, and the copy of a whole capacity database.
 
-Of a legacy database, servers are matched by name and registered where they are not known. Raw samples go the way of
-every import; aggregates, which outlive the samples, are copied where there are none.
+Servers of a legacy database are matched by name, and registered if they are unknown. Raw samples are imported like all
+others; aggregates, which outlive the samples, are copied if none are stored.
 
-A capacity database is copied into another PostgreSQL in one transaction: every row of every table of ours, through
-COPY, so that the two servers may be of different versions, which `pg_dump` of one refuses of the other. What Dagster
-keeps is not copied.
+A capacity database is copied into another PostgreSQL in one transaction: every row of every capacity table, through
+COPY, so that the two servers may have different versions, which `pg_dump` may refuse. Dagster's data is not copied.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def is_address(source: str) -> bool:
 def address_of(source: str, password_from: str | None, settings: Settings) -> URL:
     """Return the URL of a legacy database, password included.
 
-    Raises ValidationError if it cannot be one, or holds a password, which everybody on this machine could read (the
+    Raises ValidationError if it is invalid, or contains a password, which everybody on this machine could read (the
     text repeats none of it); CredentialError if the password cannot be looked up.
     """
     named = source.removeprefix("env:") if source.startswith("env:") else None
@@ -97,7 +96,7 @@ def legacy_samples(legacy: Engine, level: Level) -> QuerySource:
     with legacy.connect() as connection:
         present = {column["name"] for column in inspect(connection).get_columns(name)}
     columns: dict[str, sa.ColumnElement[Any]] = {
-        # Samples of a server that is not registered any more are reported as such, not left out.
+        # Samples of a server that is no longer registered are reported, not left out.
         "server": sa.func.coalesce(instances.c.name, sa.func.concat("number ", source.instance_id, " there")),
         "instance_id": sa.null(),
         "day": source.collected_date,
@@ -116,7 +115,7 @@ def legacy_samples(legacy: Engine, level: Level) -> QuerySource:
 
 @dataclass(frozen=True)
 class LegacyServers:
-    """The servers of a legacy database that are not known here, as rows of its table."""
+    """The servers of a legacy database that are unknown here, as rows of its table."""
 
     rows: tuple[dict[str, object], ...]
     known: int = 0
@@ -156,7 +155,7 @@ def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
 ) -> dict[str, int]:
     """Copy the aggregates of windows without stored rows; stored rows are kept.
 
-    Raises DatabaseError: what was committed before is kept, a repetition continues.
+    Raises DatabaseError: earlier commits are kept, and a repetition continues.
     """
     counts = {"read": 0, "written": 0, "present": 0}
     target = level.target.name
@@ -210,9 +209,9 @@ KEPT = "Nothing was copied; no row was changed."
 def copy_database(source: Engine, target: Engine, on_table: OnTable) -> dict[str, int]:
     """Copy all tables into a database with the same schema and no rows; return how many rows each has.
 
-    `on_table` is called with each table and its rows. The rows of the source are those of one moment.
+    `on_table` is called with each table and its rows. The rows of the source are from one snapshot.
 
-    Raises ValidationError if the target holds rows, DatabaseError if one of the two failed; nothing was copied then.
+    Raises ValidationError if the target contains rows, DatabaseError if one of the two failed; nothing was copied then.
     """
     with database_errors(doing="copying the database", kept=KEPT):
         reading = source.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -238,7 +237,7 @@ def _refuse_rows(writing: Connection) -> None:
 
 def _copy_table(reading: Connection, writing: Connection, table: Table) -> int:
     name, columns = quoted(table.name), ", ".join(quoted(column.name) for column in table.columns)
-    # Our triggers are disabled, because they would note every day as changed; those of foreign keys stay.
+    # Our triggers are disabled, because they would record every day as changed; those of foreign keys stay.
     writing.exec_driver_sql(f"ALTER TABLE {name} DISABLE TRIGGER USER")
     out = f"COPY ({select(table).compile(dialect=DIALECT)}) TO STDOUT"
     try:

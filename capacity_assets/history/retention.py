@@ -1,12 +1,12 @@
-"""How long rows are kept, and the maintenance of the table partitions that hold them.
+"""How long rows are kept, and the maintenance of the table partitions.
 
 Maintenance adds partitions ahead, moves rows out of default partitions, and drops partitions that are older than
 CAPACITY_RETENTION_DAYS allows (its default is in `base/settings.py`). Samples of a day are dropped once every window
 that contains the day or compares with it is over, computed from the current samples without a failed server, and
 stored.
 
-Each partition is a transaction of its own, decided and done under its lock: an interruption keeps what was done, and an
-error in one table does not keep the others from being maintained. How partitions are made is in `database.partitions`.
+Each partition is a transaction of its own, decided and done under its lock: an interruption keeps finished work, and an
+error in one table does not prevent the maintenance of the others. `database.partitions` creates partitions.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Retention:
     days: Mapping[str, int | None]
 
     def of(self, table: Table, period: str | None = None) -> int | None:
-        """Return how many days the rows of a table, or its aggregates of a period, are kept; None: for ever.
+        """Return for how many days the rows of a table, or its aggregates of a period, are kept; None: for ever.
 
         A rule for a table takes precedence over that of its kind; limits are kept as samples are.
         """
@@ -98,14 +98,14 @@ def parse_retention(value: str, periods: Iterable[str] = PERIODS) -> Retention:
 A_YEAR_LATER = timedelta(days=364)
 SLACK = timedelta(days=2)
 NODE_SECONDS = 10
-"""How long a node may take to report its changes: samples may be locked meanwhile."""
+"""How long a node may take to report its changes, because samples may be locked during this time."""
 
 
 @dataclass(frozen=True)
 class RetentionPlan:
-    """Which partitions the rules want, how long each is kept, and which windows still read old samples.
+    """The partitions required by the rules, how long each is kept, and the windows that still read old samples.
 
-    `first_day` is the first with samples; what is known of windows is in the `ledger`.
+    `first_day` is the first with samples; `ledger` has the state of windows.
     """
 
     ledger: Ledger
@@ -146,8 +146,8 @@ class RetentionPlan:
     ) -> str | None:
         """Name a window that still needs the samples of `span`; None for tables that no window reads.
 
-        Where the samples are locked, the queue of changes is not read, which may have to look at them, and stored rows
-        are not counted, which takes too long while everyone waits.
+        While the samples are locked, the queue of changes is not read, because this may have to read samples, and
+        stored rows are not counted, because this takes too long while others wait.
 
         Raises DBAPIError; DatabaseError if a node of a cluster does not report its changes in time.
         """
@@ -192,7 +192,7 @@ class RetentionPlan:
 
 
 def _reading(period: Period, span: PartitionBounds) -> Sequence[Window]:
-    """The windows that hold a day of `span`, the one after them, and those that compare with them a year later."""
+    """The windows with a day of `span`, the one after them, and those that compare with them a year later."""
     windows = period.windows_between(span.first, span.last)
     later = period.windows_between(span.first + A_YEAR_LATER, span.last + A_YEAR_LATER + SLACK)
     comparing = [window for window in later if period.year_before(window).start <= span.last]
@@ -219,7 +219,7 @@ _FORGET_OBJECT_SIZES = "DELETE FROM capacity_object_sizes WHERE collected_date <
 
 @dataclass
 class MaintenanceReport:
-    """What was done, or, in a dry run, would be; `kept` and `notes` say why something was not."""
+    """The steps that were done or, in a dry run, would be; `kept` and `notes` say why something was not done."""
 
     dry_run: bool
     created: list[str] = field(default_factory=list)
@@ -238,7 +238,7 @@ class MaintenanceReport:
 
 
 class MaintenanceError(DatabaseError):
-    """Some of the work could not be done; `report` says what was."""
+    """Some of the work could not be done; `report` contains the finished steps."""
 
     def __init__(self, troubles: list[DatabaseError], report: MaintenanceReport) -> None:
         """List each error once; the whole is transient if all of them are."""
@@ -269,8 +269,8 @@ class TableMaintenance:
     ) -> MaintenanceReport:
         """Add partitions, move rows, and apply retention as of `today`; a dry run only reports what would be done.
 
-        If today may be wrong, partitions are added ahead of `certain_day`, and `keeping` is the reason why none is
-        dropped.
+        If today's date may be wrong, partitions are added ahead of `certain_day`, and `keeping` is the reason why none
+        is dropped.
 
         Raises MaintenanceError: earlier steps are kept, and a repeated call continues. Also raised if partitions that
         are old as of `today` were kept because of `keeping`.
@@ -297,7 +297,7 @@ class TableMaintenance:
             except DatabaseError as error:
                 troubles.append(error)
                 if error.sqlstate is None:
-                    break  # nobody answers
+                    break  # no response
         if troubles:
             raise MaintenanceError(troubles, report)
         return report
@@ -398,7 +398,7 @@ class TableMaintenance:
             self._forget_object_sizes(today, report)
 
     def _forget_object_sizes(self, today: date, report: MaintenanceReport) -> None:
-        """Delete earlier sizes that tables and indexes are compared with, of databases whose samples are dropped."""
+        """Delete the earlier sizes for comparing tables and indexes, of databases whose samples are dropped."""
         days = self._plan.days(object_size_stats, None)
         if days is None:
             return
@@ -421,7 +421,7 @@ class TableMaintenance:
         *,
         planned_records: int | None,
     ) -> None:
-        """Drop a partition, or say what keeps it; if it is only planned, its rows are still in the default one."""
+        """Drop a partition, or say why it is kept; if it is only planned, its rows are still in the default one."""
         table, records, size_bytes, is_done = layout.table, planned_records or 0, 0, not report.dry_run
         with self._work(f"retiring {partition.name}") as connection:
             reason = self._plan.reason_to_keep(connection, table, span, today, is_locked=False)
@@ -497,7 +497,7 @@ class RetentionService:
         return self.tables.run(today, dry_run=dry_run, certain_day=judged.certain_day, keeping=keeping)
 
     def prepare(self) -> MaintenanceReport:
-        """Add the partitions that are wanted as of today, in any zone; the schema is there. Raises as `maintain`."""
+        """Add the partitions that are needed as of today, in any zone; the schema must exist. Raises as `maintain`."""
         return self.tables.prepare(self._judged_day().certain_day)
 
     def shortcomings(self) -> list[str]:

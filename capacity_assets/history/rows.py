@@ -1,7 +1,7 @@
-"""Rows of history: their columns by level, how a file writes days and numbers, and how texts become values.
+"""Rows of history: their columns by level, the formats of days and numbers, and the conversion of texts to values.
 
-A file is read once before anything is loaded, for the order of day and month and for the decimal mark of each column.
-Where it does not tell, it is refused with both readings; nothing is guessed. The same pass finds days that it lacks.
+A file is read once before anything is loaded, to find the order of day and month and the decimal mark of each column.
+If it is ambiguous, it is refused with both readings; nothing is guessed. The same pass finds missing days.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UNITS = {"bytes": (1, 1024**2), "kb": (1, 1024), "mb": (1, 1), "gb": (1024, 1)}
 """How many MiB a unit is, as a fraction."""
 BYTES = "bytes"
 SERVER, INSTANCE_ID, DATABASE_NAME, DAY, COLLECTED_AT = "server", "instance_id", "database", "day", "collected_at"
-# Names the legacy tables have for ours.
+# The names of our columns in the legacy tables.
 ALIASES = {DATABASE_NAME: "database_name", DAY: "collected_date"}
 LARGEST_COUNT = 2**31 - 1
 LONGEST_NAME = 255
@@ -35,7 +35,7 @@ LARGEST_EXPONENT = 20
 """Of ten; more than that of the maximum size in bytes."""
 MOST_LISTED, BEGINNING = 20, 4
 ALIKE = 0.75
-"""How many headings of a source are shown, and how much of one that may be a secret."""
+"""How many headings of a source are shown, and how many characters of one that may be a secret."""
 _HEADING = re.compile(r"[A-Za-z][A-Za-z _]{,30}")
 # Digits of other alphabets and `1_000` are not numbers here.
 _PLAIN = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+", re.ASCII)
@@ -43,7 +43,7 @@ _PLAIN = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+", re.ASCII)
 
 @dataclass(frozen=True)
 class ImportColumns:
-    """The columns of a level: which hold sizes, which of them may be missing or empty."""
+    """The columns of a level: those with sizes, and those that may be missing or empty."""
 
     keys: tuple[str, ...]
     sizes: tuple[str, ...]
@@ -57,12 +57,12 @@ class ImportColumns:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """Those a source must have, beside a column for the server."""
+        """The columns that a source must have, in addition to one for the server."""
         return (*self.keys, *self.sizes, *self.counts)
 
 
 def layout_of(level: Level) -> ImportColumns:
-    """Return the columns of a level: keys, then what is measured."""
+    """Return the columns of a level: keys, then measures."""
     sizes = [name for name in level.values if name.endswith("_mb")]
     return ImportColumns(
         (DATABASE_NAME, DAY) if "database_name" in level.keys else (DAY,),
@@ -84,7 +84,7 @@ def column_positions(
     lowered = {name.lower(): name for name in reversed(headings)}
     for ours in layout.columns:
         theirs = mapping.get(ours)
-        # Numbers of servers mean something in one registry only: the user must say that they are ours.
+        # IDs of servers are only valid in one registry: the user must say that they are ours.
         unmapped = [] if ours == INSTANCE_ID else [ours, ALIASES.get(ours, ours)]
         candidates = unmapped if theirs is None else [theirs]
         heading = next((lowered[name.lower()] for name in candidates if name.lower() in lowered), None)
@@ -109,13 +109,13 @@ def column_positions(
 
 
 def _alike(name: str, headings: Sequence[str]) -> str:
-    """Return the heading that is most like a missing one, for a shell; NAME where none is."""
+    """Return the heading most similar to a missing one, for a shell; NAME if none is similar."""
     close = get_close_matches(name, headings, n=1, cutoff=ALIKE)
     return shlex.quote(close[0]) if close else "NAME"
 
 
 def _listed(headings: Sequence[str]) -> str:
-    """List the headings of a source; where one hardly is a heading, only how it begins: it may be a secret."""
+    """List the headings of a source; if one hardly looks like a heading, only its beginning: it may be a secret."""
     are_headings = len(headings) > 1
     shown = [
         name if are_headings and _HEADING.fullmatch(name) else f"{printable(name[:BEGINNING])}..."
@@ -136,7 +136,7 @@ _ORDERED = re.compile(
 _PROBE = datetime(2047, 11, 28)  # noqa: DTZ001 -- a day of the calendar
 _HALF_DAY = 12
 POINT, COMMA = ".", ","
-# What separates thousands, beside the mark that is not the decimal one; written by programs of many countries.
+# Separators of thousands, in addition to the mark that is not the decimal one; written by programs of many countries.
 _SEPARATORS = " '\u2019\u00a0\u202f"
 _NUMBER = re.compile(rf"[\d.,{_SEPARATORS}]+", re.ASCII)
 _GROUPED = {
@@ -149,14 +149,14 @@ _GROUPED = {
 
 @dataclass(frozen=True)
 class ValueFormats:
-    """How days and sizes are written; a column without a mark of its own has a decimal point."""
+    """The formats of days and sizes; a column without its own mark has a decimal point."""
 
     dates: str = ISO
     """One of ORDERS, or a format for `strptime`."""
     decimals: Mapping[str, str] = field(default_factory=dict)
 
     def moment(self, text: str) -> datetime:
-        """Return the time that a text names, midnight where it names a day; raises ValueError."""
+        """Return the time in a text, midnight if it is only a day; raises ValueError."""
         if self.dates not in ORDERS:
             return datetime.strptime(text, self.dates)  # noqa: DTZ007 -- the caller knows the zone
         written = None if self.dates == ISO else _ORDERED.fullmatch(text)
@@ -170,7 +170,7 @@ class ValueFormats:
         return datetime(int(year), int(month), int(day), hour, minute, second_of_minute)  # noqa: DTZ001 -- as above
 
     def plain(self, text: str, column: str) -> str | None:
-        """Return a number without separators of thousands and with a decimal point; None where marks are misplaced."""
+        """Return a number without separators of thousands and with a decimal point; None if marks are misplaced."""
         mark = self.decimals.get(column, POINT)
         if _GROUPED[mark].fullmatch(text):
             text = re.sub(rf"[^\d{re.escape(mark)}]", "", text)
@@ -182,7 +182,7 @@ ISO_FORMATS = ValueFormats()
 
 
 def checked_date_format(written: str) -> str:
-    """Return a date format; raises ValidationError if it is neither one of ORDERS nor tells day, month and year."""
+    """Return a date format; raises ValidationError if it is not one of ORDERS and has no day, month and year."""
     if written in ORDERS:
         return written
     with suppress(ValueError):
@@ -213,9 +213,9 @@ class FileSurvey:
 
 
 _Ways = dict[str, tuple[int, str]]
-"""The first row, and its text, that shows each way of writing: a mark or an order; with `?`, what may be one."""
+"""The first row, and its text, that shows each format: a mark or an order; with `?`, a possible one."""
 MOST_DAYS = 50_000
-"""Gaps are not looked for in a file with more different texts of days than this."""
+"""Gaps are not searched for in a file with more different texts of days than this."""
 ROWS_PER_UPDATE = 10_000
 
 
@@ -236,7 +236,7 @@ class FileSurveyor:
     def survey(
         self, rows: Iterable[tuple[int, Sequence[str | None]]], progress: Callable[[int], None] = lambda _rows: None
     ) -> FileSurvey:
-        """Return how a file is written; raises ValidationError if it does not tell, or contradicts itself."""
+        """Return the formats of a file; raises ValidationError if they are ambiguous or contradictory."""
         columns = self.layout.columns
         places = {name: place for place, name in enumerate(columns)}
         sizes: dict[str, _Ways] = {name: {} for name in (*self.layout.sizes, *self.layout.optional_sizes)}
@@ -349,7 +349,7 @@ def _order(text: str) -> str | None:
 
 
 def _mark(text: str) -> str | None:
-    """Return the decimal mark a number can only have; `?` and the mark where it may separate thousands; None: none."""
+    """Return the only possible decimal mark of a number; `?` and the mark if it may separate thousands; None: none."""
     if not _NUMBER.fullmatch(text):
         return None
     present = [sign for sign in text if sign in (POINT, COMMA)]
@@ -393,9 +393,9 @@ class RowReader:
         conventions: ValueFormats = ISO_FORMATS,
         place: Callable[[int], str] = "row {}".format,
     ) -> None:
-        """Read sizes in `unit`, days and numbers by `conventions`; every row is of `server` if one is given.
+        """Read sizes in `unit`, days and numbers by `conventions`; every row belongs to `server` if one is given.
 
-        `place` says in words which row a position is.
+        `place` returns a description of the row of a position.
         """
         self.layout, self.unit, self.zone, self.now, self.server = layout, unit, zone, now, server
         self.place = place
@@ -403,12 +403,12 @@ class RowReader:
         self._conventions = conventions
         # A file has few days, and many rows of each.
         self._day = lru_cache(maxsize=4096)(partial(_day, conventions))
-        # A format of days says nothing of times.
+        # A format of days contains no times.
         self._times = conventions if conventions.dates in ORDERS else ISO_FORMATS
         self._places = {name: place for place, name in enumerate(layout.columns)}
 
     def read(self, position: int, texts: Sequence[str | None]) -> tuple[object, ...] | str:
-        """Return (position, server, instance id, keys, sizes, counts, exact bytes, time), or what is wrong."""
+        """Return (position, server, instance id, keys, sizes, counts, exact bytes, time), or the problem."""
         try:
             return (position, *self._values(texts))
         except _BadValue as bad:
@@ -516,7 +516,7 @@ def _noon(day: date, zone: ZoneInfo) -> datetime:
 
 
 def _moment(times: ValueFormats, text: str, day: date, zone: ZoneInfo) -> datetime:
-    """Return when it was measured; where that is not told, noon of its day."""
+    """Return the time of the measurement; if it is not given, noon of its day."""
     if not text:
         return _noon(day, zone)
     try:

@@ -1,13 +1,13 @@
-"""Where history comes from: CSV, Excel and Parquet files, queries on a legacy database, and other programs' histories.
+"""Sources of history: CSV, Excel and Parquet files, queries on a legacy database, and the histories of other programs.
 
 A source yields rows as texts in the order of the layout, each with its position, from which an interrupted import
-goes on. What the texts mean is decided in `rows`.
+continues. `rows` decides what the texts mean.
 
 An origin is the program that measured imported samples. Its query gives `server`, `database`, `day` and `size_bytes`,
 one row per database and day; it runs in that program, and its result is imported as CSV with `--origin`. A named
 parameter begins with a colon; the time zone is that of CAPACITY_TIMEZONE. Per import, server and database, the days of
-its samples are kept as a multirange. A sample that no import claims was measured here. Samples that another import, or
-a measurement, replaces are no longer claimed by the first import.
+its samples are stored as a multirange. A sample in no import was measured here. If another import, or a measurement,
+replaces samples, they no longer belong to the first import.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PositionedRow = tuple[int, Sequence[str | None]]
 
 @dataclass(frozen=True)
 class FileOptions:
-    """How to read a file, where the file does not tell; None: not given."""
+    """The formats of a file, if the file does not show them; None: not given."""
 
     mapping: Mapping[str, str] = field(default_factory=dict)
     server: str | None = None
@@ -90,9 +90,9 @@ def file_source(path: Path, layout: ImportColumns, options: FileOptions) -> File
 
 
 class CsvSource:
-    """A CSV file with headings, plain or ending in .gz; separated by whichever mark its headings have most.
+    """A CSV file with headings, plain or ending in .gz; separated by the mark that is most frequent in its headings.
 
-    It is in UTF-8, or in UTF-16 where it begins with the mark of that, unless an encoding is given.
+    Unless an encoding is given, it is in UTF-8, or in UTF-16 if it begins with the byte order mark of UTF-16.
     """
 
     def __init__(self, path: Path, layout: ImportColumns, options: FileOptions, fingerprint: str) -> None:
@@ -126,7 +126,7 @@ class CsvSource:
 
     @property
     def point_is_usual(self) -> bool:
-        """Whether decimals have a point: programs that separate by something else may write a comma."""
+        """Whether decimals have a point: programs that use another separator may write a comma."""
         return self._delimiter == ","
 
     def _opened(self) -> TextIO:
@@ -142,7 +142,7 @@ class CsvSource:
             return "utf-16" if file.read(len(UTF_16[0])) in UTF_16 else UTF_8
 
     def _undecodable(self) -> str:
-        """Say which byte is not in the encoding, and what to do."""
+        """Return a message on which byte is not in the encoding, and what to do."""
         name = "UTF-8" if self._encoding == UTF_8 else self._encoding
         decoder = codecs.getincrementaldecoder(self._encoding)()
         line = 1
@@ -171,7 +171,7 @@ class CsvSource:
         position = 0
         try:
             with self._opened() as file:
-                # Strict, because a quote that is never closed would swallow the rest of the file without a word.
+                # Strict, because an unclosed quote would silently swallow the rest of the file.
                 reader = csv.reader(bounded_lines(file), delimiter=self._delimiter, strict=True)
                 next(reader, None)
                 for position, row in enumerate(reader, start=1):
@@ -199,7 +199,7 @@ class ParquetSource:
     """A Parquet file, read in batches; needs pyarrow."""
 
     def __init__(self, path: Path, layout: ImportColumns, options: FileOptions, fingerprint: str) -> None:
-        """Read the schema; raises ValidationError as `column_positions`, or where pyarrow is missing."""
+        """Read the schema; raises ValidationError as `column_positions`, or if pyarrow is missing."""
         self.description, self.fingerprint = str(path.resolve()), fingerprint
         self._path, self._columns = path, layout.columns
         try:
@@ -245,11 +245,11 @@ class ParquetSource:
 class ExcelSource:
     """A sheet of an .xlsx workbook, the first unless one is named, with headings in its first row.
 
-    Needs python-calamine. Cells formatted as dates are days whatever they look like, and numbers have no marks.
+    Needs python-calamine. Cells formatted as dates are days, whatever their format, and numbers have no marks.
     """
 
     def __init__(self, path: Path, layout: ImportColumns, options: FileOptions, fingerprint: str) -> None:
-        """Read the headings; raises ValidationError as `column_positions`, or where python-calamine is missing."""
+        """Read the headings; raises ValidationError as `column_positions`, or if python-calamine is missing."""
         self.fingerprint = f"{fingerprint} {options.sheet}"
         self._columns = layout.columns
         try:
@@ -301,9 +301,9 @@ class ExcelSource:
 
 
 def _refuse_a_boundless_workbook(path: Path) -> None:
-    """Refuse a workbook that would take all memory; raises ValidationError, and OSError where it cannot be read.
+    """Refuse a workbook that would need too much memory; raises ValidationError, and OSError if it cannot be read.
 
-    A sheet is read as a whole rectangle up to its last cell, and where that does not fit, the process is aborted.
+    A sheet is read as a whole rectangle up to its last cell; if it does not fit into memory, the process is aborted.
     """
     from xlsxwriter.utility import xl_cell_to_rowcol
 
@@ -334,13 +334,13 @@ def _text(value: object) -> str | None:
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, float) and value.is_integer():
-        # Spreadsheets know no other numbers.
+        # Spreadsheets have no other numbers.
         return f"{value:.0f}"
     return None if value is None else str(value)
 
 
 def _size(value: object) -> str | None:
-    """Write a number without a decimal mark, 1.234 as 1234e-3: whatever mark the texts of its column have."""
+    """Write a number without a decimal mark, 1.234 as 1234e-3, so that it does not depend on its column."""
     if not isinstance(value, float | Decimal) or not isfinite(value):
         return _text(value)
     if value == int(value):
@@ -377,18 +377,18 @@ class Source(Protocol):
 
     @property
     def description(self) -> str:
-        """Where they come from, without any secret."""
+        """A description of the source, without secrets."""
 
     @property
     def fingerprint(self) -> str:
-        """What distinguishes these rows from those of another source."""
+        """An identification that differs from that of other sources."""
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows behind a position, 0 for all."""
 
 
 # Items of the templates "PostgreSQL by Zabbix agent", "... agent 2", and those of MySQL. The last parameter of their
-# keys is the database; others may be passwords. Trends are hourly: the last hour of a day counts, by its mean.
+# keys is the database; others may be passwords. Trends are hourly: the mean of the last hour of a day counts.
 # https://www.zabbix.com/documentation/7.0/en/manual/appendix/config/trends
 ZABBIX_POSTGRESQL = r"""
 SELECT s.server, s.database, s.day, CAST(trunc(s.value) AS bigint) AS size_bytes
@@ -413,7 +413,7 @@ FROM (
 WHERE s.turn = 1 AND s.day BETWEEN CAST(:first AS date) AND CAST(:last AS date)
 ORDER BY s.day, s.server, s.database
 """
-# The session's zone decides which day it is: SET time_zone = 'Europe/Berlin', where the server has tables of zones.
+# The session's zone determines the day: SET time_zone = 'Europe/Berlin', if the server has tables of zones.
 ZABBIX_MYSQL = r"""
 SELECT s.server, s.name AS `database`, s.day, CAST(FLOOR(s.value) AS SIGNED) AS size_bytes
 FROM (
@@ -434,7 +434,7 @@ WHERE s.turn = 1 AND s.day < CURRENT_DATE
 ORDER BY s.day, s.server, s.name
 """
 # The last full backup of each database that ended on a day, by the server's clock. Its size is that of the used pages
-# before compression, which is not that of the files.
+# before compression, which differs from that of the files.
 # https://learn.microsoft.com/en-us/sql/relational-databases/system-tables/backupset-transact-sql
 SQLSERVER_BACKUPS = """
 SELECT s.server, s.database_name AS [database], s.day, s.size_bytes
@@ -500,7 +500,7 @@ BACKUPS = Origin(
 AWR = Origin("oracle-awr", "the workload repository of Oracle", queries={"Oracle": ("oracle", ORACLE_AWR)})
 ORIGINS = {one.name: one for one in (FILE, LEGACY, PROMETHEUS, ZABBIX, BACKUPS, AWR)}
 ORIGINS_OF_FILES = tuple(one.name for one in (FILE, ZABBIX, AWR, BACKUPS))
-"""Origins whose samples a file may hold."""
+"""Origins whose samples a file may contain."""
 
 _IMPORTED = """
 SELECT instance_id, coalesce(database_name, '') AS database_name,

@@ -55,7 +55,7 @@ class SentAlert:
 
 @dataclass(frozen=True)
 class AlertUpdate:
-    """What a receiver is to be sent: a new or worse risk, or a resolved alert."""
+    """An update for a receiver: a new or worse risk, or a resolved alert."""
 
     kind: str
     key: SubjectKey
@@ -81,7 +81,7 @@ def send_alerts(
 ) -> AlertDeliveries:
     """Send each receiver one message with all of its new updates; raises DatabaseError.
 
-    Receivers are sent to concurrently, so that one that fails or hangs delays no other; a later call tries it again.
+    Messages are sent concurrently, so that a receiver that fails or hangs delays no other; a later call tries it again.
     With `off_because`, no risk is sent, and open alerts are resolved for this reason.
     """
     now = clock.local_now()
@@ -194,7 +194,7 @@ def _probability_text(risk: AlertRisk, within_days: int) -> str:
 
 
 def _lines(update: AlertUpdate, risk: AlertRisk, within_days: int) -> Iterator[MessageLine]:
-    """Yield what a responder needs: size and limit, fill date, probability, growth, age of the alert, labels."""
+    """Yield the facts for a responder: size and limit, fill date, probability, growth, age of the alert, labels."""
     runway = risk.runway
     binds = "disk" if runway.binds == VOLUME_LIMIT else runway.binds
     yield MessageLine(
@@ -281,7 +281,7 @@ def _told(engine: Engine, receivers: Sequence[str], clock: Clock) -> dict[Destin
 
 
 def _open_alerts_for(engine: Engine, destination: Destination, updates: Sequence[AlertUpdate]) -> list[AlertUpdate]:
-    """Store alerts of new risks, delete those resolved before anything was sent, and return what is to be sent."""
+    """Store alerts of new risks, delete those resolved before anything was sent, and return the updates to send."""
     new = [_row(destination, one.key) | {"opened": one.opened} for one in updates if one.told is None]
     unsaid = [one for one in updates if one.kind == RESOLVED and one.told is not None and one.told.sent_on is None]
     again = {"sent_at": None, "probability": None, "full_by": None, "resolved": None}
@@ -298,7 +298,7 @@ def _open_alerts_for(engine: Engine, destination: Destination, updates: Sequence
 def _store(
     engine: Engine, destination: Destination, updates: Sequence[AlertUpdate], as_of: date, now: datetime
 ) -> None:
-    """Store what was sent to a receiver."""
+    """Store the updates that were sent to a receiver."""
     kept = f"{destination.receiver!r} got the alert and may get it again."
     with database_errors(doing="storing what was sent", kept=kept), engine.begin() as connection:
         for one in updates:

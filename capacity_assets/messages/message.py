@@ -1,6 +1,6 @@
 """A message, and its formats: plain text, mail, JSON, Slack, Microsoft Teams and PagerDuty.
 
-Each format keeps to the limits that its receiver documents; the message says how much was left out. Names come from
+Each format respects the documented limits of its receiver; the message says how much was left out. Names come from
 servers, so they are escaped in every format with markup.
 """
 

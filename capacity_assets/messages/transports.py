@@ -99,7 +99,7 @@ class Receiver:
         return [name for name, transport in TRANSPORTS.items() if transport.reaches(self)]
 
     def has(self, labels: Mapping[str, str]) -> bool:
-        """Whether messages about something with these labels go to this receiver."""
+        """Whether messages about a subject with these labels are sent to this receiver."""
         return self.label is None or labels.get(self.label[0]) == self.label[1]
 
     def quiet_until(self, now: datetime) -> datetime | None:
@@ -198,7 +198,7 @@ class SendingSettings:
 
     @classmethod
     def of(cls, settings: Settings) -> SendingSettings:
-        """Return what is configured. A writer of the file of receivers can refer to any variable and file."""
+        """Return the configured receivers. A writer of the file can refer to any variable and file."""
         return cls(
             settings.smtp_url.get_secret_value() if settings.smtp_url else None,
             settings.mail_from,
@@ -348,7 +348,7 @@ def _send_mail(url: str, mail: EmailMessage, seconds: float) -> str:
 
 @contextmanager
 def one_at_a_time(engine: Engine, what: str) -> Iterator[None]:
-    """Hold a lock while sending, so that nobody gets a message twice; it ends with its connection."""
+    """Hold a lock while sending, so that no receiver gets a message twice; it ends with its connection."""
     with ExitStack() as stack:
         with database_errors(doing=f"locking the {what}", kept="Nothing was sent."):
             connection = stack.enter_context(engine.connect())

@@ -2,9 +2,9 @@
 
 Totals are sums of the servers' figures, as in the view `capacity_fleet`, and all steps add up in whole MiB.
 
-The file needs no network and no script, and prints on A4. Every chart has its values in a table beside it. A page
-carries its own figures in its head: when the page of a closed window is rendered with other figures, it becomes the
-next issue, which says what changed, and the earlier one is kept beside it.
+The file needs no network and no script, and prints on A4. The values of each chart are also in a table. A page contains
+its figures in its head: if the page of a closed window is rendered with other figures, it becomes the next issue, which
+says what changed, and the earlier one is kept in the same folder.
 """
 
 from __future__ import annotations
@@ -94,14 +94,14 @@ SERVERS_LISTED = 20
 RISKS_LISTED = 10
 MOVED = (ChangeKind.GROWN, ChangeKind.SHRUNK)
 OTHER = "other"
-"""Change of the servers' totals beyond that of their databases: rounding, and days on which the two differ."""
+"""Change of the servers' totals beyond that of their databases: rounding, and days on which they differ."""
 ROUNDING_MB = 2
 """Largest rounding loss per database and window: samples and their mean are rounded down."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One window of the fleet, or of `server` alone, compared with the window `before`."""
+    """One window of the fleet, or only of `server`, compared with the window `before`."""
 
     period: Period
     window: Window
@@ -375,7 +375,7 @@ def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
     if before is None or before.is_open or not before.is_of(issue):
         return Edition(issue)
     if (before.start_mb, before.end_mb, before.known_change_mb) == figures:
-        # Still the same issue, which repeats what it replaced.
+        # Still the same issue, which repeats the note on the one that it replaced.
         earlier = path_of_issue(path, replace(before, number=before.number - 1))
         issue, before = replace(before, subject=subject), issue_of(earlier)
         if before is None:
@@ -386,7 +386,7 @@ def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
 
 
 def path_of_issue(path: Path, issue: ReportIssue) -> Path:
-    """Return the file name for an earlier issue, which is never that of another window."""
+    """Return the file name of an earlier issue, which differs from that of every window."""
     kept = path.with_name(f"{path.stem}-issue-{issue.number}{path.suffix}")
     existing = issue_of(kept)
     if existing is None or existing.is_of(issue):
@@ -396,7 +396,7 @@ def path_of_issue(path: Path, issue: ReportIssue) -> Path:
 
 
 def _reason(engine: Engine, report: Report, since: datetime) -> str:
-    """Say which samples of the two windows were added or corrected since a time."""
+    """Return a sentence on samples of the two windows that were added or corrected since a time."""
     reading = database_errors(doing="counting late samples", kept="No page was written.")
     with reading, engine.connect() as connection:
         late = late_samples(connection, report.before.start, report.window.end, since, report.server_id)
@@ -418,7 +418,7 @@ def make_report_folder(folder: Path) -> None:
 
 
 def write_report(report: Report, path: Path, edition: Edition) -> None:
-    """Write the page atomically, and keep the issue that it replaces beside it; raises OSError."""
+    """Write the page atomically, and keep the issue that it replaces in the same folder; raises OSError."""
     page = render(report, edition)
     if edition.kept_as:
         kept = path.with_name(edition.kept_as)
@@ -506,7 +506,7 @@ def signed(number: int) -> str:
 
 
 def footer_query(report: Report) -> str:
-    """Return the statement that gives the size and known change of the page."""
+    """Return the sentence on the size and known change of the page."""
     of = f"period = '{report.period.name}' AND window_start = '{report.window.key}'"
     if report.server is None:
         return f"SELECT sum(size_mb), sum(change_mb) FROM capacity_fleet WHERE {of}"  # noqa: S608 -- shown, not run
