@@ -156,7 +156,7 @@ class PageRoute:
         texts = ((str(row[place] or "") for row in rows[:ROWS_MEASURED]) for place in range(len(columns)))
         widths = [max(map(len, of_column), default=0) + 2 for of_column in texts]
         file = io.BytesIO()
-        write_workbook(file, dict(zip(columns, widths, strict=True)), rows)
+        write_workbook(file, dict(zip(columns, widths, strict=True)), rows, {"constant_memory": True})
         return file.getvalue()
 
     def _table(self, content: Any, name: str) -> tuple[list[str], list[list[object]]]:
@@ -168,7 +168,8 @@ class PageRoute:
         listed = [{**beside, **row} for row in _at(shown, written.path) or ()]
         rows = [_cells(row) for row in listed]
         # Where some rows have a mapping and others have None, the columns of its values are enough.
-        mappings = {name for row in listed for name, value in row.items() if isinstance(value, Mapping)}
+        kinds = {(name, type(value)) for row in listed for name, value in row.items()}
+        mappings = {name for name, kind in kinds if issubclass(kind, Mapping)}
         columns = list(dict.fromkeys(name for row in rows for name in row if name not in mappings))
         return columns, [[row.get(name) for name in columns] for row in rows]
 
@@ -184,7 +185,10 @@ def _cells(row: Mapping[str, object]) -> dict[str, object]:
     """Return the cells of a row by column; a mapping has a column for each value, such as labels_team."""
     cells: dict[str, object] = {}
     for name, value in row.items():
-        if isinstance(value, Mapping):
+        # Most values, whose kind is found soonest.
+        if value is None or isinstance(value, str | int | float):
+            cells[name] = value
+        elif isinstance(value, Mapping):
             cells |= {f"{name}_{key}": one for key, one in _cells(value).items()}
         elif not isinstance(value, list | tuple):
             cells[name] = value
