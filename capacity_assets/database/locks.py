@@ -79,7 +79,7 @@ def nothing_written_text(period: str) -> str:
 
 def owner_name() -> str:
     """Return the name of this process for messages of others that find the lock held."""
-    return f"{socket.gethostname()}, process {os.getpid()}"
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def lock_held_error(period: str, who: str | None) -> LockHeldError:
@@ -99,6 +99,8 @@ def lock_lost_error(period: str, why: str) -> LockLostError:
 
 
 KEY_PREFIX = "capacity:aggregation"
+LOCK_SESSION = "capacity_assets lock "
+"""With what the name of a session begins that holds a lock."""
 RENEWALS_PER_TIME_TO_LIVE = 3
 # Per network operation, and for a whole call.
 REDIS_TIMEOUT_SECONDS, CALL_SECONDS = 5.0, 15.0
@@ -264,7 +266,7 @@ class CapacityLockManager:
 @contextmanager
 def _row_lock(engine: Engine, period: str) -> Iterator[HeldLock]:
     """Hold a row locked, in a transaction that stays open while the lock is held."""
-    parameters = {"name": period, "application": f"capacity_assets lock {owner_name()}"[:63]}
+    parameters = {"name": period, "application": f"{LOCK_SESSION}{owner_name()}"[:63]}
     with ExitStack() as opened:
         with database_errors(doing=f"taking the lock of {period}", kept=nothing_written_text(period)):
             connection = opened.enter_context(engine.connect())
@@ -316,7 +318,7 @@ WHERE c.name = :name
 
 def _readable_holder(holder: Row[Any]) -> str:
     """Return who holds a row and since when; without pg_read_all_stats, times of other roles are hidden."""
-    name = holder.name or "a session without a name"
+    name = holder.name.removeprefix(LOCK_SESSION) or "a session without a name"
     since = f" since {holder.since:%Y-%m-%d %H:%M:%S} UTC" if holder.since else ""
     return f"{name} (backend {holder.pid}){since}"
 
