@@ -504,8 +504,10 @@ class PageServer:
     def _still_reading(self, request: Request) -> Response:
         """Answer with a page that says what is being read and loads itself again; a script gets status 503."""
         page = PAGE_OF.get(request.url.path)
-        if page is None or _is_from_a_script(request):
+        if _is_from_a_script(request):
             return self._refused(request, 503, _slow(ANSWER_SECONDS))
+        if page is None:
+            return PlainTextResponse(f"{_slow(ANSWER_SECONDS)}\n", 503)
         what = page.description[0].lower() + page.description[1:]
         text = f"Reading from the database: {what} The page opens by itself as soon as it has been read."
         answer = self._page_of_text(request, 202, text, f"{page.title}: being read")

@@ -26,7 +26,7 @@ from capacity_assets.orchestration.private import IMPLICIT_ASSET_JOB_NAME
 from capacity_assets.reading import accuracy
 from capacity_assets.reading.runs import job_runs
 from capacity_assets.runtime import open_runs_engine
-from capacity_assets.web import metrics
+from capacity_assets.web import app, metrics
 from capacity_assets.web.metrics import DESCRIPTIONS, OPENMETRICS, PLAIN
 from tests.clocks import SHANGHAI, TODAY
 from tests.databases import execute
@@ -326,3 +326,15 @@ def test_metrics_ask_for_the_token_and_say_in_plain_text_why_there_are_none(data
 
     assert (refused.status, header(refused, "content-type")) == (503, "text/plain; charset=utf-8")
     assert "newer" in refused.text
+
+
+def test_metrics_that_take_too_long_are_a_sentence_in_plain_text(
+    engine: Engine, database: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "ANSWER_SECONDS", 1)
+    with served_pages(database) as pages, engine.begin() as connection:
+        connection.execute(text("LOCK TABLE instance_size_stats, capacity_runways IN ACCESS EXCLUSIVE MODE"))
+        slow = pages.ask("/metrics")
+
+    assert (slow.status, header(slow, "content-type")) == (503, "text/plain; charset=utf-8")
+    assert slow.text.startswith("The database did not answer within 1 second.")
