@@ -1,4 +1,4 @@
-"""Decisions about what may fill: acknowledged, planned or excluded, with a last day, a note and who decided.
+"""Decisions about what may fill: acknowledged, planned or excluded, with a last day, a note and an author.
 
 A decision changes no size. The check, alerts and digests leave out its subject until its last day, or until its risk
 exceeds the risk at the time of the decision. A plan that raises a limit adds a second fill date to forecasts, computed
@@ -121,7 +121,7 @@ class DecisionSubject(DatabaseOrVolume):
 
 @dataclass(frozen=True)
 class Decision(DecisionSubject):
-    """What was decided about a subject; `until` is the last day on which it holds."""
+    """A decision about a subject; `until` is the last day on which it applies."""
 
     kind: Annotated[str, BeforeValidator(_kind)]
     until: Day
@@ -137,7 +137,7 @@ class Decision(DecisionSubject):
 
 
 def checked_decision(values: Mapping[str, object], today: date) -> Decision:
-    """Read a decision; raises ValidationError where values are missing, make no sense, or contradict each other."""
+    """Read a decision; raises ValidationError if values are missing, meaningless or contradictory."""
     decision = declaration(Decision, values)
     problems = [
         (bool(decision.database and decision.volume), "Name either a database or a volume."),
@@ -160,7 +160,7 @@ def decisions_of_file(path: Path, today: date) -> list[Decision]:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredDecision(Decision):
-    """A decision with who declared it and when, and the risk at that time; None: not known.
+    """A decision with its author and time, and the risk at that time; None: not known.
 
     Probabilities are those of the subject being full by the last day of the decision, 0 to 1.
     """
@@ -205,7 +205,7 @@ class StoredDecision(Decision):
 
     @property
     def sentence(self) -> str:
-        """Return the decision in a sentence: what, until when, by whom, why, and whether the risk has grown."""
+        """Return the decision as a sentence: its kind, last day, author, reason, and whether the risk has grown."""
         added = "" if self.added_mb is None else f", {human_mb(self.added_mb)} more"
         by = f", by {printable(self.declared_by)}" if self.declared_by else ""
         sentence = f"{self.text[0].upper()}{self.text[1:]}{added}{by}: {_ended(self.note)}"
@@ -381,7 +381,7 @@ def decide_command(server: str, subject: str, name: str) -> str:
 
 
 class OpenDecisions:
-    """The decisions that are open on a day, looked up by subject."""
+    """The open decisions of a day, by subject."""
 
     def __init__(self, decisions: Iterable[StoredDecision]) -> None:
         """Keep the decisions by server."""
@@ -441,7 +441,7 @@ def _stored(
     server_ids: Sequence[int] | None = None,
     taken: Window | None = None,
 ) -> list[StoredDecision]:
-    """Return every decision, or those that are open on a day, of all servers or of some, taken in a window or ever."""
+    """Return decisions: all, or only those open on a day, of some servers, or taken in a window."""
     span = {"first": taken and taken.start, "last": taken and taken.end}
     return [_decision(row) for row in connection.execute(text(_LIST), {"day": day, "server_ids": server_ids, **span})]
 

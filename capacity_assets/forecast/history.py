@@ -1,11 +1,11 @@
 """The input of forecasts: the sizes of each subject by day, and its limits.
 
-Sizes are samples; before the oldest sample they are daily aggregates. Where tables share the free space inside the
-files of their database, and the used space was measured within the last month, sizes are those of the used space.
+Sizes are samples; before the oldest sample they are daily aggregates. If tables share the free space inside the files
+of their database, and the used space was measured within the last month, sizes are those of the used space.
 
-Statements read `SOURCES` by name: as CTEs or, where tables are distributed, as temporary tables that are filled on the
-nodes. Servers are given by number because nodes do not have the registry, and because an index then finds the rows of a
-single server.
+Statements read `SOURCES` by name: as CTEs or, if tables are distributed, as temporary tables that the nodes fill.
+Servers are given by number because nodes do not have the registry, and because an index then finds the rows of a single
+server.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LimitedSubject:
     last_day: date
     own_mb: float | None = None
     own_source: str | None = None
-    """Where the limit comes from. `declared` without a limit: declared as unlimited."""
+    """The source of the limit. `declared` without a limit: declared as unlimited."""
     ceiling_mb: float | None = None
     """Largest size that the files of a database can have."""
     ceiling_source: str | None = None
@@ -70,7 +70,7 @@ _FIELDS = {one.name for one in fields(LimitedSubject)}
 
 @dataclass(frozen=True)
 class HistoryScope:
-    """What is read: the day, the servers and name (None: all), and whether subjects without a limit are included."""
+    """The selection: the day, the servers and name (None: all), and whether subjects without a limit are included."""
 
     as_of: date
     servers: Collection[str] | None = None
@@ -97,7 +97,7 @@ class SeriesBatch:
     """A batch of series: the subjects, and their sizes in MiB with one column per day up to the last of each.
 
     `smooth` are the sizes without declared steps: sizes before a step are moved to the level after it. `files` are the
-    sizes of the files, which differ from `sizes` where these are of the used space inside.
+    sizes of the files, which differ from `sizes` if these are of the used space inside.
     """
 
     subjects: Sequence[LimitedSubject]
@@ -118,7 +118,7 @@ def open_history_reader(
 ) -> Iterator[HistoryReader]:
     """Open a reader for series of these kinds, within a transaction; raises DBAPIError.
 
-    Where tables are distributed, the nodes first fill temporary tables with `SOURCES`, which last until the block ends.
+    If tables are distributed, the nodes first fill temporary tables with `SOURCES`, which exist until the block ends.
     """
     in_service = select(instances.c.id).where(is_active()).order_by(instances.c.id)
     if scope.servers is not None:
@@ -318,7 +318,7 @@ FROM (
                       AND s.database_name = a.database_name AND s.collected_date = a.period_start)
 ) AS d GROUP BY d.instance_id, d.database_name
 """
-# Where the used size of a day is unknown, the reserve known now is subtracted, so the first known one is no drop.
+# If the used size of a day is unknown, the present reserve is subtracted, so that the first known size is not a drop.
 _VOLUME_SERIES = """
 SELECT d.instance_id, d.volume_name AS name, array_agg(d.day - :before_first) AS days,
        array_agg(CAST(d.size_mb AS float8)) AS sizes, max(d.day) AS last_day
@@ -342,9 +342,9 @@ SOURCES = {
     "newest_ceilings": _NEWEST_CEILINGS,
     "last_measured": LAST_MEASURED,
 }
-"""What the statements read of samples and aggregates, by name, in the order in which nodes fill the tables."""
+"""The queries of samples and aggregates that statements read, by name, in the order in which nodes fill the tables."""
 
-# Present databases with all their limits; their free space is unknown unless that of all of their volumes is known.
+# Present databases with all their limits; their free space is known only if that of all of their volumes is known.
 _LIMITED = """
 WITH free AS (
     SELECT p.instance_id, p.database_name, CASE WHEN count(v.volume_name) = count(*) THEN sum(v.free_mb) END AS mb,
@@ -453,7 +453,7 @@ _STATEMENTS = {
     GROUP: (_GROUPS, ("last_measured", "complete_group_days", "group_steps")),
     WITHOUT_LIMIT: (_WITHOUT_LIMIT, ("present", "newest_volumes", "newest_ceilings", "limited")),
 }
-"""The statements, and what each reads by name."""
+"""The statements, and the names that each reads."""
 _MATERIALIZED = ("newest_volumes", "newest_ceilings", "limited", "last_measured")
 _MADE_OF_SOURCES = {
     "limited": _LIMITED,

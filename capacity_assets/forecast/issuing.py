@@ -1,7 +1,7 @@
-"""`RunwayService` issues the forecasts of a day: computes and stores them, and scores those that came due.
+"""`RunwayService` issues the forecasts of a day: it computes and stores them, and scores forecasts that are due.
 
-Forecasts that were issued in time are what people were told. They are not replaced later: corrected samples and a
-better method only affect later issues. A score is the measured size, stored beside the forecast for that day.
+People have seen forecasts that were issued in time, so these are not replaced later: corrected samples and a better
+method only affect later issues. A score is the measured size, stored in the row of the forecast for that day.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class IssuedRunways:
     """Servers with an impossible size or limit; these subjects have no forecast."""
 
     def to_dict(self) -> dict[str, object]:
-        """Return the counts as plain values, as metadata has them beside the figures of the day's issue."""
+        """Return the counts as plain values for metadata, where the figures of the day's issue are added."""
         return {
             "as_of": self.as_of.isoformat(),
             "subjects": sum(self.states.values()),
@@ -149,10 +149,10 @@ class ForecastUpdate:
 def update_forecasts(engine: Engine, servers: Collection[str] | None, clock: Clock) -> ForecastUpdate:
     """Update the newest forecasts of some servers after a declaration; those of other servers are kept.
 
-    None: those of all groups instead, after their stored sums changed; nothing is issued if nothing was before.
-    If none were issued today, today's are issued for all servers, as the asset `runway` does. Nothing is updated if
-    that is more than MOST_AT_ONCE forecasts, if the local clock and PostgreSQL's differ, if another run issues
-    forecasts for longer than BUSY_SECONDS, or if the role lacks the rights.
+    With None, the forecasts of all groups are updated instead, after their stored sums changed; nothing is issued if
+    nothing was issued before. If none were issued today, today's are issued for all servers, as the asset `runway`
+    does. Nothing is updated if this is more than MOST_AT_ONCE forecasts, if the local clock and PostgreSQL's differ, if
+    another run issues forecasts for longer than BUSY_SECONDS, or if the role lacks the rights.
 
     Raises:
         DatabaseError: the database failed; no forecast was changed.
@@ -175,7 +175,7 @@ def update_forecasts(engine: Engine, servers: Collection[str] | None, clock: Clo
             return ForecastUpdate(later=f"{some:,} are too many for this command. {HOW_TO_UPDATE}")
         if not _locked_soon(connection):
             return ForecastUpdate(later=f"Another run is issuing forecasts. {HOW_TO_UPDATE}")
-        # Another run may have issued today's while it held the lock.
+        # The run that held the lock may have issued today's.
         newest = connection.execute(text(_NEWEST), {"today": today}).scalar()
         if newest is None or (issues_all and newest != today):
             newest = today
@@ -191,7 +191,7 @@ def update_forecasts(engine: Engine, servers: Collection[str] | None, clock: Clo
 
 
 def _why_not_here(connection: Connection, clock: Clock) -> str | None:
-    """Say why a command may not issue forecasts; None: it may."""
+    """Return why a command may not issue forecasts; None: it may."""
     if not connection.execute(text(_MAY_ISSUE)).scalar_one():
         return "This role may not write forecasts."
     return check_today(connection, clock).apart
@@ -266,7 +266,7 @@ def _store(
 def _remove_subjects_gone(connection: Connection, as_of: date, instance_ids: Sequence[int] | None) -> int:
     """Remove the forecasts of the day whose subjects are not staged; return how many were removed.
 
-    They are looked up in a query of their own, because the table may be distributed and the staged one is not.
+    They are looked up in a separate query, because the table may be distributed, and the staged one is not.
     """
     runways = capacity_runways.c
     stored = sa.select(*(runways[name] for name in _KEYS)).where(runways.as_of == as_of)
@@ -343,7 +343,7 @@ WHERE (CAST(:instance_ids AS integer[]) IS NULL OR d.instance_id = ANY (CAST(:in
 
 
 def score_forecasts(connection: Connection, as_of: date, today: date) -> None:
-    """Store measured sizes beside the forecasts that came due since the previous issue, and those of this issue.
+    """Store measured sizes with the forecasts that came due since the previous issue, and with those of this issue.
 
     Forecasts are also scored if samples of their due day arrived or changed later. Those of this issue may have come
     due long ago, if a past day was issued.
@@ -371,7 +371,7 @@ def score_forecasts(connection: Connection, as_of: date, today: date) -> None:
 def _scoring(
     subject: str, days: int, span: tuple[date, date], is_due: sa.ColumnElement[bool], in_service: Sequence[int]
 ) -> sa.Update:
-    """Return the statement that stores measured sizes beside the forecasts of a horizon that are due."""
+    """Return the statement that stores measured sizes with the due forecasts of a horizon."""
     first, last = span
     runways, volumes = capacity_runways.c, volume_size_stats.c
     query = _group_days(first, last, in_service) if subject == GROUP else _MEASURED[subject].columns(*_MEASURED_COLUMNS)
@@ -379,7 +379,7 @@ def _scoring(
     actual_mb = runways[f"actual_{days}_mb"]
     size_mb: sa.ColumnElement[Any] = measured.c.size_mb
     if subject == DATABASE:
-        # A forecast of the used space is scored by it alone.
+        # A forecast of the used space is scored only by the used space.
         size_mb = sa.case((runways.allocated_mb.is_(None), size_mb), else_=measured.c.used_mb)
     scoring = sa.update(capacity_runways).where(
         runways.subject == subject,
@@ -419,9 +419,9 @@ def _group_days(first: date, last: date, in_service: Sequence[int]) -> sa.Textua
 
 
 def changed_spans(connection: Connection, as_of: date, today: date) -> list[tuple[date, date]]:
-    """Return the spans of days whose samples changed since the issue before a day; raises as `score_forecasts`.
+    """Return the ranges of days whose samples changed since the issue before a day; raises as `score_forecasts`.
 
-    Neighbouring days are merged, because fewer statements matter more than fewer rows.
+    Adjacent days are merged, because fewer statements matter more than fewer rows.
     """
     before: date = connection.execute(text(_ISSUE_BEFORE), {"as_of": as_of}).scalar() or as_of
     # An issue is computed on its day or the day after; in other time zones days begin earlier.

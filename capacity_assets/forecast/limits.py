@@ -1,6 +1,6 @@
 """Declared limits and steps of servers and databases.
 
-A limit is how much a server or database can hold; a step is a single change of its size, which forecasts ignore.
+A limit is the maximum size of a server or database; a step is a single change of its size, which forecasts ignore.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DECLARED = "declared"
 
 
 def megabytes_of(limit_gb: object) -> int | None:
-    """Read a limit in GiB, as 500 or 1.5, or `unlimited`, which is None; else raise ValidationError."""
+    """Read a limit in GiB, as 500 or 1.5, or `unlimited`, which is None; otherwise raise ValidationError."""
     if str(limit_gb).strip().lower() == UNLIMITED:
         return None
     try:
@@ -52,7 +52,7 @@ def megabytes_of(limit_gb: object) -> int | None:
 
 @dataclass(frozen=True)
 class Limit:
-    """How much a database can hold, or with None its whole server; `limit_mb` None: unlimited."""
+    """The maximum size of a database or, with None, of its whole server; `limit_mb` None: unlimited."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
@@ -95,7 +95,7 @@ def declare_limits(
 def forget_limit(engine: Engine, server: str, database: str | None, *, dry_run: bool = False) -> None:
     """Delete the limit of a server, or of one of its databases.
 
-    Raises NotFoundError where there is none, ValidationError for an empty name, and DatabaseError.
+    Raises NotFoundError if there is none, ValidationError for an empty name, and DatabaseError.
     """
     with declaring(engine, "removing a limit", dry_run=dry_run) as connection:
         if remove_row(connection, capacity_limits, key_of(connection, server, database)) is None:
@@ -105,7 +105,7 @@ def forget_limit(engine: Engine, server: str, database: str | None, *, dry_run: 
 def limits_below_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit, int]]:
     """Return the limits below the last measured size, each with that size in MiB; raises as `declare_limits`.
 
-    Of a database whose limits bind on what is used inside its files, that is the used space.
+    If the limits of a database apply to the used space inside its files, the size is that of the used space.
     """
     with database_errors(doing="reading sizes", kept="The limits are stored."), engine.connect() as connection:
         keys = keys_of(connection, [(limit.server, limit.database) for limit in limits])
@@ -162,7 +162,7 @@ FROM capacity_limits l JOIN instances i ON i.id = l.instance_id ORDER BY i.name,
 
 @dataclass(frozen=True)
 class SizeStep:
-    """A step of a database, or with None of all databases of a server; `day` is the first with the new size."""
+    """A step of a database or, with None, of all databases of a server; `day` is the first with the new size."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
@@ -175,13 +175,13 @@ class SizeStep:
 def declare_steps(
     engine: Engine, steps: Sequence[SizeStep], *, by: str | None = None, dry_run: bool = False
 ) -> list[SizeStep]:
-    """Store steps declared by `by`, replacing earlier ones of the same subject and day. Stores all of them or none.
+    """Store steps declared by `by`, replacing earlier ones of the same subject and day; either all or none.
 
     A dry run only checks them. Returns the earlier steps whose note was replaced.
 
     Raises:
-        NotFoundError: a server is not registered, or a database was never measured there.
-        ValidationError: two steps are of the same subject and day.
+        NotFoundError: a server is not registered, or a database was never measured there. ValidationError: two steps
+            have the same subject and day.
         DatabaseError: the database failed; nothing was changed.
     """
     keys = ((step.server, step.database, step.day) for step in steps)
@@ -220,7 +220,7 @@ def sizes_by_day(
 ) -> dict[tuple[int, str, str], dict[date, int]]:
     """Return the sizes in MiB of servers, databases and volumes on some days, by number, kind and name.
 
-    Those of `used` databases are what is used inside their files. Raises DBAPIError.
+    The sizes of `used` databases are those of the used space inside their files. Raises DBAPIError.
     """
     ids, kinds, names = zip(*subjects, strict=True) if subjects else ((), (), ())
     parameters = {"ids": list(ids), "subjects": list(kinds), "names": list(names), "days": days}
@@ -234,7 +234,7 @@ def sizes_by_day(
 def forget_step(engine: Engine, server: str, database: str | None, day: date, *, dry_run: bool = False) -> None:
     """Delete a declared step.
 
-    Raises NotFoundError where there is none, ValidationError for an empty name, and DatabaseError.
+    Raises NotFoundError if there is none, ValidationError for an empty name, and DatabaseError.
     """
     with declaring(engine, "removing a step", dry_run=dry_run) as connection:
         key = {**key_of(connection, server, database), "step_date": day}
@@ -257,7 +257,7 @@ SELECT greatest(min(first), DATE '1900-01-01') AS first, least(max(last), curren
     UNION ALL SELECT min(period_start), max(period_start) FROM instance_size_aggregations WHERE period_type = 'daily'
 ) AS ends
 """
-# Samples, and where retention has dropped them, the daily aggregates. Days are listed: the keys begin with them.
+# Samples and, if retention has dropped them, the daily aggregates. Days are listed, because the keys begin with them.
 _SIZES = """
 WITH asked AS (
     SELECT * FROM unnest(CAST(:ids AS integer[]), CAST(:subjects AS varchar[]), CAST(:names AS varchar[]),

@@ -28,15 +28,15 @@ WINSORISED_SHARE = 0.05
 """Daily changes are limited to this quantile and its opposite, so that a migration or purge is not a trend."""
 
 METHODS = LAST_SIZE, MEAN_CHANGE, SLOPE = range(3)
-"""What continues: the last size stays, or grows by the mean change (the drift), or by the slope."""
+"""How a series continues: the last size stays, or grows by the mean change (the drift), or by the slope."""
 
 MOST_ORIGINS = 104
 JUDGED_BY_DAYS = 90
 """The horizon at which the methods are compared."""
 
 LEAST_SLOPE_CHANGES, LEAST_SLOPE_ERRORS, MOST_SLOPE_ERROR = 120, 39, 0.8
-"""What the slope needs: known changes before a day from which it forecasts; past errors, which are those of nine
-months; and an error below this share of those of the other methods. It follows growth under regular purges, and is
+"""The slope needs this number of known changes before the day of the forecast; this number of past errors, those of
+nine months; and an error below this share of those of the other methods. It follows growth under regular purges, and is
 mostly noise elsewhere."""
 
 ROUNDING_SHARE = 1e-9
@@ -70,12 +70,12 @@ class SizeForecasts:
     known_changes: NDArray[np.int64]
     """Number of known daily changes; below LEAST_CHANGES there is no band."""
     errors: Sizes
-    """Past errors in units of the size, series by horizon by MOST_ORIGINS, ascending, NaN where there are none.
+    """Past errors in units of the size, series by horizon by MOST_ORIGINS, ascending, NaN if there are none.
 
-    Those of a horizon with fewer than LEAST_ERRORS are those of the next shorter one, scaled.
+    A horizon with fewer than LEAST_ERRORS has those of the next shorter one, scaled.
     """
     counts: NDArray[np.int64]
-    """Number of past errors, series by horizon; 0 where they were scaled from a shorter horizon, or there are none."""
+    """Number of past errors, series by horizon; 0 if they were scaled from a shorter horizon, or if there are none."""
     lower: Sizes
     """Lower end of the band, series by horizon; NaN without a band."""
     upper: Sizes
@@ -106,11 +106,11 @@ def ahead(last: Sizes, drift: Sizes, days: float | Sizes) -> Sizes:
 
 
 def forecast(sizes: Sizes, measured: Sizes | None = None) -> SizeForecasts:
-    """Forecast each row of `sizes`: one row per series, one column per day up to today, NaN where not measured.
+    """Forecast each row of `sizes`: one row per series, one column per day up to today, NaN if not measured.
 
-    If steps were removed from `sizes`, `measured` has the sizes with them: no forecast falls by more than was measured.
-    Days between two measured ones are interpolated; days after the last one repeat it. Only the last HISTORY_DAYS
-    columns are used.
+    If steps were removed from `sizes`, `measured` contains the sizes with them: no forecast falls by more than was
+    measured. Days between two measured ones are interpolated; days after the last one repeat it. Only the last
+    HISTORY_DAYS columns are used.
     """
     recent = np.asarray(sizes, dtype=np.float64)[:, -HISTORY_DAYS:]
     levels = _filled(recent)
@@ -154,10 +154,10 @@ def with_growth(forecasts: SizeForecasts, last: Sizes, drift: Sizes) -> SizeFore
 
 
 def without_steps(sizes: Sizes, steps: Sequence[Sequence[int]]) -> Sizes:
-    """Move what was measured before each step to the level after it; `steps` has the columns of each row's steps.
+    """Move the sizes measured before each step to the level after it; `steps` has the columns of each row's steps.
 
-    A step is the difference between the first size measured on its day or later and the last one before. It is left
-    alone if one of the two is unknown. Without any step the array itself is returned.
+    A step is the difference between the first size measured on its day or later and the last one before. If one of the
+    two is unknown, the step is ignored. Without any step, the array itself is returned.
     """
     if not any(steps):
         return sizes
@@ -221,7 +221,7 @@ def _mean_between(summed: Sizes, known: NDArray[np.int64], day: int) -> Sizes:
 def _slopes(levels: Sizes, known: NDArray[np.int64]) -> Sizes:
     """Return the least-squares slope of the sizes of each day and the DRIFT_DAYS before it, series by day.
 
-    NaN where fewer than LEAST_SLOPE_CHANGES changes are known.
+    NaN if fewer than LEAST_SLOPE_CHANGES changes are known.
     """
     columns = np.arange(levels.shape[1])
     first = np.maximum((len(columns) - 1 - known)[:, None], columns - DRIFT_DAYS)
@@ -311,7 +311,7 @@ def _rises(levels: Sizes) -> Sizes:
 
 
 def _completed(errors: Sizes, counts: NDArray[np.int64]) -> Sizes:
-    """Use the scaled errors of the next shorter horizon where a horizon has too few."""
+    """Use the scaled errors of the next shorter horizon if a horizon has too few."""
     errors[:, 0] = np.where(counts[:, :1] > 0, errors[:, 0], np.nan)
     for place in range(1, len(HORIZONS_DAYS)):
         grown = (HORIZONS_DAYS[place] / HORIZONS_DAYS[place - 1]) ** GROWTH_OF_ERRORS
@@ -330,7 +330,7 @@ def _bands(last: Sizes, drift: Sizes, errors: Sizes, counts: NDArray[np.int64]) 
         count = np.sum(~np.isnan(there), axis=1)
         low, high = (np.where(count > 0, _quantile(there, count, share), np.nan) for share in (tail, 1 - tail))
         middle = ahead(last, drift, horizon)
-        # The forecast itself lies in its band.
+        # The forecast itself is in its band.
         lower[:, place] = np.maximum(middle + np.minimum(low, 0.0), 0.0)
         upper[:, place] = np.maximum(middle + np.maximum(high, 0.0), 0.0)
     return lower, upper
@@ -339,8 +339,8 @@ def _bands(last: Sizes, drift: Sizes, errors: Sizes, counts: NDArray[np.int64]) 
 def _tail(count: NDArray[np.int64], horizon: int) -> Sizes:
     """Return the share of errors outside either end of the band.
 
-    Origins a week apart share days, so errors over a longer horizon count as fewer independent ones. Few errors would
-    give too narrow a band, so that fewer are left outside.
+    Origins a week apart share days, so errors over a longer horizon count as fewer independent ones. With few errors,
+    the band would be too narrow, so a smaller share is left outside.
     """
     independent = np.maximum(count * ORIGIN_STEP_DAYS / max(horizon, ORIGIN_STEP_DAYS), 1.0)
     tail: Sizes = np.maximum((1 - BAND) / 2 - 0.5 / independent, 0.0)
@@ -354,8 +354,8 @@ NOT_WITHIN_HORIZON = -1
 class FillDays:
     """When each series of a batch reaches its limit; every array has one row per series.
 
-    Days count from the last known size; 0: reached already. They are NOT_WITHIN_HORIZON also if the limit is unknown
-    (NaN) or there is no band; `is_known` and `has_band` tell which.
+    Days count from the last known size; 0: already reached. They are NOT_WITHIN_HORIZON also if the limit is unknown
+    (NaN) or there is no band; `is_known` and `has_band` distinguish these.
     """
 
     early_days: NDArray[np.int64]
@@ -373,7 +373,7 @@ class FillDays:
 def compute_fill_days(forecasts: SizeForecasts, limits: Sizes) -> FillDays:
     """Compare forecasts with limits, in the unit of the sizes: NaN is an unknown limit, infinity means unlimited.
 
-    The days follow from the probabilities: a day lies within a horizon if and only if the probability there is at least
+    The days follow from the probabilities: a day is within a horizon if and only if the probability there is at least
     its share. Raising a limit never makes its day earlier, and a longer horizon never has a smaller probability.
     """
     known = ~np.isnan(limits)
@@ -397,14 +397,16 @@ WEIGHTS = {
     90: (-2.45, 0.00, 0.19, 0.89, 0.42, 0.59, 0.24, 0.43),
     365: (-1.55, 0.00, 0.13, 1.24, 0.38, 0.73, 0.27, 0.62),
 }
-"""Weights of PIECES by days, fitted once by `benchmarks.calibration` so that probabilities hold; never to a fleet.
+"""Weights of PIECES by days, fitted once by `benchmarks.calibration` so that probabilities are calibrated; never fitted
+to a fleet.
 
-Within 90 days or more, activity adds nothing to the skill and would date even growth too early, so it has no weight.
+Within 90 days or more, activity adds nothing to the skill and would make dates of even growth too early, so it has no
+weight.
 """
 MOST_USED = 4.0
 SMALLEST_FREE, LARGEST_FREE = 0.01, 100.0
 MOST_PROBABLE = 0.99
-"""Largest probability of a forecast; what is full already has 1."""
+"""Largest probability of a forecast; only an already full subject has 1."""
 
 
 def evidence(forecasts: SizeForecasts, limits: Sizes) -> Sizes:
@@ -477,7 +479,7 @@ def _reached(forecasts: SizeForecasts, goal: Sizes, probability: Sizes) -> NDArr
     with np.errstate(invalid="ignore", divide="ignore"):
         grown = (goal[series] - forecasts.last[series] - low) / (high - low)
     width = days[after] - days[after - 1]
-    # If free space is unbounded, nothing tells which day between the two it is: the day after the first.
+    # If free space is unbounded, the day between the two is unknown: it is the day after the first.
     steps = np.ceil(np.where(np.isfinite(grown), grown, 0.0) * width - ROUNDING_DAYS)
     found = np.where(first < len(RISE_DAYS), 0, NOT_WITHIN_HORIZON)
     found[series, share] = days[after - 1] + np.clip(steps, 1, width).astype(np.int64)

@@ -155,7 +155,7 @@ def _weights(days: int) -> list[float]:
 
 
 def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | None = None) -> ReferenceForecast:
-    """Forecast one series: one value per day up to today, None where not measured, and at least one size.
+    """Forecast one series: one value per day up to today, None if not measured, and at least one size.
 
     `measured` has the same sizes with declared steps.
     """
@@ -267,7 +267,7 @@ def _rises(levels: Sequence[float], days: int) -> list[float]:
 
 
 def _completed(errors: dict[int, list[float]]) -> dict[int, list[float]]:
-    """Use scaled errors of the next shorter horizon where there are too few; {} if the shortest has too few."""
+    """Use scaled errors of the next shorter horizon if there are too few; {} if the shortest has too few."""
     completed: dict[int, list[float]] = {}
     before = 0
     for horizon in HORIZONS_DAYS:

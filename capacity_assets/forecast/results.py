@@ -22,7 +22,7 @@ STALE_DAYS = 31
 """Servers that were not measured for so long have no forecast."""
 
 OWN_LIMIT, OWN_CEILING, SERVER_LIMIT, VOLUME_LIMIT = "own limit", "own ceiling", "server limit", "volume"
-"""Whose limit binds."""
+"""The kind of subject whose limit binds."""
 FORECAST, FULL, TOO_LITTLE_HISTORY, NO_LIMIT, LIMIT_UNKNOWN = (
     "forecast",
     "full",
@@ -63,7 +63,7 @@ def display_name(subject: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class PlannedRunway:
-    """When a subject is full with its planned limit, MiB, which holds from `day` on; other days as in `Runway`."""
+    """The fill date with a subject's planned limit, MiB, which applies from `day` on; other days as in `Runway`."""
 
     day: date
     limit_mb: int
@@ -80,9 +80,9 @@ class PlannedRunway:
 
 @dataclass(frozen=True, kw_only=True)
 class RunwayFigures:
-    """What is known of a server, database or volume, with and without a fill date.
+    """The runway of a server, database or volume, with and without a fill date.
 
-    Each field but `server` is stored in the column of its name, and read from that of the view `capacity_runway`.
+    Each field except `server` is stored in the column of its name, and read from that of the view `capacity_runway`.
     """
 
     server: str
@@ -90,7 +90,7 @@ class RunwayFigures:
     last_day: date
     size_mb: int
     limit_mb: int | None
-    """The binding limit: the smallest that is known; None: unlimited, or unknown."""
+    """The binding limit, the smallest known one; None: unlimited, or unknown."""
     headroom_mb: int | None
     binds: str | None
     change_mb_per_day: float
@@ -101,11 +101,11 @@ class RunwayFigures:
     volumes: Sequence[str] | None = None
     """Volumes on which it grows; None: not known."""
     allocated_mb: int | None = None
-    """The size of its files, where the others are of the used space inside them."""
+    """The size of its files, if the other sizes are of the used space inside them."""
 
 
 class DatabaseOrVolume:
-    """Properties of what is about a database or a volume, or with neither about a server as a whole."""
+    """Properties of something about a database or a volume or, without both, about a server as a whole."""
 
     database: str | None
     volume: str | None
@@ -117,7 +117,7 @@ class DatabaseOrVolume:
 
     @property
     def subject(self) -> str:
-        """What it is: server, database or volume."""
+        """The kind: server, database or volume."""
         if self.database is not None:
             return DATABASE
         return SERVER if self.volume is None else VOLUME
@@ -138,13 +138,13 @@ class Runway(RunwayFigures, DatabaseOrVolume):
     middle_day: date | None
     late_day: date | None
     probabilities: dict[int, float]
-    """Probability of being full, by number of days; empty where `state` is neither `forecast` nor `full`."""
+    """Probability of being full, by number of days; empty if `state` is neither `forecast` nor `full`."""
     planned: PlannedRunway | None = None
-    """With the limit that is planned; None: no plan raises it, or no day is known."""
+    """The runway with the planned limit; None: no plan raises it, or no day is known."""
 
     @property
     def sooner_day(self) -> date | None:
-        """The fill date at its recent pace, if that is much faster than forecast; else None."""
+        """The fill date at its recent pace, if that is much faster than forecast; otherwise None."""
         recent = self.recent_mb_per_day
         if self.state not in {FORECAST, TOO_LITTLE_HISTORY} or not self.headroom_mb or not recent:
             return None
@@ -171,12 +171,12 @@ class Runway(RunwayFigures, DatabaseOrVolume):
 
     @property
     def size_text(self) -> str:
-        """The size as people read it, and whether it is what is used inside files."""
+        """The size as text, and whether it is the used space inside files."""
         return human_mb(self.size_mb) if self.allocated_mb is None else f"{human_mb(self.size_mb)} used"
 
     @property
     def files_text(self) -> str:
-        """Say how large the files are in which the size is used; empty if it is that of the files."""
+        """Return a sentence on the size of the files that contain the used space; empty if sizes are of files."""
         return "" if self.allocated_mb is None else f" in files of {human_mb(self.allocated_mb)}"
 
     def sentence(self, within_days: int) -> str:
@@ -222,7 +222,7 @@ STORED = {
 }
 """The stored fields of a runway by column. A field with the name of a column is stored without further code.
 
-A new column stands in `database/tables.py`, with a raised `SCHEMA_REVISION`; its value is computed in `runway.py`.
+Define a new column in `database/tables.py`, with a raised `SCHEMA_REVISION`; its value is computed in `runway.py`.
 """
 STORED_PLANS = {f"planned_{one.name}": one.name for one in fields(PlannedRunway)}
 """The same for planned limits."""
@@ -256,8 +256,7 @@ class RunwayList:
 def standing_for_themselves(rows: Sequence[Runway]) -> list[Runway]:
     """Leave out rows that are limited by a volume or server whose own row is at least as urgent, as the views do.
 
-    A server that is limited by its volumes stands for the same space: it is left out if its range overlaps that of a
-    volume.
+    A server that is limited by its volumes is the same space: it is left out if its range overlaps that of a volume.
     """
     others: dict[tuple[str, str | None], list[Runway]] = {}
     for row in rows:

@@ -1,6 +1,6 @@
 """Computes runways: forecasts of sizes, the limits that bind, and plans that raise them.
 
-The smallest known limit binds. Plans add a second fill date, with the limits that hold from their days on. The
+The smallest known limit binds. Plans add a second fill date, with the limits that apply from their days on. The
 arithmetic is in `model`, the runway itself in `results`.
 """
 
@@ -70,7 +70,7 @@ UNKNOWN = BindingLimit(None, None, None)
 def binding_limit(limits: LimitedSubject, size_mb: float, size_then_mb: float) -> BindingLimit:
     """Return the smallest limit of a subject; `size_then_mb` is its size on the day its volumes were measured.
 
-    If an engine reports no ceiling, the volumes are the limit; without known volumes it is unknown. Only a declaration
+    If an engine reports no ceiling, the volumes are the limit; without known volumes, it is unknown. Only a declaration
     makes a subject unlimited.
     """
     known: list[tuple[float, str, str | None]] = []
@@ -106,7 +106,7 @@ def raised_limits(limits: LimitedSubject, plans: Plans) -> tuple[date, LimitedSu
 def _raised_by(plan: Row[Any], limits: LimitedSubject) -> Sequence[str]:
     """Return the fields of a subject's limits that a plan raises: its own, or those it shares with others."""
     if (plan.subject, plan.name) == (limits.subject, limits.name):
-        # A server without a limit of its own is limited by its volumes.
+        # A server without its own limit is limited by its volumes.
         return ("own_mb", "ceiling_mb") if plan.subject != SERVER or limits.own_mb is not None else ("free_mb",)
     if plan.subject == VOLUME and limits.subject != VOLUME and plan.name in (limits.volumes or ()):
         return ("free_mb",)
@@ -225,7 +225,7 @@ def binding_limits(batch: history.SeriesBatch) -> list[BindingLimit]:
 
 
 def raised_limit(bound: BindingLimit, add_mb: int) -> BindingLimit:
-    """Return a limit raised by a number of MiB; unlimited and unknown ones stay as they are."""
+    """Return a limit raised by a number of MiB; unlimited and unknown ones stay unchanged."""
     if not add_mb or bound.limit_mb is None:
         return bound
     return replace(bound, limit_mb=bound.limit_mb + add_mb)
@@ -274,7 +274,7 @@ def with_plans(
 
 
 def _planned(row: Runway, day: date, place: int, limit: float, ends: FillDays) -> PlannedRunway | None:
-    """Return the runway with a planned limit; None: that is no higher than today's, or no date is known."""
+    """Return the runway with a planned limit; None: it is not higher than today's, or no date is known."""
     if not np.isfinite(limit) or row.limit_mb is None or int(limit) <= row.limit_mb or not ends.has_band[place]:
         return None
     days = (_day(row.last_day, int(each[place])) for each in (ends.early_days, ends.middle_days, ends.late_days))

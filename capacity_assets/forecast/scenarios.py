@@ -1,7 +1,7 @@
-"""Scenarios: runways with assumptions beside those without them, the base case. Nothing is stored here.
+"""Scenarios: runways with assumptions, compared with those without them, the base case. Nothing is stored here.
 
 An assumption changes sizes or limits from a day on. It changes single databases; their server, volumes and groups
-change by the sum. Whatever no assumption touches is equal to the base case. The rules are in docs/forecast.md,
+change by the sum. Everything that no assumption touches equals the base case. The rules are in docs/forecast.md,
 "Scenarios".
 """
 
@@ -59,7 +59,8 @@ from capacity_assets.forecast.runway import (
 Subject: TypeAlias = tuple[str, str]
 """A server and a database of it."""
 LabelFilter: TypeAlias = Callable[[Sequence[Subject], tuple[str, str]], Collection[Subject]]
-"""A function that returns those of some databases that have a label (key, value) today; value empty: no such label."""
+"""A function that returns which of some databases have a label (key, value) today; empty value: those without this
+label."""
 
 MOST_FACTOR = 1000
 
@@ -109,7 +110,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class NewDatabase:
-    """A new database on a server, or without a server one on each, to see where it fits."""
+    """A new database on a server or, without a server, one on each, to see where it fits."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
@@ -284,7 +285,7 @@ def no_label(_subjects: Sequence[Subject], _label: tuple[str, str]) -> Collectio
 
 @dataclass(frozen=True)
 class Effect:
-    """What an assumption adds to a database: MiB on a day, and MiB per day after it."""
+    """The effect of an assumption on a database: MiB on a day, and MiB per day after it."""
 
     server: str
     database: str
@@ -328,7 +329,7 @@ def compare(
     Raises:
         NotFoundError: a database of an assumption is not in the newest sample of its server, or a server or volume is
             not measured.
-        ValidationError: a day is measured already, a database moves twice, or comes to where it is.
+        ValidationError: a day is already measured, or a database moves twice or to its own server.
         DatabaseError: the database failed.
     """
     with database_errors(doing="reading sizes and limits"), engine.connect() as connection:
@@ -414,7 +415,7 @@ class _Measurements:
 
 
 MOST_HELD = 5000
-"""The most series that are held in memory, some 10 KiB each."""
+"""The maximum number of series in memory, some 10 KiB each."""
 
 
 def _measurements(reader: history.HistoryReader, scenario: Scenario, kinds: Sequence[str]) -> _Measurements:
@@ -581,7 +582,7 @@ class _ScenarioForecaster:
         self._days = [date.min, *sorted(days)]
         self._applied: set[LimitChange] = set()
         placeless = [one for one in effects if one.volume is None and measured.volumes.get(one.server)]
-        # Growth and purges are of databases, whose disk is what was measured.
+        # Growth and purges belong to databases, whose disk is the measured one.
         named = {one.server for one in placeless if isinstance(one.of, NewDatabase | Move)}
         self._placeless = [
             f"{name}: the disk is not known, so only the server changes."
@@ -651,7 +652,7 @@ class _ScenarioForecaster:
         return sum(one.add_mb or 0 for one in self._limits if one.server is None and (one.day or date.min) <= day)
 
     def _limits_on(self, server: str, day: date) -> list[LimitChange]:
-        """Return the limit changes for a server, or for all servers, that hold on a day."""
+        """Return the limit changes for a server, or for all servers, that apply on a day."""
         return [
             one
             for one in self._limits
@@ -663,7 +664,7 @@ class _ScenarioForecaster:
     ) -> LimitedSubject:
         """Return a subject with its limits from a day on."""
         others = [one for one in every if one not in own] if row.subject == DATABASE else []
-        # What other databases take of a shared limit; an unknown volume may be any.
+        # The space that other databases take of a shared limit; an unknown volume may be any.
         on_disk = [one for one in others if not one.volume or not row.volumes or one.volume in row.volumes]
         if row.server_mb is not None:
             row = replace(row, server_mb=row.server_mb - sum(one.size_mb for one in others))

@@ -1,1 +1,1 @@
-"""Whose databases they are and what they cost: labels, groups, prices, bills and budgets."""
+"""Owners and costs of databases: labels, groups, prices, bills and budgets."""

@@ -1,4 +1,4 @@
-"""Bills: what the databases of a month cost, by group; kept as issued, restated as a new version beside the old one.
+"""Bills: the cost of the databases of a month, by group. An issued bill is kept; a restatement is a new version.
 
 Quantities are exact daily sizes and amounts are decimal. Lines add up to the total, groups to the total in whole cents,
 and the parts of a change to the change. Groups are stored with the lines, so that no page adds up lines. The rules are
@@ -38,7 +38,7 @@ SUMS = (
     "projected_amount", "amount_before", "change", "change_growth", "change_price", "change_moves", "budget",
     "budget_difference",
 )  # fmt: skip
-"""Figures of the total that are the sums of those of the groups."""
+"""Figures of the total that are the sums of the groups' figures."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Bill:
 
 @dataclass(frozen=True)
 class BillGroup:
-    """What one group has to pay; `name` None: databases without the label.
+    """The amount of one group; `name` None: databases without the label.
 
-    The change is that of the amount against the month before, in whole cents; None where the two are not compared, or
-    nothing of the group had a price in either. A group without databases had some the month before.
+    The change is that of the amount since the previous month, in whole cents; None if the two are not compared, or if
+    nothing of the group had a price in either. A group without databases had some in the previous month.
     """
 
     name: str | None
@@ -93,7 +93,7 @@ class BillGroup:
     gib_months: Decimal
     unpriced_gib_months: Decimal
     amount: Decimal | None
-    """In whole cents; None: nothing had a price. The same holds for the means at the end."""
+    """In whole cents; None: nothing had a price. The same applies to the means at the end."""
     exact_amount: Decimal | None
     servers: int
     lowest_price: Decimal | None
@@ -103,11 +103,11 @@ class BillGroup:
     amount_before: Decimal | None
     change: Decimal | None
     change_growth: Decimal | None
-    """By the quantity, at the price before; includes what is new or gone, and rounding."""
+    """By the quantity, at the previous price; includes new and dropped databases, and rounding."""
     change_price: Decimal | None
     """By the price, for the quantity now."""
     change_moves: Decimal | None
-    """By databases that came from or went to other groups, at what they cost before."""
+    """By databases that moved from or to other groups, at their previous cost."""
     amount_per_gib: Decimal | None
     """Mean amount of a GiB that has a price."""
     amount_per_server: Decimal | None
@@ -167,7 +167,7 @@ class BillByGroup:
 
     @property
     def amount_without_budget(self) -> Decimal | None:
-        """What these cost, or are projected to cost; None: there are none."""
+        """The cost, or projected cost, of these; None: there are none."""
         return _sum(one.amount if one.projected_amount is None else one.projected_amount for one in self.without_budget)
 
     @property
@@ -198,7 +198,7 @@ def _each(amount: Decimal | None, number: Decimal, unit: Decimal) -> Decimal | N
 
 @dataclass(frozen=True)
 class BillChange:
-    """The total of a bill, and what it becomes; None: nothing has a price."""
+    """The total of a bill, and the new total; None: nothing has a price."""
 
     month: date
     before: Decimal | None
@@ -215,7 +215,7 @@ class BillChange:
 
 @dataclass(frozen=True)
 class MonthlyAmount:
-    """What a group, or all small groups together, cost in a month that is over, by the newest issue of its bill.
+    """The cost of a group, or of all small groups together, in a month that is over, by the newest issue of its bill.
 
     In whole cents, which add up to the total of the bill; `group` None: databases without the label, or the others.
     """
@@ -230,11 +230,11 @@ def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str])
     """Compute the bill of a month, store it if it differs from the newest issue, and return the then newest issue.
 
     A bill that is not final is replaced: its month is not over, or is over only by a clock that may be wrong. A final
-    bill is kept, and restated by a new issue. Once retention has dropped samples of the month, its bill no longer
+    bill is kept, and restated by a new issue. After retention has dropped samples of the month, its bill no longer
     changes.
 
     Raises:
-        NotFoundError: nothing was measured in the month, or its samples are gone and no bill was issued.
+        NotFoundError: nothing was measured in the month, or its samples were dropped and no bill was issued.
         ValidationError: the database uses another time zone than the clock.
         DatabaseError: the database failed; no bill was changed.
     """
@@ -267,7 +267,7 @@ def _parameters(month: Window, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _compute(connection: Connection, parameters: dict[str, Any], latest: Bill | None) -> bool:
-    """Compute the lines of a month as temporary tables; return False where retention dropped samples of it."""
+    """Compute the lines of a month as temporary tables; return False if retention dropped samples of it."""
     segments = connection.execute(text(SEGMENTS), parameters).scalars().all()
     make_temporary_tables(connection, READ, {**parameters, "segments": list(segments)})
     known = {
@@ -354,7 +354,7 @@ def _store(
 
 
 def _next_measured(connection: Connection, month: Window) -> str:
-    """Say which later month can be billed; empty if none was measured."""
+    """Return a sentence on which later month can be billed; empty if none was measured."""
     samples = database_size_stats.c.collected_date
     first = connection.execute(select(func.min(samples)).where(samples > month.end)).scalar()
     if first is None:
@@ -366,7 +366,7 @@ DECLARATIONS_NAMED = 3
 
 
 def _reason(connection: Connection, parameters: dict[str, Any], latest: Bill) -> str:
-    """Say why a bill differs from the one that was issued."""
+    """Return a sentence on why a bill differs from the issued one."""
     since = {**parameters, "since": latest.issued_at, "issue": latest.issue}
     samples = connection.execute(text(SAMPLES_SINCE), since).one()
     declared = connection.execute(with_queries(SINCE, declared=DECLARED_STATE), since).one()
@@ -459,8 +459,8 @@ def groups_of_bill(  # noqa: PLR0913, PLR0917 -- which bill, and what of it
 ) -> list[BillGroup]:
     """Return the groups of an issue of a bill, those that cost most first, former ones last; raises DBAPIError.
 
-    Projected is the mean of `days_so_far`, if given, for the whole month. `only` is the name of one group; empty: what
-    does not have the label.
+    The projection applies the mean of `days_so_far`, if given, to the whole month. `only` is the name of one group;
+    empty: databases without the label.
     """
     query = with_queries(_GROUPS, stored=_STORED_GROUPS, exact=_EXACT_AMOUNTS, rounded=_ROUNDED)
     of_bill = {"start": month.start, "issue": issue, "by": by, "days": month.days, "days_so_far": days_so_far}
@@ -475,7 +475,7 @@ def monthly_amounts(  # noqa: PLR0913, PLR0917 -- which months, and what of them
     most: int | None = None,
     only: str | None = None,
 ) -> list[MonthlyAmount]:
-    """Return what groups cost in those of the months whose bill is final and in this currency; raises DBAPIError.
+    """Return the cost of groups in the given months with a final bill in this currency; raises DBAPIError.
 
     Of more than `most` groups, the last is all others together. `only` as for `groups_of_bill`.
     """
@@ -487,7 +487,7 @@ def monthly_amounts(  # noqa: PLR0913, PLR0917 -- which months, and what of them
 def amounts_of_databases(
     connection: Connection, bill: tuple[date, int], by: str, name: str | None, databases: Sequence[tuple[int, str]]
 ) -> dict[tuple[int, str], Decimal | None]:
-    """Return what databases (server, name) cost in a group of a bill (month, issue), not rounded; raises DBAPIError.
+    """Return the cost of databases (server, name) in a group of a bill (month, issue), not rounded; raises DBAPIError.
 
     None: it has no price. Databases that the group did not have in the month are left out.
     """
@@ -528,7 +528,7 @@ def bill_title(bill_by_group: BillByGroup) -> str:
 
 
 def group_named(name: str | None, grouped_by: str) -> str:
-    """Name a group; what has no label is a group of its own."""
+    """Return the name of a group; databases without the label are a group too."""
     return f"(no {grouped_by})" if name is None else name
 
 
@@ -569,7 +569,7 @@ def _total(amount: Decimal | None, currency: str | None) -> str:
 
 
 def price(group: BillGroup) -> str:
-    """Render the price per GiB and month of a group; where it has several, their mean."""
+    """Render the price per GiB and month of a group; if it has several, their mean."""
     if group.lowest_price is None or group.highest_price is None:
         return "no price"
     if group.lowest_price == group.highest_price:
@@ -584,7 +584,7 @@ def mean_price(value: Decimal) -> str:
 
 
 def bill_notes(bill_by_group: BillByGroup) -> list[str]:
-    """Say what the amounts leave out, replace and are compared with, one sentence each."""
+    """Return what the amounts leave out, replace and are compared with, one sentence each."""
     bill = bill_by_group.bill
     sentences = [bill_by_group.restated, *_differences(bill_by_group)] if bill_by_group.restated else []
     if bill.unpriced_gib_months:
@@ -622,7 +622,7 @@ def bill_notes(bill_by_group: BillByGroup) -> list[str]:
 
 
 def _differences(bill_by_group: BillByGroup) -> list[str]:
-    """Name the groups whose amount differs from the issue before, if that knows this key of labels."""
+    """Return a sentence on the groups whose amount differs from the previous issue, if that has this key of labels."""
     if bill_by_group.before is None or not bill_by_group.before.groups:
         return []
     before, now = ({group.name: group for group in one.groups} for one in (bill_by_group.before, bill_by_group))
@@ -643,7 +643,7 @@ def _amount(group: BillGroup | None) -> str:
 
 
 def _change_notes(bill_by_group: BillByGroup) -> list[str]:
-    """Say what the change against the month before is made of; nothing where the two are not compared."""
+    """Return a sentence on the parts of the change since the previous month; empty if the two are not compared."""
     if bill_by_group.compared_issue is None:
         return []
     bill, total = bill_by_group.bill, bill_by_group.total
@@ -659,7 +659,7 @@ def _change_notes(bill_by_group: BillByGroup) -> list[str]:
 
 
 def _budget_notes(bill_by_group: BillByGroup) -> list[str]:
-    """Say what the budget is compared with, and which groups have none; nothing without any budget."""
+    """Return sentences on what the budget is compared with, and which groups have none; empty without any budget."""
     if not bill_by_group.has_budget:
         return []
     what = "projected amount" if bill_by_group.bill.days_so_far else "amount"
@@ -673,13 +673,13 @@ def _budget_notes(bill_by_group: BillByGroup) -> list[str]:
 
 
 def quantity_note(bill_by_group: BillByGroup) -> str:
-    """Say what the GiB of a bill are."""
+    """Return a sentence on the meaning of the GiB of a bill."""
     if bill_by_group.bill.is_final:
         return "GiB are means over the month."
     return "GiB are what the days so far add up to, divided by the days of the month."
 
 
-# Labels and prices change between segments only, so each is looked up once per database and segment.
+# Labels and prices change only between segments, so each is looked up once per database and segment.
 SEGMENTS = """
 SELECT CAST(:start AS date) AS day
 UNION SELECT valid_from FROM capacity_labels WHERE valid_from BETWEEN :start AND :end
@@ -688,7 +688,7 @@ ORDER BY day
 """
 # A day of a server is measured if its databases were, or if it had none. The server is billed from its first sample to
 # its last one, or to the end of the month if it was measured later. Days in between without a sample count as the
-# average of the others. Aggregates stand for samples of other months that retention has dropped.
+# average of the others. Aggregates replace samples of other months that retention has dropped.
 _MEASURED = """
     SELECT m.*, z.database_name, z.segment, z.days, z.bytes
     FROM (
@@ -751,10 +751,10 @@ READ = {
     "monthly_databases": _MONTHLY_DATABASES,
     "oldest_left": _OLDEST,
 }
-"""The reads of samples and aggregates, each into a temporary table for the statements below; where tables are
-distributed, the nodes add them up. Days and sizes are read together, so that a sample that arrives meanwhile is in both
-or in neither; samples that retention drops afterwards are billed. Segments are given by their first days. A label that
-is declared meanwhile is in the next issue."""
+"""The reads of samples and aggregates, each into a temporary table for the statements below; if tables are distributed,
+the nodes add them up. Days and sizes are read together, so that a sample that arrives in between is in both or in
+neither; samples that retention drops afterwards are billed. Segments are given by their first days. A label that is
+declared in between is in the next issue."""
 
 _BILLED_SERVERS = """
     SELECT m.instance_id, m.measured, coalesce(i.name, last.server, 'server ' || m.instance_id) AS server,
@@ -879,7 +879,7 @@ DECLARED_STATE = """(
           FROM capacity_label_spans WHERE valid_from <= :end) AS l,
          (SELECT count(*) AS number, coalesce(max(extract(epoch FROM declared_at)), 0) AS newest
           FROM capacity_prices WHERE valid_from <= :end) AS p)"""
-"""A text that changes whenever a label or price that holds up to :end is added, changed or removed.
+"""A text that changes whenever a label or price that applies up to :end is added, changed or removed.
 
 It begins with the numbers of labels and of prices."""
 SAMPLES_SINCE = """
@@ -912,8 +912,8 @@ FROM (SELECT greatest(0, coalesce(sum(l.days), 0) - (SELECT coalesce(sum(days), 
      (SELECT b.declared_state AS before, (SELECT state FROM declared) AS now
       FROM capacity_bills b WHERE b.month = :start AND b.issue = :issue) AS states
 """
-# Samples that retention dropped can no longer be billed: the aggregates or the bill were made from more samples than
-# there are, and either the bill is marked or the oldest samples are gone. A sample that is missing while older ones
+# Samples that retention dropped can no longer be billed: the aggregates or the bill were computed from more samples
+# than exist, and either the bill is marked or the oldest samples are missing. A sample that is missing while older ones
 # remain was deleted or declared void, and is not billed any more.
 DROPPED = """
 SELECT EXISTS (
@@ -951,7 +951,7 @@ JOIN capacity_bills n ON n.month = :start AND n.issue = :issue
 WHERE b.is_final AND n.is_final AND b.currency = n.currency
   AND n.issue = (SELECT max(issue) FROM capacity_bills WHERE month = :start)
 """
-# The lines of a bill and of the one that it is compared with; none where there is none.
+# The lines of a bill and of the one with which it is compared; none if there is none.
 _BOTH_LINES = """
     SELECT month = CAST(:start AS date) AS is_now, instance_id, database_name, line, gib_months,
            labels || jsonb_build_object('engine', engine, 'server', server) AS facets, coalesce(price, 0) AS price,
@@ -959,9 +959,9 @@ _BOTH_LINES = """
     FROM capacity_bill_lines
     WHERE CAST(:before_issue AS integer) IS NOT NULL
       AND (month, issue) IN ((:start, :issue), (CAST(:before_start AS date), CAST(:before_issue AS integer)))"""
-# The amount that a database paid the month before goes to its lines of this month, in proportion to their quantity. The
-# rest of a line's amount is by the change of its price, and by growth. Running sums are rounded in place of the parts,
-# so that the parts add up.
+# The amount that a database paid in the previous month is distributed to its lines of this month, in proportion to
+# their quantity. The rest of a line's amount is by the change of its price, and by growth. Running sums are rounded in
+# place of the parts, so that the parts add up.
 _COMPARED_LINES = """
     WITH before AS MATERIALIZED (
         SELECT * FROM both_lines WHERE NOT is_now
@@ -1015,8 +1015,8 @@ COMPARED = {
     "both_lines": _BOTH_LINES,
     "compared_lines": _COMPARED_LINES,
 }
-"""What groups are made of, as temporary tables: the groupings of a bill, its lines by database, and the parts of the
-change. `facets` are labels with engine and server: what something is grouped by."""
+"""The inputs of groups, as temporary tables: the groupings of a bill, its lines by database, and the parts of the
+change. `facets` are labels with engine and server, by which databases are grouped."""
 _DELETE_GROUPS = "DELETE FROM capacity_bill_groups WHERE month = :start AND issue = :issue"
 _STORE_GROUPS = """
 WITH databases AS (

@@ -1,9 +1,9 @@
-"""Budgets: what groups may cost, as people declare it, and what they will cost, by forecasts and the price list.
+"""Budgets: the declared maximum cost of groups, and their expected cost by forecasts and the price list.
 
-Bills are compared with what is declared (`bills`). In what is computed, a line is the forecast of a group times its
-prices, and the total is the sum of the lines. Sizes between two horizons of a forecast lie on a straight line, prices
-are those of the lines of the last final bill, and amounts are exact until each month is rounded to the cent. The rules
-are in docs/forecast.md, "Budgets".
+Bills are compared with declared budgets (`bills`). In computed budgets, a line is the forecast of a group times its
+prices, and the total is the sum of the lines. Sizes between two horizons of a forecast are interpolated linearly,
+prices are those of the lines of the last final bill, and amounts are exact until each month is rounded to the cent. The
+rules are in docs/forecast.md, "Budgets".
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def _amount_of(written: object) -> Decimal:
 
 @dataclass(frozen=True)
 class MonthBudget:
-    """What a group may cost in a month."""
+    """The maximum cost of a group in a month."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
     group: str
-    """As team=payments; team= is what has no label team."""
+    """For example team=payments; team= stands for databases without the label team."""
     month: Annotated[date, BeforeValidator(month_of)]
     amount: Annotated[Decimal, BeforeValidator(_amount_of)]
     currency: str | None = None
@@ -92,7 +92,7 @@ def month_budget(values: Mapping[str, object], keys: Sequence[str]) -> MonthBudg
 
 
 def checked_group(written: str, keys: Sequence[str]) -> str:
-    """Return a group as it is stored; raises ValidationError where there can be none."""
+    """Return a group in its stored form; raises ValidationError if it cannot exist."""
     key, equals, name = (part.strip() for part in written.partition("="))
     if not equals:
         raise ValidationError(f"{written!r} is not a group; write team=payments.")
@@ -110,9 +110,9 @@ def budgets_of_file(path: Path, keys: Sequence[str]) -> list[MonthBudget]:
 def declare_budgets(
     engine: Engine, budgets: Sequence[MonthBudget], *, by: str | None = None, dry_run: bool = False
 ) -> list[tuple[MonthBudget, Decimal | None]]:
-    """Store budgets, all of them or none, each in place of one of the same group and month; `by` declares them.
+    """Store budgets, either all or none, each in place of one of the same group and month; `by` declares them.
 
-    Returns them with their currency, and the other amount that each replaces. A dry run checks them and stores none.
+    Returns them with their currency, and the other amount that each replaces. A dry run only checks them.
 
     Raises:
         ValidationError: a budget is given twice, or its currency is not that of the price list.
@@ -137,7 +137,7 @@ def declare_budgets(
 def remove_budgets(engine: Engine, group: str, months: Sequence[date], *, dry_run: bool = False) -> int:
     """Delete the budgets of a group in some months, and return their number.
 
-    Raises NotFoundError where there is none, and DatabaseError.
+    Raises NotFoundError if there is none, and DatabaseError.
     """
     key, _, name = group.partition("=")
     budgets = capacity_budgets.c
@@ -189,7 +189,7 @@ def daily_sizes(points: Mapping[int, int], days: int) -> list[int]:
 
     `points` are the sizes at 0 days and at the horizons, MiB.
 
-    A size lies on the line between two horizons, or on the continued last line, and is never below 0.
+    A size is on the line between two horizons, or on the continuation of the last line, and is never below 0.
     """
     sizes: list[int] = []
     for low, high in pairwise(DAYS):
@@ -201,7 +201,7 @@ def daily_sizes(points: Mapping[int, int], days: int) -> list[int]:
 
 @dataclass(frozen=True)
 class GroupPrice:
-    """What a GiB of a group costs in each month, exactly, by its lines of the last final bill."""
+    """The exact price of a GiB of a group in each month, by its lines of the last final bill."""
 
     of_months: Sequence[Fraction]
     is_mean: bool = False
@@ -210,20 +210,20 @@ class GroupPrice:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetSums:
-    """What a group, or all of them, will have and cost. Sizes are in MiB; amounts are None without a price."""
+    """The expected size and cost of a group, or of all groups. Sizes are in MiB; amounts are None without a price."""
 
     size_mb: int
     """Size on the last measured day."""
     end_size_mb: int
     """Size that is forecast for the last day of the budget."""
     amount: Decimal | None
-    """What the months cost together."""
+    """The cost of all months together."""
     price_per_gib: Decimal | None
     """Mean price per GiB and month, to six decimals."""
     monthly_amounts: Mapping[str, Decimal]
-    """What each month costs, by month as 2026-10; these add up to the amount."""
+    """The cost of each month, by month as 2026-10; these add up to the amount."""
     monthly_budgets: Mapping[str, Decimal]
-    """What is declared for each month; months without a budget are missing."""
+    """The declared budget of each month; months without a budget are missing."""
     monthly_budget_differences: Mapping[str, Decimal]
     """The amount of each of these months, less its budget."""
     budget: Decimal | None
@@ -271,7 +271,7 @@ class BudgetTotal(BudgetSums):
 
 @dataclass(frozen=True)
 class Budget:
-    """What groups will cost in the coming months, those that cost most first."""
+    """The expected cost of groups in the coming months, highest cost first."""
 
     as_of: date
     """Day of the forecasts."""
@@ -282,10 +282,10 @@ class Budget:
     """Last day of the last of them."""
     currency: str | None
     bill_month: date | None
-    """Month of the bill whose lines are priced; None: there are no amounts, because no bill or no price exists."""
+    """Month of the bill with the prices; None: there are no amounts, because no bill or no price exists."""
     bill_issue: int | None
     billable_month: date | None
-    """The newest month that is over and has samples, where no bill is priced yet; None: there is none."""
+    """The newest month that is over and has samples, if no bill has prices yet; None: there is none."""
     unpriced_gib_months: Decimal
     """GiB of that bill that have no price, and cost nothing here."""
     lines: Sequence[BudgetLine]
@@ -295,7 +295,7 @@ class Budget:
 
     @property
     def notes(self) -> list[str]:
-        """Say what the lines rest on and how they add up, one sentence each."""
+        """Return the basis of the lines and how they add up, one sentence each."""
         sentences = [
             f"Sizes are for {human_day(self.last_day)}, by the forecasts of {human_day(self.as_of)}, with 80 % ranges.",
             "Ranges do not add up: what grows more in one group may grow less in another.",
@@ -317,7 +317,7 @@ class Budget:
 
     @property
     def why_no_amounts(self) -> str:
-        """Say what is missing where no bill is priced."""
+        """Return a sentence on what is missing if no bill has prices."""
         if self.currency is None:
             return "No amounts: no price is declared. `capacity prices set` declares one."
         if self.billable_month is not None:
@@ -328,7 +328,7 @@ class Budget:
         return f"No amounts: the first bill, that of {running}, can be issued from {human_day(first)} on."
 
     def _budget_notes(self) -> Iterator[str]:
-        """Say what declared budgets are compared with, and which are not compared; nothing without any."""
+        """Return sentences on what declared budgets are compared with, and which are not; empty without any."""
         if self.total.budget is not None:
             yield "A declared budget is compared with the amount of its month. What is over budget has a plus sign."
             missing = [
@@ -346,7 +346,7 @@ class Budget:
 
 
 def _fleet_note(total: BudgetTotal) -> Iterator[str]:
-    """Say what the forecast of the fleet is where it is not the sum of those of the groups."""
+    """Return a sentence on the forecast of the fleet if it is not the sum of those of the groups."""
     fleet, groups = human_mb(total.fleet_end_size_mb), human_mb(total.end_size_mb)
     if fleet != groups:
         size_range = _size_range(total.fleet_end_lower_mb, total.fleet_end_upper_mb)
@@ -388,7 +388,7 @@ def month_after(today: date) -> Window:
 
 
 def months_from(first: Window, number: int) -> list[Window]:
-    """Return this many months, the first of which is given."""
+    """Return this many months from the given one on."""
     months = [first]
     while len(months) < number:
         months.append(MONTHLY.following(months[-1]))
@@ -412,7 +412,7 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
 
     Raises:
         NotFoundError: no forecast of groups was issued within the last month.
-        ValidationError: groups are not made by this key, or are single servers, which have no sums.
+        ValidationError: there are no groups by this key, or they are single servers, which have no sums.
         DBAPIError: the database failed.
     """
     refuse_unknown_grouping(by, keys)
@@ -504,7 +504,7 @@ def _forecast(row: Row[Any], days: int) -> GroupForecast:
         values = {number: getattr(row, f"{name}_{number}_days_mb") for number in HORIZONS_DAYS}
         return None if None in values.values() else daily_sizes({0: row.size_mb, **values}, days)
 
-    # Without a band the forecast is that of the drift alone.
+    # Without a band, the forecast is only that of the drift.
     drift = {number: max(round(row.size_mb + number * row.change_mb_per_day), 0) for number in DAYS}
     middle = sizes("forecast") or daily_sizes(drift, days)
     return GroupForecast(row.group_name, row.last_day, middle, sizes("lower"), sizes("upper"))
@@ -546,7 +546,7 @@ def _lines(
     assumed: Sequence[tuple[str | None, Effect]],
     budgets: Mapping[str | None, Mapping[str, Decimal]],
 ) -> list[BudgetLine]:
-    """Return the lines of groups; a scenario adds to them, so that groups that it does not touch stay as they are."""
+    """Return the lines of groups; a scenario adds to them, so that other groups stay unchanged."""
     day = months[-1].end
     added_mb: Counter[str | None] = Counter()
     for name, size in _added(groups, assumed, day, day):
@@ -572,10 +572,10 @@ def _lines(
 def _added(
     groups: Mapping[str | None, GroupForecast], assumed: Sequence[tuple[str | None, Effect]], first: date, last: date
 ) -> Iterator[tuple[str | None, Fraction]]:
-    """Yield what a scenario adds to the mean size of groups over some days, MiB: first changed growth, then the rest.
+    """Yield a scenario's changes of the mean size of groups over some days, MiB: first of growth, then the rest.
 
-    Lower growth takes at most the growth that the group has, and a purge or a move at most what is then left. A move
-    adds what it took.
+    Lower growth removes at most the growth of the group, and a purge or a move at most the rest. A move adds what it
+    removed.
     """
     if not assumed:
         return
@@ -603,7 +603,7 @@ def _added(
 
 
 def _mean_added(one: Effect, first: date, last: date) -> Fraction:
-    """Return what an effect adds to the mean size of some days, MiB."""
+    """Return the change of the mean size of some days by an effect, MiB."""
     begins = max(first, one.day)
     days = (last - begins).days + 1
     if days <= 0:
@@ -620,7 +620,7 @@ def _line(  # noqa: PLR0913, PLR0917 -- what a line is made of
     added_cents: Sequence[int],
     budgets: Mapping[str, Decimal],
 ) -> BudgetLine:
-    """Return the line of a group; what a scenario adds moves its ranges."""
+    """Return the line of a group; the changes of a scenario move its ranges."""
     day, prices = months[-1].end, () if price is None else price.of_months
     exact = _amounts(one, months, prices, one.middle)
     end_size_mb = max(_nearest(one.mean_mb(one.middle, day, day)) + added_mb, 0)
@@ -706,7 +706,7 @@ def _price_per_gib(
 def _amounts(
     one: GroupForecast, months: Sequence[Window], prices: Sequence[Fraction], sizes: Sequence[int]
 ) -> list[Fraction]:
-    """Return what each month costs at these sizes, exactly; nothing without prices."""
+    """Return the exact cost of each month at these sizes; empty without prices."""
     return [
         one.mean_mb(sizes, month.start, month.end) / MB_PER_GB * price
         for month, price in zip(months, prices, strict=False)
@@ -714,7 +714,7 @@ def _amounts(
 
 
 def _nearest(value: Fraction) -> int:
-    """Round to a whole number, halves away from 0, so that what is taken in one place equals what another gets."""
+    """Round to a whole number, halves away from 0, so that removed and added values are equal."""
     rounded = floor(abs(value) + Fraction(1, 2))
     return rounded if value >= 0 else -rounded
 
@@ -759,7 +759,7 @@ SELECT month, issue FROM capacity_bills WHERE is_final AND currency IS NOT NULL 
 _BILLABLE_MONTH = """
 SELECT CAST(date_trunc('month', day) AS date) FROM capacity_samples WHERE day < :running ORDER BY day DESC LIMIT 1
 """
-# Prices change on some days only, so each is looked up once per stretch of days of a month.
+# Prices change only on some days, so each is looked up once per range of days of a month.
 _MIX = """
 SELECT CASE CAST(:by AS text) WHEN 'engine' THEN engine ELSE labels ->> CAST(:by AS text) END AS group_name,
        of_bill.*, s.day, s.days

@@ -1,6 +1,6 @@
 """Bills as charges of the FinOps Open Cost and Usage Specification, FOCUS 1.2: one row per line of a bill.
 
-What each column holds, and why some are empty, is in docs/groups.md.
+docs/groups.md describes the contents of each column, and why some are empty.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlalchemy import text
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.sql import sql_text
 
-# Each version charges its lines and takes back those of the version before: unchanged lines cancel each other out, and
+# Each version charges its lines and reverses those of the previous version: unchanged lines cancel each other out, and
 # all charges up to a version add up to its lines. The total is rounded once, so each version has a charge for the
 # difference.
 CHARGES = """
@@ -104,9 +104,9 @@ ORDER BY c.version, c.currency, c.resource NULLS LAST, c.labels, c.price
 
 
 def charges_of_bill(month: date, issue: int, by: str, issuer: str) -> str:
-    """Return the query of the charges of a month by a version of its bill: columns of FOCUS, then three of ours.
+    """Return the query of the charges of a month by a version of its bill: columns of FOCUS, then three others.
 
-    `by` is the grouping that gives the sub account, as in `read_bill`; `issuer` names who provides and bills.
+    `by` is the grouping of the sub account, as in `read_bill`; `issuer` is the provider and issuer.
     """
     until = PERIODS["monthly"].window_of(month).end + timedelta(days=1)
     return sql_text(text(CHARGES).bindparams(month=month, until=until, issue=issue, by=by, issuer=issuer))

@@ -1,7 +1,7 @@
-"""Labels as people declare them (team, environment, service, whatever a fleet uses), and the groups that they make.
+"""Declared labels (team, environment, service or any other key), and their groups.
 
-Each has a first day, so that last year's figures keep last year's owners. Which one holds for a database on a day is
-the rule of `database.label_rules`.
+Each has a first day, so that last year's figures keep last year's owners. `database.label_rules` determines which one
+applies to a database on a day.
 
 To explain a group, its parts are added up from the samples, with the labels of each row, and compared with the stored
 row. The figures of groups are in `reading.groups`.
@@ -50,10 +50,10 @@ SUBJECT_COLUMNS = ("server", "database", "from")
 
 @dataclass(frozen=True)
 class Label:
-    """A label of a server, or with `database` of its databases that match that name or pattern.
+    """A label of a server or, with `database`, of its databases that match that name or pattern.
 
     `value` None removes the label. `valid_from` None: all of history if the key had no value before, not even from
-    another pattern or the server; else from today.
+    another pattern or the server; otherwise from today.
     """
 
     server: str
@@ -65,9 +65,9 @@ class Label:
 
 @dataclass(frozen=True)
 class LabelChange:
-    """A declared label with its first day, the value that held on that day before, and those of later days.
+    """A declared label with its first day, the earlier value on that day, and those of later days.
 
-    If the label holds for all of history, the later ones were removed. A value of None: removed on that day.
+    If the label applies to all of history, the later ones were removed. A value of None: removed on that day.
     """
 
     label: Label
@@ -78,9 +78,9 @@ class LabelChange:
 def declare_labels(
     engine: Engine, labels: Sequence[Label], today: date, *, by: str | None = None, dry_run: bool = False
 ) -> Sequence[LabelChange]:
-    """Store labels, all of them or none; return those that change something.
+    """Store labels, either all or none; return those that change something.
 
-    `by` declares them. A dry run checks them and stores none.
+    `by` declares them. A dry run only checks them.
 
     Raises:
         NotFoundError: a server is not registered, or a database that is named without * and ? was never measured.
@@ -133,7 +133,7 @@ def _placed(connection: Connection, rows: Sequence[Mapping[str, object]], today:
 
 
 def _change(label: Label, placed: Row[Any]) -> LabelChange | None:
-    """Return the change that a label makes; None: it holds already."""
+    """Return the change by a label; None: it already applies."""
     history = list(zip(placed.days or (), placed.held or (), strict=True))
     later = tuple(one for one in history if one[0] > placed.first_day)
     before = next((value for day, value in reversed(history) if day <= placed.first_day), None)
@@ -146,12 +146,12 @@ def _change(label: Label, placed: Row[Any]) -> LabelChange | None:
 
 @dataclass(frozen=True)
 class LabelSpan(Stored[Label]):
-    """A stored label with the days on which it holds; `valid_until` None: it still does."""
+    """A stored label with the days on which it applies; `valid_until` None: it still applies."""
 
     valid_until: date | None
 
     def holds_on(self, day: date) -> bool:
-        """Whether it holds on a day."""
+        """Whether it applies on a day."""
         assert self.declaration.valid_from is not None  # noqa: S101 -- stored labels are dated
         return self.declaration.valid_from <= day and (self.valid_until is None or day < self.valid_until)
 
@@ -190,8 +190,8 @@ def read_labels(
 ) -> dict[Subject, dict[str, str]]:
     """Return the labels of registered servers (database None) and databases on a day; raises DBAPIError.
 
-    If `label` (key and value) or `of_engine` is given, only of those that have it. An empty value selects those without
-    that key.
+    If `label` (key and value) or `of_engine` is given, only of matching ones. An empty value selects those without that
+    key.
     """
     key, value = label or (None, None)
     parameters = {"servers": [server for server, _ in subjects], "databases": [database for _, database in subjects]}
@@ -201,7 +201,7 @@ def read_labels(
 
 
 def label_of_nothing(engine: Engine, key: str, value: str) -> str | None:
-    """Say that nothing has a label, and which may be meant; None: something has or had it. Raises DatabaseError."""
+    """Return a sentence that nothing has a label, and similar ones; None: it existed. Raises DatabaseError."""
     known = [row.label for row in rows_of(engine, "labels", KNOWN)]
     label = f"{key}={value}"
     return None if label in known else f"Nothing has the label {label}.{suggestion(label, known)}"
@@ -228,10 +228,10 @@ def matching(engine: Engine, label: Label) -> int:
 
 
 def labels_of_file(path: Path, keys: Sequence[str]) -> list[Label]:
-    """Read labels from a CSV file with the columns server, database, from, and one per key; what is empty is left out.
+    """Read labels from a CSV file with the columns server, database, from, and one per key; empty fields are left out.
 
     Raises:
-        ValidationError: it cannot be read, or a line makes no sense; all problems are reported together.
+        ValidationError: it cannot be read, or a line is invalid; all problems are reported together.
     """
 
     def read(row: Mapping[str, str]) -> list[Label]:
@@ -279,8 +279,8 @@ def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
     ]
 
 
-# The first day of each label, and the declarations for its subject by day. If none is given, a label holds from today
-# where it replaces another one, `l`: of the same subject or the server, or of a database `d` for which it comes first.
+# The first day of each label, and the declarations for its subject by day. If none is given, a label applies from today
+# if it replaces another one, `l`: of the same subject or the server, or of a database `d` for which it has precedence.
 PLACED = f"""
 WITH given AS (
     SELECT * FROM unnest(
@@ -346,7 +346,7 @@ FROM unnest(CAST(:servers AS varchar[]), CAST(:databases AS varchar[])) WITH ORD
     AS g (server, database_name, number)
 JOIN instances i ON i.name = g.server
 """
-"""Registered servers (database null) and databases that are asked for by name, as `LABELS_OF_SUBJECTS` reads them."""
+"""Registered servers (database null) and databases given by name, in the form that `LABELS_OF_SUBJECTS` reads."""
 LABELLED = """
 SELECT s.number, coalesce(l.labels, CAST('{}' AS jsonb)) AS labels
 FROM subjects s LEFT JOIN labels_held l USING (number)
@@ -364,7 +364,7 @@ WHERE table_schema = current_schema() AND table_name = 'instances' ORDER BY ordi
 
 
 WITHOUT_LABEL = ("engine", "server")
-"""What groups are made by without any label."""
+"""The grouping without any label."""
 
 
 @dataclass(frozen=True)
@@ -380,19 +380,19 @@ class GroupFillDate:
 
 
 def refuse_unknown_grouping(by: str, keys: Sequence[str]) -> None:
-    """Raise ValidationError unless groups are made by this."""
+    """Raise ValidationError if there are no groups by this."""
     known = (*WITHOUT_LABEL, *keys)
     if by not in known:
         raise ValidationError(f"There are no groups by {by!r}; known are {', '.join(known)}.{suggestion(by, known)}")
 
 
 def default_grouping(keys: Sequence[str]) -> str:
-    """Return what groups are made by unless asked otherwise: the first key of labels, or engines."""
+    """Return the default grouping: the first key of labels, or engines."""
     return next(iter(keys), WITHOUT_LABEL[0])
 
 
 def fill_dates_of_groups(connection: Connection, by: str, most: int) -> dict[str | None, list[GroupFillDate]]:
-    """Return what of each group fills first, at most so many of each, by the newest forecasts; raises DBAPIError."""
+    """Return what fills first in each group, at most so many of each, by the newest forecasts; raises DBAPIError."""
     parts = {"filling": _FILLING, "issued": _ISSUED, "subjects": _SUBJECTS, "labels_held": LABELS_OF_SUBJECTS}
     query = with_queries(_FILL_DATES, **parts)
     groups: dict[str | None, list[GroupFillDate]] = {}
@@ -402,7 +402,7 @@ def fill_dates_of_groups(connection: Connection, by: str, most: int) -> dict[str
 
 
 def first_fill_date_of_groups(connection: Connection, by: str) -> dict[str | None, GroupFillDate]:
-    """Return what of each group fills first; raises DBAPIError."""
+    """Return what fills first in each group; raises DBAPIError."""
     return {name: dates[0] for name, dates in fill_dates_of_groups(connection, by, 1).items()}
 
 
@@ -414,7 +414,7 @@ def groups_changed_at(connection: Connection, period: Period, windows: Sequence[
 
 
 def stale_groups_notice(changed_at: datetime) -> str:
-    """Say that groups do not show the newest changes yet."""
+    """Return a sentence that groups do not show the newest changes yet."""
     moment = changed_at.astimezone(UTC)
     return (
         f"Labels or samples changed at {moment:%H:%M} UTC on {human_day(moment.date())}; these groups do not show it "
@@ -474,7 +474,7 @@ class GroupPart:
     sum_mb: int
     """Its sizes on these days, added up."""
     label_of: str | None
-    """What its label was declared for on the last of these days: a database or a pattern; None: the server."""
+    """The subject of its label on the last of these days: a database or a pattern; None: the server."""
     valid_from: date | None
     """First day of that label; None: always."""
 
@@ -505,7 +505,7 @@ class GroupExplanation:
 
     @property
     def is_whole(self) -> bool:
-        """Whether samples of all days of the row are left."""
+        """Whether samples of all days of the row still exist."""
         return self.row_days is None or self.days >= self.row_days
 
     @property

@@ -1,6 +1,6 @@
-"""Price lists: what a GiB costs per month, by engine and label, from a day on; and the bills that a change affects.
+"""Price lists: the price of a GiB per month, by engine and label, from a day on; and the bills that a change affects.
 
-Which price holds for what is billed is in `bills`.
+`bills` determines which price applies to which line.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class Price:
     key: str = EVERYTHING
     value: str = EVERYTHING
     valid_from: date | None = None
-    """None: from the current month on, or, if the same price holds then already, from its first day."""
+    """None: from the current month on or, if the same price already applies then, from its first day."""
 
     @property
     def display_name(self) -> str:
-        """What it holds for, as people read it."""
+        """Its subject as text."""
         parts = [self.engine, f"{self.key}={self.value}" if self.key else ""]
         return " with ".join(filter(None, parts)) or "everything else"
 
@@ -99,7 +99,7 @@ def parse_price(written: str) -> Decimal | None:
 
 
 def label_of(written: str | None, keys: Sequence[str]) -> tuple[str, str]:
-    """Read `key=value`; empty for None. Raises ValidationError where it is no label."""
+    """Read `key=value`; empty for None. Raises ValidationError if it is not a label."""
     if not written:
         return EVERYTHING, EVERYTHING
     key, value = key_and_value(written)

@@ -1,7 +1,7 @@
-"""What a scenario changes of runways and of the budget; the results that were stored by name.
+"""The changes of runways and of the budget by a scenario, and stored results by name.
 
-How assumptions change forecasts is in `forecast.scenarios`. A result is stored only on request, as it was computed, so
-that a page can show it without computing it again.
+`forecast.scenarios` applies assumptions to forecasts. A result is stored only on request, as it was computed, so that a
+page can show it without computing it again.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ from capacity_assets.ownership.labels import read_labels
 WITHIN_DAYS = 90
 LONGEST_HORIZON = 365
 NOTABLE_DIFFERENCE = 0.25
-"""Share by which a group and its databases grow differently, beyond which a note says so."""
+"""Difference between the growth of a group and that of its databases, as a share, above which there is a note."""
 OTHER_GROWTH_SHOWN, OTHER_GROWTH_NAMED = 3, 8
-"""Groups with such a note of their own, and how many of the others are named."""
+"""Maximum number of groups with a separate note, and of other groups that are named."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class ScenarioRunway:
 
     @classmethod
     def of(cls, row: Runway) -> ScenarioRunway:
-        """Return those of a runway."""
+        """Return the values of a runway."""
         within, longest = (row.probabilities.get(days) for days in (WITHIN_DAYS, LONGEST_HORIZON))
         beyond = row.last_day + timedelta(days=LONGEST_HORIZON)
         around = human_range(row.early_day, row.late_day, beyond) if row.state == FORECAST else ""
@@ -114,7 +114,7 @@ class RunwayChange:
 
 @dataclass(frozen=True)
 class BudgetChange:
-    """The budget of a group without and with the assumptions; `name` None: what has no such label, or the total."""
+    """A group's budget without and with the assumptions; `name` None: databases without the label, or the total."""
 
     name: str | None
     end_size_before_mb: int
@@ -126,14 +126,14 @@ class BudgetChange:
 
 @dataclass(frozen=True)
 class ScenarioResult:
-    """What a scenario changes."""
+    """The changes by a scenario."""
 
     as_of: date
     assumptions: Sequence[str]
     runways: Sequence[RunwayChange]
-    """Those that are full first under the assumptions, or else without them, first; then by risk."""
+    """First those that are full first with the assumptions or without them, then by risk."""
     unchanged: int
-    """Number of subjects with a known limit whose runway stays as it is."""
+    """Number of subjects with a known limit whose runway is unchanged."""
     notes: Sequence[str]
     grouped_by: str | None = None
     last_day: date | None = None
@@ -147,12 +147,12 @@ class ScenarioResult:
 
 @dataclass(frozen=True)
 class NewDatabaseFit:
-    """What a new database does to the runway of one server: to the disk or limit that is then full first."""
+    """The effect of a new database on the runway of one server: on the disk or limit that is then full first."""
 
     server: str
     display_name: str
     headroom_mb: int
-    """What that limit leaves today."""
+    """The free space below that limit today."""
     before: ScenarioRunway
     after: ScenarioRunway
 
@@ -162,9 +162,9 @@ class LargeScenarioError(ValidationError):
 
 
 def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Sequence[str]) -> ScenarioResult:
-    """Compute what a scenario changes; stores nothing. Raises as `read_result`, and DatabaseError for DBAPIError."""
+    """Compute the changes by a scenario; stores nothing. Raises as `read_result`, and DatabaseError for DBAPIError."""
     with database_errors(doing="computing a scenario"), engine.connect() as connection:
-        # Not read-only: where tables are distributed, the history is copied to temporary ones.
+        # Not read-only: if tables are distributed, the history is copied to temporary ones.
         connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         return read_result(connection, today, scenario, by, keys)
 
@@ -172,11 +172,11 @@ def result_of(engine: Engine, today: date, scenario: Scenario, by: str, keys: Se
 def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
     connection: Connection, today: date, scenario: Scenario, by: str, keys: Sequence[str], most: int | None = None
 ) -> ScenarioResult:
-    """Compute what a scenario changes, from the history of the servers that it can change.
+    """Compute the changes by a scenario, from the history of the servers that it can change.
 
     Raises:
-        NotFoundError: nothing was measured, or something that the scenario names.
-        ValidationError: groups are not made by this key.
+        NotFoundError: nothing was measured, or something in the scenario does not exist. ValidationError: there are no
+            groups by this key.
         LargeScenarioError: more than `most` databases would be forecast.
         DBAPIError: the database failed.
     """
@@ -271,10 +271,10 @@ def _refuse_more(
 def _groups_of_other_growth(
     scenario: Scenario, base: Budget, grouped: Sequence[tuple[str | None, Effect]]
 ) -> Iterator[str]:
-    """Say why a growth factor changes groups by another share of their forecast growth.
+    """Return sentences on why a growth factor changes groups by another share of their forecast growth.
 
-    `grouped` are the effects of growth, each with its group. What differs most is said of the first groups, the others
-    are named.
+    `grouped` are the effects of growth, each with its group. The groups that differ most have a sentence each; the
+    others are named.
     """
     lines = {line.name: line for line in base.lines}
     found: list[tuple[int, BudgetLine, str]] = []
@@ -312,7 +312,7 @@ def _is_of_whole_groups(growth: Growth, grouped_by: str) -> bool:
 
 
 def _standing(comparison: ScenarioComparison) -> set[tuple[str, str, str]]:
-    """Return the keys of what stands for itself, with or without the assumptions, because many may share one volume."""
+    """Return the keys of rows that no other row covers, with or without the assumptions: many may share a volume."""
     every = [*standing_for_themselves(comparison.base.rows), *standing_for_themselves(comparison.changed.rows)]
     return {(row.server, row.subject, row.name) for row in every}
 
@@ -346,7 +346,7 @@ def fits(comparison: ScenarioComparison) -> list[NewDatabaseFit]:
 
 
 def in_order_of_dates(changes: Sequence[RunwayChange]) -> list[RunwayChange]:
-    """Return what is full first with the assumptions first, then what was to be full first without them."""
+    """Return first what is full first with the assumptions, then what is full first without them."""
 
     def days(one: RunwayChange) -> list[tuple[bool, date]]:
         return [(runway.state != FULL, runway.middle_day or date.max) for runway in (one.after, one.before)]
@@ -355,7 +355,7 @@ def in_order_of_dates(changes: Sequence[RunwayChange]) -> list[RunwayChange]:
 
 
 def answer_of(result: ScenarioResult) -> str:
-    """Say how many fill dates change, which is the earliest, and by how much the budget changes."""
+    """Return a sentence on how many fill dates change, which is the earliest, and how the budget changes."""
     moved = [one for one in result.runways if one.before.full_text != one.after.full_text]
     sentence = "no fill date changes"
     if moved:
@@ -375,7 +375,7 @@ def answer_of(result: ScenarioResult) -> str:
 
 
 def fit_answer(servers: Sequence[NewDatabaseFit]) -> str:
-    """Say where a new database fits best."""
+    """Return a sentence on where a new database fits best."""
     if not servers:
         return "No server has a known limit. `capacity limits set` declares one."
     best = servers[0]
@@ -386,7 +386,7 @@ def fit_answer(servers: Sequence[NewDatabaseFit]) -> str:
 
 
 def _greatest_risk(row: Runway) -> tuple[object, ...]:
-    """Sort by the greatest known risk, then by the least space left."""
+    """Sort by the greatest known risk, then by the least free space."""
     return (not row.probabilities, *row.risk, row.headroom_mb)
 
 
@@ -414,7 +414,7 @@ def store_scenario(engine: Engine, name: str, result: ScenarioResult) -> None:
 
 
 def remove_scenario(engine: Engine, name: str) -> None:
-    """Remove a stored result; raises NotFoundError where there is none, and DatabaseError."""
+    """Remove a stored result; raises NotFoundError if there is none, and DatabaseError."""
     chosen = sa.delete(capacity_scenarios).where(capacity_scenarios.c.name == name)
     with database_errors(doing="removing a scenario"), engine.begin() as connection:
         if not connection.execute(chosen).rowcount:
@@ -429,7 +429,7 @@ def stored_scenario_names(connection: Connection) -> list[str]:
 
 
 def stored_scenario(connection: Connection, name: str) -> ScenarioRecord:
-    """Return a stored result; raises NotFoundError where there is none, and DBAPIError."""
+    """Return a stored result; raises NotFoundError if there is none, and DBAPIError."""
     query = sa.select(capacity_scenarios).where(capacity_scenarios.c.name == name)
     row = connection.execute(query).first()
     if row is None:
@@ -448,7 +448,7 @@ SELECT s.server, counts.standing, counts.is_outdated, counts.measured_until
 FROM capacity_servers s LEFT JOIN counts USING (server_id)
 WHERE s.is_active
 """
-# Those with a forecast of the day, and those whose samples of the newest day of their server came later.
+# Those with a forecast of the day, and those whose samples of the newest day of their server arrived later.
 _DATABASES = """
 SELECT server, name FROM capacity_runway WHERE as_of = :as_of AND subject = 'database'
 UNION
