@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def reading_engine(url: URL, *, role: str | None = None) -> Engine:
-    """Create an engine whose sessions only read, with a time limit per statement, as `role` if given."""
+    """Create an engine with read-only sessions and a time limit per statement, as `role` if given."""
     options = f"-c default_transaction_read_only=on -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s"
     # Starting parallel workers takes longer than most statements of pages, and pages are read concurrently.
     options += " -c max_parallel_workers_per_gather=0"
@@ -112,7 +112,7 @@ def refuse_a_role_that_can_write(engine: Engine) -> None:
 
 
 def role_to_read_with(engine: Engine) -> str | None:
-    """Return the reader role if the session can write and may assume that role, else None; raises DBAPIError."""
+    """Return the reader role if the session can write and may assume that role, otherwise None; raises DBAPIError."""
     with engine.connect() as connection:
         [role] = rows(connection, _WRITABLE_TABLES)
         parameters = {"role": READER_ROLE, "on_nodes": tables_are_distributed(connection)}

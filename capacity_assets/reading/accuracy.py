@@ -123,7 +123,7 @@ class Alarms:
     filled: int
     """Forecasts after which the subject was full by the due day."""
     named: int
-    """Those of them that reached the threshold: right alarms."""
+    """The number of these that reached the threshold: correct alarms."""
     alarms: int
     """Forecasts that reached the threshold."""
     days_of_warning: float | None
@@ -141,7 +141,7 @@ class FillDateErrors:
     horizon_days: int
     forecasts: int
     filled: int
-    """Those with a middle day whose subject was full by the due day."""
+    """The number with a middle day whose subject was full by the due day."""
     median_error_days: float | None
     """Median difference between middle day and first full day; None for fewer than 20."""
     sooner: int
@@ -312,7 +312,7 @@ class _Sample:
 
 def _issued_on(connection: Connection, days: Sequence[date]) -> Sequence[date]:
     """Return the days among these on which forecasts were issued."""
-    # Where rows are distributed, a subquery must not depend on the row of the outer query.
+    # On distributed rows, a subquery must not depend on the row of the outer query.
     on_nodes = """
         SELECT DISTINCT as_of AS day FROM capacity_forecasts WHERE as_of = ANY (CAST(:days AS date[])) ORDER BY day"""
     by_index = """
@@ -378,7 +378,7 @@ def headline(accuracy: FleetAccuracy, horizon_days: int, today: date) -> str:
 _OLDEST = """
 SELECT due_day - horizon_days AS last_measured FROM capacity_forecasts ORDER BY as_of LIMIT 1
 """
-# A query of its own, so that distributed rows are found on the nodes and the rest is computed once.
+# A separate query, so that distributed rows are found on the nodes and the rest is computed once.
 _DUE = """
 SELECT f.as_of, f.horizon_days, f.due_day, f.issued_in_time AS in_time, f.server_id, f.server, f.subject, f.name,
        f.state, f.size_mb, f.forecast_mb, f.lower_mb, f.upper_mb, f.actual_mb, f.probability, f.was_full, f.limit_mb,

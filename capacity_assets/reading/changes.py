@@ -1,7 +1,7 @@
-"""Changes since the window before: of databases by kind, of servers, unusual ones, and the largest of a level.
+"""Changes since the previous window: of databases by kind, of servers, unusual ones, and the largest of a level.
 
 A database counts by the share of its server's measured days on which it existed. So renaming changes no total, and a
-copy that existed for a day counts for that day only. A database is *new* or *gone* only if its server was measured in
+copy that existed for a day counts only for that day. A database is *new* or *gone* only if its server was measured in
 both windows; otherwise it is *not comparable*, because its change is unknown.
 """
 
@@ -63,9 +63,9 @@ class ChangeTotals:
 class DatabaseChange:
     """One database in two windows; a mean size is None if it has no row.
 
-    `change_mb` is what it added to its server's total: the stored change or, if it existed on only some of the days,
-    the difference of its shares. `days` is text such as `3 of 7`: measured on 3 of the 7 measured days of its server.
-    `days_before` is the same of the window before.
+    `change_mb` is its contribution to the change of its server's total: the stored change or, if it existed on only
+    some of the days, the difference of its shares. `days` is text such as `3 of 7`: measured on 3 of the 7 measured
+    days of its server. `days_before` is the same of the previous window.
     """
 
     server: str
@@ -206,7 +206,7 @@ class MovedDatabase(DatabaseRow):
 def moved_databases(
     connection: Connection, period: Period, window: Window, *, shown: int
 ) -> tuple[list[MovedDatabase], list[MovedDatabase]]:
-    """Return the databases of the fleet that grew most, and those that shrank most, with what is behind each."""
+    """Return the databases of the fleet that grew most, and those that shrank most, each with its cause."""
     _, *moved = most_changed(connection, period, window, shown=shown)
     grown, shrunk = ([MovedDatabase(**vars(row)) for row in listed] for listed in moved)
     named = with_objects(connection, window, [*grown, *shrunk])
@@ -217,7 +217,7 @@ Mover = TypeVar("Mover", DatabaseChange, UnusualChange, ShrunkDatabase, MovedDat
 
 
 def with_objects(connection: Connection, window: Window, moved: Sequence[Mover]) -> list[Mover]:
-    """Return databases with the table or index behind the change of each, where these were measured on two days."""
+    """Return databases with the table or index behind the change of each, if these were measured on two days."""
     places = [(one.server_id, one.name if isinstance(one, DatabaseChange) else one.database) for one in moved]
     changes = dict(zip(places, (one.change_mb or 0 for one in moved), strict=True))
     behind = objects_behind(connection, changes, window)
@@ -237,9 +237,9 @@ class DatabaseOfOneWindow:
 def new_and_gone(
     connection: Connection, period: Period, window: Window, label: tuple[str, str] | None
 ) -> tuple[list[DatabaseOfOneWindow], list[DatabaseOfOneWindow]]:
-    """Return the databases with this label that a window has and the one before lacks, and the reverse.
+    """Return the databases with this label that exist in a window but not in the previous one, and the reverse.
 
-    They are those of servers measured in both, the largest first.
+    Only servers measured in both are considered; the largest databases are first.
     """
     key, value = label or (None, None)
     windows = {"period": period.name, "start": window.start, "before": period.previous(window).start}
@@ -392,9 +392,9 @@ class SizeChange:
 class WindowSizes:
     """Size of the fleet in one window and its known change, MiB.
 
-    The change is None if no server has a known one; `known_before_mb` is the previous size of those that have.
-    `unknown_changes` is the number of rows of the level without a known change; `growers` and `shrinkers` are the rows
-    that changed most.
+    The change is None if no server has a known one; `known_before_mb` is the previous size of servers with a known
+    change. `unknown_changes` is the number of rows of the level without a known change; `growers` and `shrinkers` are
+    the rows that changed most.
     """
 
     total_size_mb: int = 0
@@ -467,8 +467,8 @@ def _unknown_changes(level: Level) -> sa.Select[Any]:
 def _movers(level: Level) -> sa.Select[Any]:
     """Return the statement for the largest changes of a window in each direction.
 
-    Changes are those of exact means. If the row of the window before is gone, its mean is derived from the change, to
-    within one MiB. Only rows that are shown are looked up in the window before.
+    Changes are those of exact means. If the row of the previous window no longer exists, its mean is derived from the
+    change, to within one MiB. Only displayed rows are looked up in the previous window.
     """
     now, before = level.target.alias("now"), level.target.alias("before")
     keys = [now.c[name] for name in level.keys]
@@ -504,7 +504,7 @@ def _movers(level: Level) -> sa.Select[Any]:
 
 
 def _is_counted(level: Level, table: sa.FromClause) -> tuple[sa.ColumnElement[bool], ...]:
-    """Return the conditions for rows that count: servers not counted by another one, and groups made by a label."""
+    """Return the conditions for rows that count: servers that no other server counts, and groups by a label."""
     if level.has_servers:
         return (table.c.instance_id != sa.all_(sa.bindparam("replicas", type_=sa.ARRAY(sa.Integer))),)
     return (table.c.label_key.not_in([FLEET, ENGINE, TOTAL]), table.c.label_value != WITHOUT)

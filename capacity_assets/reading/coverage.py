@@ -1,8 +1,8 @@
-"""What was measured and what was not: servers on days and in windows, and databases of a server in windows.
+"""Measured and missing servers on days and in windows, and databases of a server in windows.
 
 Imported samples may lack databases of a day. The total of the server is then the sum of the others: a drop that never
-happened. A database is missing in a window if it is there both before and after it. In the newest window it is missing
-if it was there shortly before, unless the day was collected: a collection lists every database there is.
+happened. A database is missing in a window if it exists both before and after it. In the newest window, it is missing
+if it existed shortly before, unless the day was collected, because a collection lists every existing database.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SILENT_DAYS = 3
 
 @dataclass(frozen=True)
 class MeasuredDay:
-    """The number of servers that were measured on a day, and of those that should have been."""
+    """The number of servers measured on a day, and of those that should have been measured."""
 
     day: date
     measured: int
@@ -141,7 +141,7 @@ def measured_ends(connection: Connection, servers: Collection[int], until: date,
                     ELSE (SELECT day FROM capacity_server_samples t
                           WHERE t.server_id = s.server_id AND t.day <= :until ORDER BY t.day LIMIT 1) END AS day
         FROM unnest(CAST(:servers AS integer[])) AS s (server_id)"""
-    # Where rows are distributed, a subquery must not depend on the row of the outer query.
+    # On distributed rows, a subquery must not depend on the row of the outer query.
     on_nodes = """
         SELECT server_id, CASE WHEN CAST(:newest AS boolean) THEN max(day) ELSE min(day) END AS day
         FROM capacity_server_samples
@@ -257,7 +257,7 @@ def _with_reasons(connection: Connection, servers: Sequence[Row[Any]], day: date
 
 @dataclass(frozen=True)
 class ServersInService:
-    """The number of servers in service, and of those that are counted by another server."""
+    """The number of servers in service, and of those that another server counts."""
 
     active: int
     counted_by_others: int
@@ -297,9 +297,9 @@ class SilentServer:
 
 
 def silent_servers(connection: Connection, window: Window, label: tuple[str, str] | None = None) -> list[SilentServer]:
-    """Return the active servers with this label that fell silent in a window, by name.
+    """Return the active servers with this label whose measurements stopped in a window, by name.
 
-    Those that fell silent in the last days of a window belong to the next one. An open window counts up to today.
+    Those that stopped in the last days of a window belong to the next one. An open window counts up to today.
     """
     statement = """
         WITH newest AS MATERIALIZED (
@@ -414,7 +414,7 @@ def _suspects(period: Period, server_id: int, counts: Mapping[date, int], newest
         earlier, later = starts[max(place - WINDOWS_AROUND, 0) : place], starts[place + 1 : place + 1 + WINDOWS_AROUND]
         before = next((one for one in reversed(earlier) if counts[one] > counts[start]), None)
         after = next((one for one in later if counts[one] > counts[start]), None)
-        # Databases that are gone may come back within some days.
+        # Missing databases may appear again within some days.
         is_newest = period.days == 1 and before is not None and (newest - before).days <= NEWEST_WINDOWS
         if before is not None and (after is not None or is_newest):
             found.append(_Suspect(server_id, start, before, after))
@@ -497,7 +497,7 @@ def counts_of_databases(
 def measured_before(connection: Connection, period: Period, first: Window) -> dict[int, date]:
     """Return the servers without a row in a window that were measured before it, each with its newest day until then.
 
-    Servers that are counted by another one are left out.
+    Servers that another server counts are left out.
     """
     statement = """
         SELECT server_id FROM capacity_servers

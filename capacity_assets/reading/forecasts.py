@@ -1,7 +1,7 @@
-"""Stored forecasts: what fills and when, how urgent that is, how much is free, and what was forecast before.
+"""Stored forecasts: what fills and when, its urgency, the free space, and earlier forecasts.
 
 The newest ones are rows of the view `capacity_runway`, those of other days of `capacity_issued_runways`. Decisions are
-those that are open today, whatever the day of the forecast.
+those open today, for a forecast of any day.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class ForecastDay:
 
 @dataclass(frozen=True)
 class RunwaySubject:
-    """What a stored forecast is of; `name` is empty for a server."""
+    """The subject of a stored forecast; `name` is empty for a server."""
 
     server_id: int
     server: str
@@ -96,7 +96,7 @@ class SizesAhead:
 
     @property
     def is_range_narrowing(self) -> bool:
-        """Whether the range of a horizon is narrower than that of a shorter one, as where purges come regularly."""
+        """Whether the range of a horizon is narrower than that of a shorter one, as with regular purges."""
         widths = [one.upper_mb - one.lower_mb for one in self.ahead]
         return widths != sorted(widths)
 
@@ -131,7 +131,7 @@ class StoredRunway(SizesAhead, RunwayFigures, RunwaySubject):
     is_outdated: bool
     """Whether limits, steps or plans of its server were declared after the forecast."""
     stands_for_itself: bool
-    """False if another forecast is about the same space and at least as urgent: a volume stands for its databases."""
+    """False if another forecast is about the same space and at least as urgent: a volume covers its databases."""
     ahead: Sequence[ForecastDay] = field(default=())
     planned: PlannedRunway | None = None
     """The runway with planned limits; None: no plan raises its limit, or no day is known."""
@@ -150,7 +150,7 @@ class StoredRunway(SizesAhead, RunwayFigures, RunwaySubject):
 
     @property
     def is_shared(self) -> bool:
-        """Whether its limit is free space that others use too: it holds only if these do not grow."""
+        """Whether its limit is free space that others use too: it applies only if these do not grow."""
         return self.subject != VOLUME and self.binds in {VOLUME_LIMIT, SERVER_LIMIT}
 
     def probability_within(self, days: int) -> float | None:
@@ -189,7 +189,7 @@ def severity_of(runway: StoredRunway, thresholds: Thresholds) -> Severity | None
 
 
 def needs_action(runway: StoredRunway, thresholds: Thresholds) -> bool:
-    """Whether somebody has to act, apart from decisions: it is full, or likely to be full soon."""
+    """Whether somebody has to act, regardless of decisions: it is full, or likely to be full soon."""
     return severity_of(runway, thresholds) in {Severity.FULL, Severity.ACT}
 
 
@@ -316,7 +316,7 @@ def runway_of(connection: sa.Connection, today: date, server_id: int, subject: s
 
 
 def binding_of(connection: sa.Connection, today: date, runway: StoredRunway | None) -> StoredRunway | None:
-    """Return which fills first: a database, the limit of its server or one of its volumes; None: no date is known."""
+    """Return what fills first: a database, the limit of its server or one of its volumes; None: no date is known."""
     if runway is None:
         return None
     chosen = _select(_NEWEST).where(_R.server_id == runway.server_id, _R.subject != DATABASE)
@@ -340,7 +340,7 @@ def _earliest(runways: Sequence[StoredRunway]) -> StoredRunway | None:
 def first_on_server(
     connection: sa.Connection, today: date, server_id: int
 ) -> tuple[StoredRunway | None, StoredRunway | None]:
-    """Return what fills first on a server and, if that is a database, which of its disks or its own limit does."""
+    """Return what fills first on a server and, if that is a database, whether its own limit or which of its disks."""
     dated = _select(_NEWEST).where(_R.server_id == server_id, _R.stands_for_itself, _R.full_middle.is_not(None))
     # On the same day, a volume comes before a server or database.
     order = (_R.full_middle, _R.full_early, _R.subject.desc(), _R.name)
@@ -362,7 +362,7 @@ def bound_by_volume(
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a list shows beside a server or database: its recent sizes, MiB, and the limit that it reaches first.
+    """The outlook of a server or database in a list: its recent sizes, MiB, and the limit that it reaches first.
 
     A volume or server is used by all databases on it.
     """
@@ -375,18 +375,18 @@ class Usage:
     """Used part of that limit, including other databases on the same volume or server."""
     limit_used_percent: float | None = None
     limit_subject: str | None = None
-    """The kind of subject whose limit it is: database, server or volume."""
+    """The kind of subject with the limit: database, server or volume."""
     limit_name: str | None = None
     full_by: date | None = None
     """Day by which it is full with a probability of 50 %; None: not within a year, or unknown."""
     forecast_state: str | None = None
     """State of its newest forecast; None: there is none."""
     full_subject: str | None = None
-    """The kind of subject whose date it is; that of a server may be a database on it."""
+    """The kind of subject with the date; for a server, this may be a database on it."""
     full_name: str | None = None
     severity: Severity | None = None
     decision: str | None = None
-    """The decision on what fills, in a few words; None: no decision leaves it out of check and alerts."""
+    """The decision on what fills, in a few words; None: no decision excludes it from check and alerts."""
 
 
 def usages_of(
@@ -433,7 +433,7 @@ def _of_keys(source: sa.FromClause, keys: Collection[tuple[int, str, str]], *, o
     every += [sa.literal(one, sa.ARRAY(sa.Text)) for one in (subjects, names)]
     columns = [source.c.server_id, source.c.subject, source.c.name]
     if on_nodes:
-        # Where rows are distributed, a subquery must not depend on the outer query. The caller ignores other subjects.
+        # On distributed rows, a subquery must not depend on the outer query. The caller ignores other subjects.
         return _select(source).where(
             *(column == sa.any_(values) for column, values in zip(columns, every, strict=True))
         )
@@ -493,7 +493,7 @@ def forecast_day(connection: sa.Connection) -> date | None:
 def forecasts_revision(connection: sa.Connection) -> tuple[object, ...]:
     """Return values that change when forecasts are issued, or prices or decisions are declared or removed."""
     day = forecast_day(connection)
-    # The time of the newest one is read from an index: there are many, and this is asked every few seconds.
+    # The time of the newest one is read from an index, because there are many, and this is read every few seconds.
     newest = sa.select(_ISSUED.c.issued_at).where(_ISSUED.c.as_of == day).order_by(_ISSUED.c.issued_at.desc()).limit(1)
     prices = "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_prices"
     decisions = """
@@ -514,11 +514,11 @@ class FreeCapacity:
     judged: int
     """Forecasts of what has a known limit and enough history; 0: none says that nothing fills."""
     too_little_history: int
-    """Databases with a known limit and too few measured days for a fill date."""
+    """Number of databases with a known limit and too few measured days for a fill date."""
     history_days: int | None
     """Most measured days of these; None: there are none."""
     as_of: date | None
-    """Day of the newest forecasts; None: none was issued, so that none of this is known."""
+    """Day of the newest forecasts; None: none was issued, so none of this is known."""
 
 
 def free_capacity(connection: sa.Connection, thresholds: Thresholds) -> FreeCapacity:
@@ -556,7 +556,7 @@ def _headroom(connection: sa.Connection, source: sa.FromClause, server: str | No
     total = sa.select(sa.func.sum(sa.func.greatest(own.c.headroom_mb, 0))).where(
         own.c.headroom_mb.is_not(None), sa.or_(own.c.subject == VOLUME, ~has_volumes)
     )
-    # A query of its own: on distributed rows, no subquery may stand beside an aggregate.
+    # A separate query: on distributed rows, a subquery may not be combined with an aggregate.
     headroom_mb = connection.execute(total).scalar()
     return None if headroom_mb is None else int(headroom_mb)
 
@@ -571,7 +571,7 @@ class ForecastIssue:
     is_outdated: bool
     """Whether limits, steps or plans were declared or removed since."""
     risks: Sequence[StoredRunway]
-    """What is full within a year with 10 % probability or more, greatest risk first; shared space is named once."""
+    """What is full within a year with 10 % probability or more, greatest risk first; shared space is listed once."""
     headroom_mb: int | None
     """Free space of volumes and, for servers without volumes, up to their own limit; None: no limit is known."""
     unknown_limits: int
@@ -647,7 +647,7 @@ def greatest_risks(
 WITHIN_DAYS, MOVED_DAYS = 180, 14
 """In the digest a fill date has moved if it differs by MOVED_DAYS, and one of the two is within WITHIN_DAYS.
 
-A new date counts as sooner, and one that is no longer within a year as later.
+A new date counts as sooner; a date that is no longer within a year counts as later.
 """
 
 
@@ -676,10 +676,10 @@ class FillDateChange:
 
 @dataclass(frozen=True)
 class FillDateChanges:
-    """What fills soon, and what fills sooner or later than was forecast before."""
+    """What fills soon, and what fills sooner or later than in an earlier forecast."""
 
     soon: Sequence[FillDateChange] = ()
-    """What to watch or act on, most probable first."""
+    """Subjects to watch or act on, most probable first."""
     sooner: Sequence[FillDateChange] = ()
     later: Sequence[FillDateChange] = ()
     decided: int = 0
@@ -705,7 +705,7 @@ def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is 
     """Return the fill dates of the fleet or of a label, by the newest issue of a window or of the day after it.
 
     They are compared with the newest issue of the seven days up to the first day of the window. Subjects that decisions
-    leave out are only counted. Without `with_soon`, what fills soon is not read.
+    exclude are only counted. Without `with_soon`, what fills soon is not read.
     """
     newest = newest_day_of_issue(connection, first, last + timedelta(days=1))
     if newest is None:
@@ -718,7 +718,7 @@ def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is 
     found = _runways_of_keys(connection, today, _issued_on(newest), before)
     if with_soon:
         found += [one for one in _to_be_watched(connection, newest, today, thresholds) if one.key not in before]
-    # Without a date, only what is known not to fill within a year counts as later.
+    # Without a date, only subjects known not to fill within a year count as later.
     is_dated = (one.full_middle is not None or one.state in {FORECAST, NO_LIMIT} for one in found)
     runways = [one for one, dated in zip(found, is_dated, strict=True) if dated and one.stands_for_itself]
     if label is not None:
@@ -759,7 +759,7 @@ WHERE n.full_middle <= :latest AND (b.full_middle IS NULL OR b.full_middle - n.f
 
 
 def _to_be_watched(connection: sa.Connection, as_of: date, today: date, thresholds: Thresholds) -> list[StoredRunway]:
-    """Return what is full by the issue of a day, or to be watched."""
+    """Return subjects that are full, or to be watched, by the issue of a day."""
     source = _issued_on(as_of)
     is_probable = source.c[f"probability_{thresholds.days}_days"] >= thresholds.watch_percent / 100
     is_urgent = sa.or_(is_probable, source.c.state == FULL)

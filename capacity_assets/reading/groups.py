@@ -54,9 +54,9 @@ def group_sizes(
 
 
 def group_names(connection: Connection, by: str) -> list[str]:
-    """Return the names of the groups by engine, server or a label, sorted; what has no such label comes last.
+    """Return the names of the groups by engine, server or a label, sorted; the group without the label is last.
 
-    They give each group its place in charts, whichever of them a chart has.
+    They give each group its place in charts, whichever groups a chart contains.
     """
     statement = """
         SELECT DISTINCT value AS name FROM capacity_label_spans
@@ -81,9 +81,9 @@ class Group:
     change_mb: int | None
     fills_first: GroupFillDate | None = None
     change_percent: float | None = None
-    """The change in percent of the size before, to a tenth; None if it is not known or nothing was there before."""
+    """The change in percent of the previous size, to a tenth; None if it is not known or the previous size is 0."""
     share_percent: float | None = None
-    """Its part of what all groups have, to a tenth; these add up to 100."""
+    """Its share of all groups in percent, to a tenth; shares add up to 100."""
     is_partial: bool = False
     """Whether a server of the group was not measured in the window, or on far fewer days than others."""
     is_change_partial: bool = False
@@ -106,8 +106,8 @@ def groups_of(
 ) -> list[Group]:
     """Return the groups of a window, the largest first, each with its entry in `fills`; raises DBAPIError.
 
-    Of those that were partly measured, in the window or the one before, the change is like for like. If no group is
-    stored, there are none. Without any label of a key, everything is one group.
+    The change of groups that were partly measured, in the window or the previous one, is like for like. If no group is
+    stored, the list is empty. Without any label of a key, everything is one group.
     """
     of_window = {"period": period.name, "start": window.start}
     stored = rows(connection, _GROUPS, **of_window, by=by)
@@ -146,9 +146,9 @@ def _percent(change_mb: int | None, size_mb: int) -> float | None:
 
 
 def _shares(sizes_mb: Sequence[int]) -> list[float | None]:
-    """Return the share of each size in percent, cut to a tenth.
+    """Return the share of each size in percent, rounded down to a tenth.
 
-    The tenths that are missing to 100 go to the shares that lost most by the cut.
+    The tenths that are missing to 100 go to the shares that lost most by rounding down.
     """
     whole = sum(sizes_mb)
     if not whole:
@@ -161,7 +161,7 @@ def _shares(sizes_mb: Sequence[int]) -> list[float | None]:
 
 
 def measured_notes(groups: Sequence[Group], by: str) -> list[str]:
-    """Say which groups were partly measured, and what their change is then."""
+    """Return a sentence on which groups were partly measured, and the meaning of their change."""
     partial, compared = (
         first_of((group_named(one.name, by) for one in groups if is_so(one)), GROUPS_NAMED)
         for is_so in (attrgetter("is_partial"), attrgetter("is_change_partial"))
@@ -195,10 +195,10 @@ FROM capacity_groups WHERE period = :period AND window_start = :start AND groupe
 def partial_groups(
     connection: Connection, period: Period, window: Window, grouped_by: str, sizes_mb: Mapping[str | None, int]
 ) -> dict[date, set[str | None]]:
-    """Return the groups that lack a server: those of a window and those of the one before, each by its first day.
+    """Return the groups that lack a server, of a window and of the previous one, each by its first day.
 
-    The rule is that of `short_servers`, but a server is expected if this window or the one before has it.
-    `sizes_mb` are the sizes of the groups.
+    The rule is that of `short_servers`, but a server is expected if this window or the previous one has it. `sizes_mb`
+    are the sizes of the groups.
     """
     missing = """
         WITH stored AS MATERIALIZED (
@@ -262,7 +262,7 @@ def short_servers(
 ) -> list[ShortServer]:
     """Return the servers that make windows of a group partly measured, by window and name.
 
-    Each is missing in its window, or missed days enough to change the mean of the group noticeably: a group is a mean
+    Each is missing in its window, or missed enough days to change the mean of the group noticeably: a group is a mean
     over days, so a day without a server lowers it by a part of the server's size.
     """
     # A server is expected from its first window on; one out of service, only before its last.
@@ -370,7 +370,7 @@ def changes_of_group(
 def like_for_like(sizes: Sequence[SizeInWindow], changes: Mapping[date, tuple[int, int]]) -> list[SizeInWindow]:
     """Return the sizes of a group.
 
-    Where a window or the one before is partial, the change is the sum over its databases; None if none is known.
+    If a window or the previous one is partial, the change is the sum over its databases; None if none is known.
     """
     return [
         replace(one, change_mb=change[0], change_percent=_percent(*change))
@@ -398,7 +398,7 @@ MOST_GROUPS, MOST_DATABASES, LEAST_SHARE = 40, 200, 0.002
 class GroupSpace:
     """The space of a group, MiB: its largest databases, and the others; `name` None: databases without the label.
 
-    `groups` is more than 1 for the last one if it stands for all groups that are not listed.
+    `groups` is more than 1 for the last one if it contains all groups that are not listed.
     """
 
     name: str | None
@@ -409,7 +409,7 @@ class GroupSpace:
     other_mb: int
     groups: int = 1
     change_percent: float | None = None
-    """As in `Group`, so of what is like for like where the group was partly measured."""
+    """As in `Group`: like for like if the group was partly measured."""
 
 
 def space_of_groups(

@@ -106,7 +106,7 @@ ORDERS: dict[str, tuple[sa.ColumnElement[Any], ...]] = {
     "name": (_GROWTH.database, _GROWTH.server),
 }
 """The sort orders of databases; ties have the same order everywhere."""
-# Unknown changes are excluded where they would come first, so that an index has the order.
+# Unknown changes are excluded if they would be first, so that an index has the order.
 _WITHOUT_INDEX = ("size", "percent")
 """Orders without an index: all rows of a window are sorted. Days have none for any order."""
 _CONDITIONS = {"shrinkage": _GROWTH.change_mb < 0, "growth": _GROWTH.change_mb.is_not(None)}
@@ -133,7 +133,8 @@ def databases(  # noqa: PLR0913 -- one argument per filter
 ) -> tuple[list[DatabaseRow], bool]:
     """Return a page of the databases of a window, and whether there are more. Without a window there are none.
 
-    Databases are those of one server, or all that count in sums. An empty label value selects those without that key.
+    They are the databases of one server, or all databases that count in sums. An empty label value selects those
+    without that key.
     """
     if window is None:
         return [], False
@@ -142,7 +143,7 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     if engine == UNKNOWN_ENGINE:
         conditions.append(_GROWTH.engine == engine)
     elif engine:
-        # With the servers given, PostgreSQL estimates the matching rows well and reads the index until a page is full.
+        # With a list of servers, PostgreSQL estimates the matching rows well and reads the index until a page is full.
         of_engine = rows(connection, "SELECT server_id FROM capacity_servers WHERE engine = :engine", engine=engine)
         conditions.append(_is_one_of([row.server_id for row in of_engine]))
     if order in _CONDITIONS:
@@ -153,7 +154,7 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     of_row = _columns(_GROWTH, DatabaseRow.__dataclass_fields__)
     statement = sa.select(*of_row).where(*conditions).order_by(*ORDERS[order])
     if label is None and (order in _WITHOUT_INDEX or period.days == 1):
-        # Only keys are sorted; names of servers and labels are looked up for the rows shown.
+        # Only keys are sorted; names of servers and labels are looked up for the displayed rows.
         keys = sa.select(_GROWTH.server_id, _GROWTH.database).where(*conditions).order_by(*ORDERS[order])
         shown_keys = keys.limit(shown + 1).offset((page - 1) * shown).subquery("shown")
         is_shown = sa.and_(_GROWTH.server_id == shown_keys.c.server_id, _GROWTH.database == shown_keys.c.database)
@@ -280,7 +281,7 @@ def _recent_sizes(
     return {(server, name): [sizes.get((server, name, start)) for start in starts] for server, name in subjects}
 
 
-# By key, row by row; where rows are distributed, a subquery must not depend on the outer query.
+# By key, row by row; on distributed rows, a subquery must not depend on the outer query.
 _RECENT_DATABASES = (
     """
     SELECT k.server_id, k.name, g.window_start, g.size_mb
@@ -366,12 +367,12 @@ class NameMatch:
     full_by: date | None = None
     """Fill date by its newest forecast; None: not within a year, or unknown."""
     database: str = ""
-    """The database of a table; empty: the name is not that of a table."""
+    """The database of a table; empty: it is not the name of a table."""
     schema: str = ""
 
 
 LARGEST_NAMED = 20_000
-"""The largest tables of the fleet are found by name; more names would take more memory than those of databases."""
+"""Only the largest tables of the fleet are found by name; more names would need more memory than those of databases."""
 
 
 @dataclass(frozen=True)
@@ -384,7 +385,7 @@ class NameIndex:
     filling: Sequence[NameMatch] = ()
 
     def search(self, query: str, shown: int, kind: str = "") -> list[NameMatch]:
-        """Return names that contain all words of a query: by fill date, then those that begin with the first word.
+        """Return names that contain all words of a query: by fill date, then names that begin with the first word.
 
         Without words, return those that fill first. With a kind, return only its names, without words also those
         without a fill date.

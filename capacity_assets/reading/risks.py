@@ -69,7 +69,7 @@ class AlertRisk:
 
     @property
     def full_by(self) -> date | None:
-        """The fill date; for what is full already, the last measured day."""
+        """The fill date; if it is already full, the last measured day."""
         return self.runway.last_day if self.is_full else self.runway.middle_day
 
     @property
@@ -91,7 +91,7 @@ class OpenAlert:
     server: str
     labels: Mapping[str, str]
     reason: str | None
-    """Why nobody has to act any more; None: it stays open."""
+    """The reason why it is resolved; None: it stays open."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
     )
 
 
-# Of a PostgreSQL cluster and a database in it; a standby that takes over has the same.
+# Of a PostgreSQL cluster and a database in it; after a failover, the standby has the same.
 _INSTALLATION = """
 SELECT concat(c.system_identifier, '/', d.oid)
 FROM pg_control_system() c CROSS JOIN pg_database d WHERE d.datname = current_database()
@@ -245,15 +245,15 @@ class PageSubject:
 
 @dataclass(frozen=True)
 class Headline:
-    """What is full first and when, in a sentence, with commands in backquotes."""
+    """A sentence on what is full first and when, with commands in backquotes."""
 
     text: str
     severity: Severity | None = None
-    """None: not urgent, or left out of check and alerts by the decision in the text."""
+    """None: not urgent, or excluded from check and alerts by the decision in the text."""
     day: date | None = None
     """The day by which it is full with a probability of 50 %; None: not within a year, or unknown."""
     linked: str | None = None
-    """The part of the text that names what fills, if that is not the subject of the page."""
+    """The part of the text that names what fills, if it is not the subject of the page."""
     subject: str | None = None
     """The kind of subject that fills; None: nothing with a known date."""
     server_id: int | None = None
@@ -273,7 +273,7 @@ def headline_of(  # noqa: PLR0913 -- what the sentence is made of
     """Return the headline of a server, database or volume.
 
     `own` is its own forecast, `first` the one that fills first: its own, or that of a volume, server or database;
-    `also` fills after that. `issued` is the day of the newest issue; None: there is none.
+    `also` is the next one. `issued` is the day of the newest issue; None: there is none.
     """
     if not about.is_active:
         gone = "No longer registered" if about.is_active is None else "Out of service"
@@ -305,7 +305,7 @@ def next_to_fill(
 
 
 def _unknown(free: FreeCapacity) -> str:
-    """Name the databases of which it is not known whether they fill; empty if there are none."""
+    """Return a sentence on the databases whose fill date is unknown; empty if there are none."""
     young, unlimited = (
         f" {counted(number, 'database')} {'has' if number == 1 else 'have'}"
         for number in (free.too_little_history, free.unknown_limits)

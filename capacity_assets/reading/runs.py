@@ -1,7 +1,8 @@
-"""Runs of Dagster as its own tables have them: what waits and works, what ended how, and whether its daemon works.
+"""Runs of Dagster, from its own tables: waiting, active and ended runs, and whether its daemon works.
 
-It is read by SQL, so that the pages do not import Dagster, and know of failed runs also while the code location, whose
-sensor sends alerts, is away. Read are columns of `runs` and `daemon_heartbeats`; a test runs this on Dagster's storage.
+They are read by SQL, so that the pages do not import Dagster, and show failed runs also while the code location, whose
+sensor sends alerts, is unreachable. Columns of `runs` and `daemon_heartbeats` are read; a test runs this on Dagster's
+storage.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ RECENT = timedelta(days=1)
 
 @dataclass(frozen=True)
 class JobRuns:
-    """The runs of a job: now, those that ended in the last day, and when one last succeeded or failed (Unix time).
+    """The runs of a job: present ones, those that ended in the last day, and the last success and failure (Unix time).
 
     The job of runs that were launched from assets, such as backfills, is called `assets`, unless another one is.
     """
@@ -40,13 +41,14 @@ def job_runs(connection: Connection) -> list[JobRuns]:
 
 
 def daemon_heartbeat(connection: Connection) -> float | None:
-    """Return when Dagster's daemon last said that it works (Unix time); None: never. Raises DBAPIError."""
+    """Return when Dagster's daemon last reported (Unix time); None: never. Raises DBAPIError."""
     heartbeat: float | None = rows(connection, _HEARTBEAT)[0].newest
     return heartbeat
 
 
-# Each part reads entries of an index: the first one steps from name to name; what ended recently was changed recently,
-# which Dagster writes in the zone of the session, hence a day more; and of the newest runs one ended last.
+# Each part reads entries of an index. The first one steps from name to name. Runs that ended recently were updated
+# recently; Dagster writes this time in the zone of the session, so a day is added. The last end is among the newest
+# runs.
 _JOB_RUNS = """
 WITH RECURSIVE jobs (name) AS (
     (SELECT pipeline_name FROM runs ORDER BY pipeline_name LIMIT 1)

@@ -30,7 +30,7 @@ OTHER_PERIODS_SHOWN = 24
 
 @dataclass(frozen=True)
 class SizeInWindow:
-    """A size in one window, MiB; None where nothing was measured. `largest_mb` and `smallest_mb`: of its days."""
+    """A size in one window, MiB; None if nothing was measured. `largest_mb` and `smallest_mb`: of its days."""
 
     window_start: date
     window_end: date
@@ -149,8 +149,8 @@ class LastSize:
 class CurrentFleetSize:
     """The fleet by the last known size of each server in service, MiB.
 
-    Sizes that lack some databases are replaced by earlier ones. Servers that are counted by another one (replicas,
-    shared storage) are left out.
+    Sizes that lack some databases are replaced by earlier ones. Servers that another server counts (replicas, shared
+    storage) are left out.
     """
 
     size_mb: int | None
@@ -322,7 +322,7 @@ def server_history(
 def used_history(
     connection: Connection, period: Period, windows: Sequence[Window], server_id: int, database: str
 ) -> list[SizeInWindow]:
-    """Return what was used inside the files of a database in windows, with gaps; nothing if it was not measured."""
+    """Return the used space inside the files of a database in windows, with gaps; empty if it was not measured."""
     if not windows:
         return []
     statement = """

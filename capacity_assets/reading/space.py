@@ -1,6 +1,6 @@
-"""What uses the space of servers and volumes: databases, what lies beside them, and what is unexplained.
+"""The uses of the space of servers and volumes: databases, other parts, and the unexplained rest.
 
-Unchanged are databases that had one size for three months; they have their cost.
+Databases that had one size for three months are *unchanged*; they are listed with their cost.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class SlotUse:
 class SpaceUsage:
     """The uses of a server or volume on a day and on `before`; their known sizes add up to `used_mb`.
 
-    The rest is one of `uses`, as unexplained. `used_mb` None: no volume was measured, so that there is no such rest.
+    The rest is one of `uses`, as unexplained. `used_mb` None: no volume was measured, so there is no rest.
     """
 
     day: date
@@ -96,10 +96,10 @@ class LargeSlot:
 def space_usage(
     connection: Connection, server_id: int, volumes: Sequence[ServerVolume], volume: str | None, today: date
 ) -> SpaceUsage | None:
-    """Return what uses the space of a server (`volume` None) or of one of its `volumes`; None: not measured lately.
+    """Return the uses of the space of a server (`volume` None) or of one of its `volumes`; None: not measured recently.
 
-    On a server with one volume, everything without a known volume counts for it. On one with several, a volume has the
-    databases and parts that are known to lie on it alone; the rest is unexplained.
+    On a server with one volume, everything without a known volume counts for it. With several volumes, a volume has the
+    databases and parts that are known to be only on it; the rest is unexplained.
     """
     newest = "SELECT max(day) AS day FROM capacity_server_parts WHERE server_id = :server AND day <= :today"
     day = rows(connection, newest, server=server_id, today=today)[0].day
@@ -147,7 +147,7 @@ def space_history(
 ) -> list[SpaceDay]:
     """Return the uses of one of the `volumes` of a server, as `space_usage`, on the measured ones of `days`.
 
-    What has no known size is a part of the unexplained. Raises DBAPIError.
+    Parts of unknown size are in the unexplained rest. Raises DBAPIError.
     """
     parameters = {"server": server_id, "days": days, "volume": volume, "is_only": len(volumes) == 1}
     in_parts = _days_in_parts(connection, parameters)
@@ -171,7 +171,7 @@ def _days_in_parts(connection: Connection, parameters: Mapping[str, object]) -> 
 def _sizes(
     connection: Connection, parameters: Mapping[str, object]
 ) -> tuple[dict[tuple[date, str], int], dict[date, int]]:
-    """Return the sizes of databases and parts by day and kind, and what is used by day, MiB."""
+    """Return the sizes of databases and parts by day and kind, and the used space by day, MiB."""
     statements = (_DATABASES_OF_SERVER if parameters["volume"] is None else _DATABASES_OF_VOLUME, _PARTS)
     found = [row for statement in statements for row in rows(connection, statement, **parameters, held=HELD)]
     used = {row.day: int(row.used_mb) for row in rows(connection, _USED, **parameters)}
@@ -187,7 +187,7 @@ def large_slots(
 ) -> list[LargeSlot]:
     """Return the slots that retain too much on the newest day of each server in a range of days, largest first."""
     key, value = label or (None, None)
-    # Not joined: where tables are distributed, readers have no rights on the tables behind the view of servers.
+    # Not joined: if tables are distributed, readers have no rights on the tables behind the view of servers.
     wanted = [row.server_id for row in rows(connection, _SERVERS, key=key, value=value, last=last)]
     newest = rows(connection, _NEWEST, first=first, last=last, servers=wanted)
     if not newest:
@@ -285,7 +285,7 @@ MONTHS = 3
 
 @dataclass(frozen=True)
 class UnchangedDatabase:
-    """A database with its size in MiB and what it cost in the month; `amount` None: it has no price."""
+    """A database with its size in MiB and its cost in the month; `amount` None: it has no price."""
 
     server_id: int
     server: str

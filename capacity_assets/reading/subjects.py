@@ -77,7 +77,7 @@ class DeclaredStep:
 
 
 def server_id_of(connection: Connection, server: str) -> int | None:
-    """Return the ID of a registered server; None: none of that name."""
+    """Return the ID of a registered server; None: it does not exist."""
     named = rows(connection, "SELECT server_id FROM capacity_servers WHERE server = :server", server=server)
     return named[0].server_id if named else None
 

@@ -1,12 +1,12 @@
 """Tables and indexes: their changes in databases and over the fleet, and the history of one table.
 
-For a change, two samples of `object_size_stats` are compared: the newest before the days, or else the first in them,
-and the newest in them. The changes of objects, of all others and of what no object explains add up to the change of
-the database.
+For a change, two samples of `object_size_stats` are compared: the newest before the days or, if there is none, the
+first in them, and the newest in them. The changes of listed objects, of all others and of the unexplained part add up
+to the change of the database.
 
-An object that is listed on one of the two days only was at most as large as the smallest listed one on the other day,
-because the largest are always listed. It is compared with that bound: its change is the least that it can be, and the
-rest of it is in the others. Where every object is listed, the bound is zero.
+An object that is listed on only one of the two days was at most as large as the smallest listed one on the other day,
+because the largest are always listed. It is compared with this bound: its change is the least possible one, and the
+rest of it is in the others. If every object is listed, the bound is zero.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ OTHERS, UNEXPLAINED = "others", "unexplained"
 LEAST_FREE_BYTES = 1024**3
 """Less dead and free space of a table is not judged."""
 FEW_DATABASES = 100
-"""Of more, both samples are read whole where no least change tells which objects a list can begin with."""
+"""Above this number, both samples are read completely if no least change shows which objects a list can begin with."""
 LARGEST_TRIED = 1000
-"""Objects of a fleet among which the least change is looked for that a list can begin with."""
+"""Objects of a fleet among which the least change that a list can begin with is searched."""
 ORDERS = ("growth", "shrinkage", "size", "free", "unwritten", "name")
 """The sort orders of tables and indexes. `free`: tables whose dead rows and free pages grew, by the cost of these;
-`unwritten`: tables to which nobody wrote, by their cost with indexes."""
+`unwritten`: tables to which nothing was written, by their cost with indexes."""
 DAYS_OF_WEEK = 7
 
 T = TypeVar("T", bound="ObjectChange | TableName")
@@ -95,7 +95,7 @@ class ObjectPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class ListedObject(ObjectChange, ObjectPlace):
-    """A table or index in a list; `amount`: what `counted_bytes` cost in the month of the bill; None: unknown.
+    """A table or index in a list; `amount`: the cost of `counted_bytes` in the month of the bill; None: unknown.
 
     These are its dead rows and free pages or, in the order `unwritten`, the table with its indexes.
     """
@@ -113,9 +113,9 @@ class ListedObject(ObjectChange, ObjectPlace):
 
 @dataclass(frozen=True)
 class ObjectList:
-    """A page of a list. In the orders `free` and `unwritten`, also `counted_bytes` of all rows, and what they cost.
+    """A page of a list. In the orders `free` and `unwritten`, also `counted_bytes` of all rows, and their cost.
 
-    None: another order; `amount` None: no price, too.
+    None: another order; `amount` may also be None without a price.
     """
 
     objects: Sequence[ListedObject]
@@ -128,8 +128,8 @@ class ObjectList:
 class DatabaseGrowth:
     """The changes inside a database between its samples of two days, bytes.
 
-    `objects` are those that changed, largest change first. Their changes, that of all others and that of what no object
-    explains add up to `change_bytes`.
+    `objects` are those that changed, largest change first. Their changes, that of all others and that of the
+    unexplained part add up to `change_bytes`.
     """
 
     server: str
@@ -227,8 +227,7 @@ def list_objects(  # noqa: PLR0913 -- one argument per choice of a list
     chosen: Sequence[Row[Any]] = ()
     if order in _CHOSEN:
         statement, parts = _CHOSEN[order]
-        # PostgreSQL believes that few objects are of these days and databases, and would look each up in the other
-        # sample.
+        # PostgreSQL estimates few objects of these days and databases, and would look each up in the other sample.
         plan_with_loops(connection, allowed=are_few)
         chosen = _rows(connection, statement, days, parts, **parameters)
         plan_with_loops(connection, allowed=True)
@@ -323,7 +322,7 @@ def _rows(
 ) -> Sequence[Row[Any]]:
     """Return the rows of a statement that compares the samples of these days; `is_by_last`: it begins with the last.
 
-    Days are given, so that PostgreSQL reads them and no others.
+    Days are parameters, so that PostgreSQL reads only these.
     """
     if not days:
         return []
@@ -363,13 +362,13 @@ CROSS JOIN LATERAL (
 ) AS o
 WHERE o.kind IN ('table', 'index')
 """
-# Where rows are distributed, a subquery must not depend on the outer query.
+# On distributed rows, a subquery must not depend on the outer query.
 _LARGEST_ON_NODES = """
 SELECT day, server_id, database, kind, schema_name, table_name, object_name, size_bytes
 FROM capacity_objects WHERE day = ANY (CAST(:heres AS date[])) AND kind IN ('table', 'index')
 ORDER BY size_bytes DESC LIMIT :tried
 """
-# The change of as many as are listed is at least that of the last of them. So smaller objects need not be compared.
+# Listed objects change by at least the change of the last one, so smaller objects need not be compared.
 _LEAST = """
 SELECT CASE CAST(:order AS text) WHEN 'size' THEN l.size_bytes ELSE l.size_bytes - o.size_bytes END AS least,
        CASE CAST(:order AS text) WHEN 'size' THEN l.size_bytes ELSE l.size_bytes - o.size_bytes END
@@ -392,8 +391,8 @@ WHERE l.kind = 'table' ORDER BY l.size_bytes DESC LIMIT :most
 """
 _BY_LEAST = ("growth", "shrinkage", "size")
 _KEY = ("server_id", "database", "kind", "schema_name", "table_name", "object_name")
-# Which objects a list has is found by few columns of many objects; their other columns are read after that. Joins are
-# not to be reordered, because PostgreSQL believes that few objects are of these days and databases.
+# The objects of a list are found by few columns of many objects; their other columns are read afterwards. Joins must
+# not be reordered, because PostgreSQL estimates few objects of these days and databases.
 _MOVED = """
 SELECT o.server_id, o.database, o.kind, o.schema_name, o.table_name, o.object_name,
        o.size_bytes - coalesce(p.size_bytes, 0) AS moved_bytes, p.size_bytes IS NOT NULL AS is_sure
@@ -512,7 +511,7 @@ GROUP BY o.server_id, o.database, o.day HAVING max(o.object_count) > 0
 _BOUND_OF = """
 SELECT jsonb_object_agg(CAST(jsonb_build_array(server_id, database, day) AS text), bound_bytes) AS bounds FROM bounds
 """
-# Of the compared databases, because a bill has those of the whole fleet.
+# Only of the compared databases, because a bill contains the whole fleet.
 _PRICE_OF = """
 SELECT jsonb_object_agg(CAST(jsonb_build_array(server_id, database) AS text), price) AS prices
 FROM (
@@ -604,10 +603,10 @@ ORDER BY o.server_id, o.database, o.change_bytes > 0, abs(o.change_bytes) DESC, 
 
 @dataclass(frozen=True)
 class TableSize:
-    """A table on a day on which its database was measured, bytes; `data_bytes` None: it was not among those listed.
+    """A table on a day on which its database was measured, bytes; `data_bytes` None: it was not listed.
 
-    `data_bytes` is without indexes. `index_bytes` are all of its indexes or, where the server does not say, those
-    that are listed. `free_bytes` is a part of `data_bytes`. None: unknown.
+    `data_bytes` is without indexes. `index_bytes` are all of its indexes or, if the server does not report this, the
+    listed ones. `free_bytes` is a part of `data_bytes`. None: unknown.
     """
 
     day: date
@@ -655,7 +654,7 @@ class TableHistory:
 def table_history(  # noqa: PLR0913, PLR0917 -- the table and the days
     connection: Connection, server_id: int, database: str, schema: str, table: str, days: Sequence[date]
 ) -> TableHistory:
-    """Return the sizes of a table on those of `days` on which its database was measured; raises DBAPIError."""
+    """Return the sizes of a table on the days of `days` on which its database was measured; raises DBAPIError."""
     parameters = {"server": server_id, "database": database, "schema": schema, "table": table}
     parameters |= {"days": days}
     sizes = records(TableSize, connection, with_queries(_SIZES, measured=_MEASURED_SIZES), **parameters)
@@ -728,7 +727,7 @@ def mean_price_of_database(
 
 @dataclass(frozen=True)
 class FreeTable:
-    """A table with dead rows or free pages, and what these cost in the month; `amount` None: it has no price."""
+    """A table with dead rows or free pages, and their cost in the month; `amount` None: it has no price."""
 
     server_id: int
     server: str

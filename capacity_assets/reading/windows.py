@@ -1,6 +1,6 @@
-"""Stored windows and days with samples: the newest, the last complete one, what is not computed yet, and wrong rows.
+"""Stored windows and days with samples: the newest, the last complete one, windows not computed yet, and wrong rows.
 
-For the graph also the data versions of days in raw tables, and whether samples stopped.
+Also the data versions of days in raw tables for the graph, and whether samples stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from capacity_assets.reading.access import records, rows
 def of_windows(period: Period, starts: Sequence[date]) -> dict[str, object]:
     """Return the parameters of a query of windows: their period, their first days, and the first and last of these.
 
-    By a list of days alone, PostgreSQL plans every partition of the period.
+    With only a list of days, PostgreSQL plans every partition of the period.
     """
     ends = {"first_start": min(starts, default=None), "last_start": max(starts, default=None)}
     return {"period": period.name, "starts": list(starts), **ends}
@@ -34,8 +34,8 @@ def of_windows(period: Period, starts: Sequence[date]) -> dict[str, object]:
 
 def newest_window(connection: Connection, period: Period) -> Window | None:
     """Return the newest window of a period in which any server has a row; None: none was computed."""
-    # For max() over a view PostgreSQL would read all rows, and for this it reads one entry of an index. Servers are
-    # looked up in later windows only: for a question about all of them, planning takes longer than both.
+    # For max() over a view, PostgreSQL would read all rows; for this, it reads one entry of an index. Servers are
+    # looked up only in later windows: planning one query for all of them takes longer than both.
     databases = "SELECT window_start AS start FROM capacity_growth WHERE period = :period ORDER BY start DESC LIMIT 1"
     servers = """
         SELECT window_start AS start FROM capacity_server_growth
