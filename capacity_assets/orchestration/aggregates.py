@@ -1,25 +1,25 @@
-"""The aggregates in the graph: for each period and level one partitioned asset, for each period a job and a schedule.
+"""The aggregates in the graph: one partitioned asset per period and level, one job and one schedule per period.
 
 Assets are thin: windows from the partition keys, one call of the task runner, the summary to `metadata`. A job runs all
-levels of a period in one run. Each period has a job of its own, because Dagster resolves no job over unlike partitions.
-A schedule runs on the day a window is due, and computes its window from the scheduled time, never from the clock.
-Dagster evaluates only the last tick that a downtime missed (measured on 1.13.27: no schedule catches up any more), so a
-tick also requests the windows since the last one that its schedule requested.
+levels of a period in one run. Each period has its own job, because Dagster does not allow a job over different
+partitions. A schedule runs on the day on which a window is due, and computes its window from the scheduled time, never
+from the clock. After a downtime, Dagster evaluates only the last missed tick (measured on 1.13.27), so a tick also
+requests the windows since the last one that its schedule requested.
 
-A sensor requests runs for exactly the windows that late or corrected samples affect. It keeps no state of its own: the
-ledger says which computed windows have not followed a change, and a run that succeeds takes its windows off that list,
-so nothing is lost by a restart and nothing is requested forever. Another sensor marks the partitions of windows that
-the command line, the task functions or another deployment computed: Dagster knows a partition only by its
+A sensor requests runs for exactly the windows that late or corrected samples affect. It has no state: the ledger lists
+the computed windows that have not followed a change, and a successful run removes its windows from this list, so no
+change is lost by a restart, and no window is requested forever. Another sensor marks the partitions of windows that the
+command line, the task functions or another deployment computed, because Dagster knows a partition only by its
 materialisations.
 
-The partitions of the tables are an asset too: each materialisation adds future ones and applies retention, and says
-what was added, moved and dropped, and what was kept and why. It also deletes old check records of Dagster.
+The partitions of the tables are an asset too: each materialisation adds future ones and applies retention, and reports
+what was added, moved, dropped and kept, and why. It also deletes old check records of Dagster.
 
 Most checks are part of an asset's own computation, so that they know which windows were written. Each partition has its
-own result, in a range run too. A check of severity error also corrects the results of other partitions: a partition
-that is wrong fails, whoever computed it, and a partition that was mended passes. The standing check looks for
-incomplete windows, after every run and once a day by a job of its own. Only the daily one sends alerts, because during
-a backfill windows are missing after every run but the last.
+own result, also in a range run. A check of severity error also corrects the results of other partitions: a wrong
+partition fails, whatever program computed it, and a corrected partition passes. The standing check searches for
+incomplete windows, after every run and once a day in a separate job. Only the daily one sends alerts, because during a
+backfill windows are missing after every run but the last.
 """
 
 import hashlib
@@ -97,7 +97,7 @@ LATE_DATA_SENSOR, COMPUTED_WINDOWS_SENSOR = "late_data_sensor", "computed_window
 STANDING_CHECK_SCHEDULE = "standing_check_schedule"
 STANDING_CHECK_MINUTE = 45
 INTERVAL_SECONDS = 30
-# At most one run's worth is caught up. A longer gap is left to a person, who can backfill it.
+# At most one run of missed windows is requested. A person can backfill a longer gap.
 MOST_CAUGHT_UP = PARTITIONS_PER_RUN
 RUNS_LOOKED_AT = 200
 # Scattered days beyond this many stretches are requested in ranges that include the windows between them, so that a
@@ -235,19 +235,19 @@ def _results(
 
 
 def _made_of(graph: Graph, period: Period, level: Level) -> list[dg.AssetDep]:
-    """Return what an asset is downstream of: samples of its days; for groups, the aggregates of the same windows."""
+    """Return the upstream of an asset: samples of its days; for groups, the aggregates of the same windows."""
     if level.has_servers:
         return [dg.AssetDep(graph.key(level.source.name), partition_mapping=days_behind_a_window())]
     return [dg.AssetDep(graph.key(asset_name(period, other))) for other in SERVER_LEVELS.values()]
 
 
 def code_version(level: Level, period: Period) -> str:
-    """Return what changes when the arithmetic does: twelve hexadecimal digits."""
+    """Return a value that changes with the arithmetic: twelve hexadecimal digits."""
     return fingerprint(level, period, ())[:12]
 
 
 def _refuse_a_run_without_success(summary: RunSummary) -> None:
-    """Raise dagster.Failure where servers failed and not one was processed."""
+    """Raise dagster.Failure if servers failed and none was processed."""
     if summary.everything_failed:
         raise dg.Failure(
             description=f"{summary.message} Stored rows were kept as they were. Fix the named servers' "
@@ -271,7 +271,7 @@ SUBJECTS = {
         "Size, servers and databases, summed per day by the labels of that day: mean, largest, smallest, change.",
     ),
 }
-"""What a row is about at each level, and its figures."""
+"""The subject of a row at each level, and its figures."""
 
 
 def _description(period: Period, level: Level) -> str:
@@ -377,7 +377,7 @@ def is_settled(stale: StaleWindow, settle_seconds: int) -> bool:
 
 
 def _is_at_work(instance: dg.DagsterInstance, period: Period) -> bool:
-    """Whether a run requested by this sensor is queued or running; meanwhile changes are left to the next tick."""
+    """Whether a run requested by this sensor is queued or running; until it ends, changes wait for a later tick."""
     tags = {SENSOR_NAME_TAG: LATE_DATA_SENSOR}
     return bool(instance.get_run_ids(dg.RunsFilter(job_name=job_name(period), statuses=UNFINISHED, tags=tags), limit=1))
 
@@ -385,8 +385,8 @@ def _is_at_work(instance: dg.DagsterInstance, period: Period) -> bool:
 def run_requests(graph: Graph, name: str, stale: Sequence[StaleWindow]) -> Iterator[dg.RunRequest]:
     """Request the windows of a period in few runs.
 
-    The key holds the changes, so that a tick evaluated again requests nothing twice, and the hour, so that windows
-    whose run failed are tried again in the next one.
+    The key contains the changes, so that a tick evaluated again requests nothing twice, and the hour, so that windows
+    whose run failed are tried again in the next hour.
     """
     period, hour = graph.periods[name], f"{graph.clock.local_now():%Y-%m-%dT%H}"
     for levels, together, changes in _groups(stale):

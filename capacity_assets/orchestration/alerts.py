@@ -1,13 +1,14 @@
-"""Alerts: failed runs and failed checks of severity error to the default receiver, what fills soon to whom it concerns.
+"""Alerts: failed runs and failed checks of severity error to the default receiver, what fills soon to its owners.
 
-How a message reaches a receiver is in `messages.transports`.
+`messages.transports` delivers messages to receivers.
 
-One sensor reads both kinds of event after its cursor, so that a receiver that is away loses nothing: the tick
-fails, the cursor stays, the next tick sends again. It runs beside the work and can harm no run. The first
-tick begins at the present; history is not sent.
+One sensor reads both kinds of event after its cursor, so that an unreachable receiver loses nothing: the tick fails,
+the cursor stays, and the next tick sends again. It runs outside of runs and cannot harm them. The first tick begins at
+the present; history is not sent.
 
-A verdict of the check `nothing_fills_soon`, or a decision, makes the sensor look at what fills. What was sent is in the
-database, so a receiver that is away, or has quiet hours, gets it from a later tick, and the others do not get it again.
+After a result of the check `nothing_fills_soon`, or a decision, the sensor reads what fills. The database records sent
+messages, so a receiver that is unreachable, or has quiet hours, gets them from a later tick, and the others do not get
+them again.
 """
 
 import json
@@ -58,7 +59,7 @@ ALERT_SENSOR = "alert_sensor"
 RUNS_NAMED = 5
 ASSETS_NAMED = 4
 INTERVAL_SECONDS = 30
-# Less than 60 seconds: Dagster ends a tick after this time, and forgets what it did.
+# Less than 60 seconds, after which Dagster ends a tick and loses its result.
 TICK_SECONDS = 45
 EVENTS_PER_TICK = 500
 KINDS = (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.ASSET_CHECK_EVALUATION)
@@ -100,9 +101,9 @@ def alert_definitions(graph: Graph) -> dg.Definitions:
 
 @dataclass
 class _SensorState:
-    """The state of the sensor: the last event it saw, and the failing checks, jobs and assets it has reported.
+    """The state of the sensor: the last event it read, and the failing checks, jobs and assets it has reported.
 
-    It also holds runs that Dagster is about to retry, with their jobs; the outcome is checked later.
+    It also contains runs that Dagster is about to retry, with their jobs; the outcome is checked later.
     """
 
     after: int
@@ -112,11 +113,11 @@ class _SensorState:
     held: list[str] = field(default_factory=list)
     """Messages that wait until quiet hours end, or the receiver answers."""
     next_look: float | None = None
-    """The moment of the next look at what fills soon; None: not before something changes it."""
+    """The time of the next reading of what fills soon; None: not before something changes."""
     decided_at: float | None = None
-    """When the newest decision was made or closed, as of the last look."""
+    """When the newest decision was made or closed, as of the last reading."""
     off_because: str = ""
-    """Why alerts were switched off at the last look; empty: they were on."""
+    """Why alerts were switched off at the last reading; empty: they were on."""
     digest_week: str | None = None
     """The week whose digest waits for the end of quiet hours."""
 
@@ -132,7 +133,7 @@ class _SensorState:
 
 @dataclass(frozen=True)
 class Links:
-    """Where alerts link to: Dagster's UI and the pages; None: not configured."""
+    """The addresses for links of alerts: Dagster's UI and the pages; None: not configured."""
 
     dagster_url: str | None = None
     pages_url: str | None = None
@@ -142,7 +143,7 @@ class Links:
         return [] if self.dagster_url is None else [page_url(self.dagster_url, f"/runs/{address}")]
 
     def check(self, evaluation: dg.AssetCheckEvaluation) -> list[str]:
-        """Return lines with the pages of what a check found; without any, the page of its asset, ours or Dagster's."""
+        """Return lines with the pages of a check's findings; without any, the page of its asset, ours or Dagster's."""
         pages = evaluation.metadata.get(PAGES)
         if isinstance(pages, dg.JsonMetadataValue) and isinstance(pages.data, dict):
             return [f"{printable(name)}: {url}" for name, url in pages.data.items()]
@@ -155,7 +156,7 @@ class Links:
 
 
 class _Outbox:
-    """Sends what is held, and what fills soon, within one tick."""
+    """Sends held messages, and what fills soon, within one tick."""
 
     def __init__(self, settings: Settings, clock: Clock, state: _SensorState, links: Links) -> None:
         self._settings, self._clock, self._state, self._links = settings, clock, state, links
@@ -166,26 +167,27 @@ class _Outbox:
                 settings.receivers, settings.label_keys, has_alert_webhook=has_webhook
             )
         except ValidationError as error:
-            # While the file is wrong, messages go to the alert webhook only.
+            # While the file is invalid, messages are sent only to the alert webhook.
             self._problem = f"CAPACITY_RECEIVERS: {' '.join(str(error).splitlines())}"
             self._receivers = receivers_of_alerts(None, settings.label_keys, has_alert_webhook=has_webhook)
 
     def send(self) -> str:
-        """Send, and say what was sent; raises ReceiverError, as `_send_held`."""
+        """Send, and return a text about it; raises ReceiverError, as `_send_held`."""
         # Sent side by side, so that a receiver that hangs delays only its own messages.
         with ThreadPoolExecutor() as threads:
             held = threads.submit(self._send_held)
             outcome = self._tell_owners()
         if self._problem and outcome:
-            # Look again, because the receivers in the file can be told only once it can be read.
+            # Read again, because the receivers are known only when the file can be read.
             self._state.next_look = self._clock.now().timestamp()
         return " ".join(filter(None, [f"{counted(held.result(), 'alert')} sent.", self._problem, outcome]))
 
     def _send_held(self) -> int:
-        """Send failed runs and checks to the default receiver, and return how many.
+        """Send failed runs and checks to the default receiver, and return their number.
 
-        They stay held in its quiet hours, and while the file of receivers cannot be read. If some could not be sent,
-        the next tick sends them. If none could, raises ReceiverError, which names neither an address nor a secret.
+        They are held during its quiet hours, and while the file of receivers cannot be read. If some could not be sent,
+        the next tick sends them. If none could be sent, raises ReceiverError, whose text contains no address and no
+        secret.
         """
         state = self._state
         default = next((one for one in self._receivers if one.name == DEFAULT), None)
@@ -223,10 +225,10 @@ class _Outbox:
             raise ReceiverError(f"{default.name}: {' '.join(problems)} Nothing is lost: the next tick sends again.")
 
     def _tell_owners(self) -> str:
-        """Send what fills soon, and a digest that waited, to whom it concerns; say who got it and who was not reached.
+        """Send what fills soon, and a waiting digest, to its receivers; return who got it and who was not reached.
 
-        The next tick tries again those who were not reached. Another look is due after quiet hours. Returns "" if no
-        look was due.
+        The next tick tries unreached receivers again. Another reading is due after quiet hours. Returns "" if no
+        reading was due.
         """
         settings, state = self._settings, self._state
         off_because = "" if settings.fills_soon_severity == "error" else ALERTS_OFF
@@ -247,7 +249,7 @@ class _Outbox:
         return f"{reached} {failures}".rstrip()
 
     def _look_is_due(self, engine: Engine, off_because: str) -> bool:
-        """Whether to look at what fills: after a verdict, quiet hours, a decision, or a change of the severity."""
+        """Whether to read what fills: after a check, quiet hours, a decision, or a change of the severity."""
         newest, state = newest_decision(engine), self._state
         decided_at = None if newest is None else newest.timestamp()
         if (state.decided_at, state.off_because) != (decided_at, off_because):
@@ -279,10 +281,10 @@ def newest_event(instance: dg.DagsterInstance) -> int:
 
 @dataclass(frozen=True)
 class _Events:
-    """The events after those that a state has seen, as messages: one per incident.
+    """The events after those of a state, as messages: one per incident.
 
-    Runs that failed alike are reported together, and not again until a run of their job succeeds. A failed check is
-    not reported again until it passes or finds something else.
+    Runs that failed for the same reason are reported together, and not again until a run of their job succeeds. A
+    failed check is not reported again until it passes or finds something else.
     """
 
     instance: dg.DagsterInstance
@@ -290,7 +292,7 @@ class _Events:
     links: Links
 
     def messages(self) -> list[str]:
-        """Return the messages, and note in the state what was seen."""
+        """Return the messages, and record the read events in the state."""
         state = self.state
         runs: dict[str, list[str]] = {}
         checks: dict[str, list[dg.AssetCheckEvaluation]] = {}
@@ -353,7 +355,7 @@ class _Events:
         return ended
 
     def _look_at(self, evaluation: dg.AssetCheckEvaluation, checks: dict[str, list[dg.AssetCheckEvaluation]]) -> None:
-        """Add an evaluation to `checks`, by name, if it newly failed; note in the state what fails."""
+        """Add an evaluation to `checks`, by name, if it newly failed; record failures in the state."""
         state, is_error = self.state, evaluation.severity is dg.AssetCheckSeverity.ERROR
         if evaluation.check_name == NOTHING_FILLS_SOON:
             state.next_look = 0 if is_error else state.next_look
@@ -375,13 +377,13 @@ class _Events:
         elif is_error:
             if not set(now) <= set(before):
                 checks.setdefault(name, []).append(evaluation)
-            # An incident is known until its check passes.
+            # An incident is remembered until its check passes.
             known = [*dict.fromkeys([*(known if incident and not of_partition else others), *now])]
         if known:
             state.failing[name] = "\n".join(known[-FAILURES_REMEMBERED:])
 
     def _check_text(self, name: str, failed: Sequence[dg.AssetCheckEvaluation]) -> str:
-        """Describe what a check found, in all partitions of which it newly failed."""
+        """Describe the findings of a check in all partitions in which it newly failed."""
         keys = sorted(filter(None, (evaluation.partition for evaluation in failed)))
         texts = (unescaped(str(evaluation.description or "failed")) for evaluation in failed)
         lines = [*dict.fromkeys(line for text in texts for line in text.split("\n"))]
@@ -391,7 +393,7 @@ class _Events:
         return "\n".join([f"Check failed. {name}", *_span_of(keys), *lines[:LINES_SHOWN], *more, *links])
 
     def _failure_text(self, run_id: str, subject: str) -> str:
-        """Return the failed steps' own messages; never a traceback, which may hold a secret."""
+        """Return the failed steps' own messages; never a traceback, which may contain a secret."""
         failures = self.instance.all_logs(run_id, of_type=DagsterEventType.STEP_FAILURE)
         reasons = [
             data.user_failure_data.description or ""
@@ -419,7 +421,7 @@ def _span_of(keys: Sequence[str]) -> list[str]:
 
 
 def _is_retried(run: dg.DagsterRun | None) -> bool:
-    """Whether Dagster starts the run again by itself; the last attempt is reported."""
+    """Whether Dagster retries the run; only the last attempt is reported."""
     return run is not None and run.tags.get(WILL_RETRY_TAG) == "true"
 
 

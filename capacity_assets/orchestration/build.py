@@ -38,7 +38,7 @@ def consumer_definitions(graph: Graph) -> dg.Definitions:
     sources = _sources(graph)
 
     def read_by(name: str) -> Iterator[str]:
-        """Yield the assets that a view reads, through other views too, which are assets of their own."""
+        """Yield the assets that a view reads, also through other views, which are assets too."""
         for word in dict.fromkeys(re.findall(r"\w+", views[name].query)):
             if word in sources:
                 yield from sources[word]
@@ -76,7 +76,7 @@ def consumer_definitions(graph: Graph) -> dg.Definitions:
 
 
 def _sources(graph: Graph) -> Mapping[str, list[str]]:
-    """Return the assets by the table in which their rows lie."""
+    """Return the assets by the table of their rows."""
     aggregates = {
         level.target.name: [asset_name(period, level) for period in graph.periods.values()] for level in LEVELS.values()
     }
@@ -102,7 +102,7 @@ def released_source() -> str | None:
 
 
 def _with_source(assets: list[Any]) -> Sequence[Any]:
-    """Name the line of its function on the page of each asset: of a release at its tag, else on this machine."""
+    """Add the line of its function to the page of each asset: in a release at its tag, otherwise on this machine."""
     assets, source = list(dg.with_source_code_references(assets)), released_source()
     if source is None:
         return assets
@@ -124,9 +124,9 @@ def build_definitions(  # noqa: PLR0913 -- the options of the graph
 ) -> dg.Definitions:
     """Build the definitions of the graph; a code location may have other definitions, too.
 
-    `executor` is that of the jobs, by default in one process; runs without a job, as from the page of an asset, have
-    the executor of the code location. `key_prefix` comes before the key of each asset. `fleet` is a file of servers.
-    Nothing is opened here: the database is reached when a run starts.
+    `executor` is that of the jobs, by default in one process; runs without a job, for example from the page of an
+    asset, have the executor of the code location. `key_prefix` is the prefix of the key of each asset. `fleet` is a
+    file of servers. Nothing is opened here: the database is reached when a run starts.
 
     Raises:
         ConfigurationError: CAPACITY_RETENTION_DAYS or CAPACITY_SYSTEM_DATABASES names something that does not exist.

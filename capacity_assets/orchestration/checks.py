@@ -1,8 +1,8 @@
-"""The checks in the graph: their names, what each looks for, and its result.
+"""The checks in the graph: their names, subjects and results.
 
 A check of the rows of aggregates is an entry of `CHECKS` in `aggregates.checks`; `result_of` turns its outcome into a
-result. All other checks are here, one function each. The module of an asset calls the checks that its runs make; the
-job `standing_check_job` makes the others.
+result. All other checks are here, one function each. The module of an asset calls the checks of its runs; the job
+`standing_check_job` makes the others.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,7 +65,7 @@ def check_result(  # noqa: PLR0913 -- what a result is made of
 ) -> dg.AssetCheckResult:
     """Return the result of a check.
 
-    `lines` are the problems that it found, or the first of them if `places`, their number, is given.
+    `lines` are the problems, or the first of them if `places`, their number, is given.
     """
     places = len(lines) if places is None else places
     shown = lines[:MAXIMUM_LISTED_ERRORS]
@@ -100,9 +100,9 @@ def result_of(
 def servers_result(
     measured: CollectionSummary | None, engine: Engine, pages_url: str | None, asset: dg.AssetKey
 ) -> dg.AssetCheckResult:
-    """Name the servers that failed in this run.
+    """Return the result that names the servers that failed in this run.
 
-    A run that measured nothing, or only a share, names those of the newest day, so that no failure disappears.
+    After a run that measured nothing, or only a share, it names those of the newest day, so that no failure disappears.
     """
     if measured:
         failing, failed = list(map(str, measured.failures)), measured.failed_instances
@@ -121,7 +121,7 @@ def servers_result(
 
 
 def slots_result(engine: Engine, today: date, pages_url: str | None, asset: dg.AssetKey) -> dg.AssetCheckResult:
-    """Name the replication slots that retain too much, by the newest measurements, not only those of this run."""
+    """Return the result that names slots that retain too much, by the newest measurements, not only of this run."""
     try:
         with database_errors(doing="looking up replication slots"), engine.connect() as connection:
             slots = slots_named_on(connection, today)
@@ -194,13 +194,13 @@ def fills_soon_description(settings: Settings, nothing: str = "Nothing") -> str:
 
 
 def soon_risks(issue: ForecastIssue | None, settings: Settings, *, decided: bool = False) -> Sequence[StoredRunway]:
-    """Return what fills soon without a decision; with `decided`, what a decision leaves out."""
+    """Return what fills soon without a decision; with `decided`, what a decision excludes."""
     risks = issue.risks if issue else ()
     return [risk for risk in risks if needs_action(risk, settings.thresholds) and is_left_out(risk.decision) == decided]
 
 
 def fills_soon_result(issue: ForecastIssue | None, settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
-    """Name what fills soon by the newest forecasts; a failure is a warning if these were not issued in time."""
+    """Return the result that names what fills soon; a failure is a warning if the forecasts were not issued in time."""
     soon, decided = soon_risks(issue, settings), soon_risks(issue, settings, decided=True)
     left_out = first_bullets([f"{_name_of(risk)}: {risk.decision.sentence}" for risk in decided if risk.decision])
     pages = {_name_of(risk): subject_address(risk.subject, risk.server_id, risk.name) for risk in soon}
@@ -223,7 +223,7 @@ def _name_of(risk: StoredRunway) -> str:
 
 
 def _risk_text(risk: StoredRunway, settings: Settings) -> str:
-    """Say when it is full, and what was decided about it if the risk has grown since."""
+    """Return a sentence on when it is full, and on the decision about it if the risk has grown since."""
     text = risk.runway.sentence(settings.fills_soon_days)
     return text if risk.decision is None else f"{text} {risk.decision.sentence}"
 

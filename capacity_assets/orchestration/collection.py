@@ -1,12 +1,12 @@
-"""The raw tables as assets: measured here, or observed where another application fills them.
+"""The raw tables as assets: measured here, or observed if another application fills them.
 
-Measuring is one step for all of them, today's partition only, with every failed server in the metadata and in a check.
-The job also computes the day's aggregates afterwards. A past day that has samples keeps them and counts as done, so
-that a backfill over all days is harmless. How servers are measured is in `collection.service`.
+Measuring is one step for all of them, only for today's partition, with every failed server in the metadata and in a
+check. The job also computes the day's aggregates afterwards. A past day that has samples keeps them and counts as done,
+so that a backfill over all days is harmless. `collection.service` measures servers.
 
-Dagster shows days with samples that were not measured here (imported ones, the demo's, those from before there was a
-collection) as missing, and warns before a backfill. A sensor therefore marks their partitions: it reports a
-materialisation each, without a run, a few per tick.
+Dagster shows days with samples that were not measured here (imported ones, the demo's, those from before the collection
+was introduced) as missing, and warns before a backfill. A sensor therefore marks their partitions: it reports a
+materialisation for each, without a run, a few per tick.
 """
 
 import warnings
@@ -73,7 +73,7 @@ COLLECTION_JOB, COLLECTION_SCHEDULE = "collection_job", "collection_schedule"
 OBSERVATION_JOB, OBSERVATION_SCHEDULE = "observation_job", "observation_schedule"
 SAMPLE_DAYS_SENSOR = "sample_days_sensor"
 ORIGIN_OF_SAMPLES = "not measured here: imported, or written by another application"
-# Failed servers are measured once more half an hour later, and three times in the day. So a server that was down at
+# Failed servers are measured again half an hour later, and three more times on the day. So a server that was down at
 # night, or a fleet whose samples were being imported, still gets a sample of the day.
 MINUTES = "0,30"
 HOURS_LATER = (3, 9, 15)
@@ -219,7 +219,7 @@ def collected_assets(graph: Graph) -> dg.AssetsDefinition:
             service = Services.of(context).collection
             share = parse_share(config.share) if config.share else None
             done = measure_requested(service, context.partition_keys, again=config.again, share=share)
-            # A share says nothing about the others, so the check then judges the newest day.
+            # A share contains no other servers, so the check then uses the newest day.
             measured = done.summary if share is None else None
             checks = [
                 servers_result(measured, service.engine, settings.pages_url, servers),
@@ -230,7 +230,7 @@ def collected_assets(graph: Graph) -> dg.AssetsDefinition:
             shown = collection_metadata(done.summary)
             raise dg.Failure(description=done.summary.message, metadata=shown, allow_retries=False)
         if done.missing:
-            # One result would stand for all requested days, so those that have samples are reported one by one.
+            # One result would apply to all requested days, so those that have samples are reported one by one.
             _warn_of_missing(context, done)
             for day in sorted({*done.days} - {*done.missing}):
                 for raw in RAW_TABLES:
@@ -297,7 +297,7 @@ def registered_servers(graph: Graph, path: Path) -> dg.AssetsDefinition:
     @graph.asset(REGISTERED_SERVERS, None, group_name="samples", kinds={"postgres"})
     def servers(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         """The servers that the fleet's file declares, registered for collection; all of them or none."""
-        # Imported here, because it loads what computes forecasts, which the graph does not need.
+        # Imported here, because it loads the computation of forecasts, which the graph does not need.
         from capacity_assets.demo import refuse_the_sample_fleet
 
         with dagster_failures():
@@ -345,7 +345,7 @@ def collection_schedule(graph: Graph) -> dg.ScheduleDefinition:
 
 
 def _request(moment: datetime, share: str, *, queues: bool) -> dg.RunRequest:
-    """Request the run of a share, or of all servers where it has no name."""
+    """Request the run of a share, or of all servers if it has no name."""
     key, day = f"{moment:%Y-%m-%dT%H:%M}", moment.date().isoformat()
     if not share:
         return dg.RunRequest(run_key=key, partition_key=day)
@@ -356,7 +356,7 @@ def _request(moment: datetime, share: str, *, queues: bool) -> dg.RunRequest:
 
 
 def share_tags(share: str, *, queues: bool) -> dict[str, str]:
-    """Return the tags of the run of a share; with `queues`, a share by label goes to a queue of its own."""
+    """Return the tags of the run of a share; with `queues`, a share by label goes to a separate queue."""
     label = parse_share(share)
     return {SHARE_TAG: share} | ({QUEUE_TAG: f"{label.key}-{label.value}"} if queues and label.value else {})
 
@@ -417,7 +417,7 @@ HOW_OBSERVED = (
 def observed_assets(graph: Graph) -> list[dg.AssetsDefinition]:
     """Build the raw tables as observed assets: each of their newest days gets a data version."""
     with warnings.catch_warnings():
-        # Dagster 1.13 makes this conversion itself, and warns there of a property that it alone uses.
+        # Dagster 1.13 does this conversion itself, but warns of a property that only Dagster uses.
         warnings.filterwarnings("ignore", message="Property `OpDefinition.version` is deprecated")
         return [create_external_asset_from_source_asset(_observed_asset(graph, raw)) for raw in RAW_TABLES]
 

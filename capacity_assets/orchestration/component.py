@@ -1,7 +1,7 @@
-"""`CapacityFleet`: the whole graph as one component of a project of one's own, with its servers declared in a file.
+"""`CapacityFleet`: the whole graph as a component of another project, with its servers declared in a file.
 
 A component's `defs.yaml` names the file; everything else comes from the environment, as in the code location of this
-project. Nothing is registered when definitions load: materialising `registered_servers` does it.
+project. Nothing is registered when definitions load, only when `registered_servers` is materialised.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class CapacityFleet(dg.Component, dg.Model, dg.Resolvable):
     """The capacity graph, and the servers of a TOML or CSV file as `capacity instances import` takes them."""
 
     fleet: str | None = None
-    """The file, beside `defs.yaml`; without it servers are registered by the command only."""
+    """The file, in the folder of `defs.yaml`; without it, servers are registered only by the command."""
     key_prefix: str | Sequence[str] | None = None
     """Prefix of the keys of all assets."""
     owners: Sequence[str] | None = None
@@ -32,7 +32,8 @@ class CapacityFleet(dg.Component, dg.Model, dg.Resolvable):
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Build the definitions from the settings of the environment; raises ValidationError without the file."""
         fleet = None if self.fleet is None else Path(context.path) / self.fleet
-        # Here `dg check defs` finds it. What is in the file is checked by the run that registers, and fails no other.
+        # Checked here, `dg check defs` finds it. The run that registers checks the contents, so that no other run
+        # fails.
         if fleet is not None and not fleet.is_file():
             raise ValidationError(f"fleet: there is no file {fleet}.")
         return build_definitions(

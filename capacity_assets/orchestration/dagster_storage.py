@@ -1,4 +1,4 @@
-"""Where dagster.yaml finds the storage that keeps its connections; what it is made of is private to Dagster."""
+"""The storage with open connections for dagster.yaml; its parts are private to Dagster."""
 
 from capacity_assets.orchestration.private import PooledPostgresStorage
 

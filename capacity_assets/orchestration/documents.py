@@ -1,9 +1,9 @@
-"""Growth report, showback, digest and Parquet files as assets: made again when their aggregates are recomputed.
+"""Growth report, showback, digest and Parquet files as assets: created again when their aggregates are recomputed.
 
 The report has one page per month, showback one bill per month, the digest one partition per week, sent on Monday and on
 the next two days to receivers that it did not reach, the data set files for each window of each period. Their content
-is computed in `report`, `ownership`, `digest` and `history`; here they get a partition, a file or metadata, and an
-automation condition.
+is computed in `report`, `ownership`, `digest` and `history`; this module gives them a partition, a file or metadata,
+and an automation condition.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +68,7 @@ GROWN_LISTED, GROUPS_SHOWN = 5, 20
 
 
 def document_definitions(graph: Graph) -> dg.Definitions:
-    """Return report and showback where there are months, the digest where there are weeks, and files if wanted."""
+    """Return report and showback if there are months, the digest if there are weeks, and files if configured."""
     month, week = graph.periods.get(REPORT_PERIOD), graph.periods.get(DIGEST_PERIOD)
     reports = [growth_report(graph, month), showback(graph, month)] if month else []
     exports = [export(graph, period) for period in graph.periods.values() if graph.settings.export_url]
@@ -76,7 +76,7 @@ def document_definitions(graph: Graph) -> dg.Definitions:
 
 
 MakeDocument = Callable[[AggregationTaskRunner, Window], MetadataMapping]
-"""Makes the document of a window; returns what its partition shows."""
+"""Creates the document of a window; returns the metadata of its partition."""
 
 
 def _document_asset(
@@ -88,7 +88,7 @@ def _document_asset(
 
 
 def _make_each(context: dg.AssetExecutionContext, period: Period, make: MakeDocument) -> None:
-    """Make the document of each requested window."""
+    """Create the document of each requested window."""
     with dagster_failures():
         runner = Services.of(context).runner
         for window in windows_of(period, context.partition_keys):
@@ -98,7 +98,7 @@ def _make_each(context: dg.AssetExecutionContext, period: Period, make: MakeDocu
 def _automated_document(
     graph: Graph, name: str, period: Period, make: MakeDocument, what: str, **more: Any
 ) -> dg.Definitions:
-    """Return the asset of a document that is made whenever its aggregates are, with its job and sensor."""
+    """Return the asset of a document that is created whenever its aggregates are, with its job and sensor."""
 
     @_document_asset(graph, name, period, automation_condition=whenever_aggregates_are_made(), **more)
     def make_documents(context: dg.AssetExecutionContext) -> None:
@@ -170,7 +170,7 @@ def growth_report(graph: Graph, period: Period) -> dg.Definitions:
 
 
 def report_metadata(report: Report, edition: Edition, path: Path) -> MetadataMapping:
-    """Return what a month's materialisation shows: where the page is, and the waterfall's numbers, which plot."""
+    """Return the metadata of a month's materialisation: the page, and the waterfall's numbers, which plot."""
     return {
         "Open the report": dg.MetadataValue.url(f"{REPORTS_PATH}/{path.name}"),
         "report": path,
@@ -184,7 +184,7 @@ def report_metadata(report: Report, edition: Edition, path: Path) -> MetadataMap
 
 
 def report_text(report: Report, edition: Edition) -> str:
-    """Say the waterfall in words, as Markdown."""
+    """Return the waterfall as text, in Markdown."""
     steps = [f"- {kind}: {human_change_mb(change)}" for kind, change in report.steps if change]
     before, now = human_pair_mb(report.start_mb, report.end_mb)
     growers = [
@@ -238,7 +238,7 @@ def showback(graph: Graph, period: Period) -> dg.Definitions:
 
 
 def bill_metadata(issued: bills.BillByGroup) -> MetadataMapping:
-    """Return what a month's materialisation shows: the groups, then the numbers, which plot."""
+    """Return the metadata of a month's materialisation: the groups, then the numbers, which plot."""
     bill = issued.bill
     return {
         "bill": markdown(_table(issued)),
@@ -300,7 +300,7 @@ def export(graph: Graph, period: Period) -> dg.Definitions:
 
 
 def export_metadata(files: Sequence[WrittenFile]) -> MetadataMapping:
-    """Return what a window's materialisation shows: the files of all levels, and the numbers, which plot."""
+    """Return the metadata of a window's materialisation: the files of all levels, and the numbers, which plot."""
     rows = sum(file.rows for file in files)
     return {
         "path": markdown(bullets((file.path for file in files), hidden=0)),
@@ -380,7 +380,7 @@ def digest(graph: Graph, period: Period) -> dg.Definitions:
 
 
 def digest_metadata(digest: Digest, deliveries: DigestDeliveries, pages_url: str | None = None) -> MetadataMapping:
-    """Return what a week's materialisation shows: the digest of the fleet, then counts, which plot."""
+    """Return the metadata of a week's materialisation: the digest of the fleet, then counts, which plot."""
     return {
         "digest": markdown(digest_text(digest, pages_url)),
         **digest.counts,

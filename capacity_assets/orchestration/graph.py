@@ -1,11 +1,10 @@
-"""What all parts of the graph share: public names, partitions, pools, retries, services, and how each is declared.
+"""Shared by all parts of the graph: public names, partitions, pools, retries, services, and their declaration.
 
 A partition is a window; its key is the window's first day. Windows are defined in `base.periods`.
 
-A pool of one slot lets one run of a period run at a time, however it is started. The limit of a pool that Dagster has
-never seen is set only after the first dequeue, which lets two runs of a fresh pool run side by side. Therefore set-up
-sets each limit explicitly, and `capacity check` looks. Writers that the run coordinator does not see are held off by
-the lock around a run.
+A pool of one slot lets one run of a period run at a time, however it is started. Dagster sets the limit of a new pool
+only after the first dequeue, so two runs of a new pool can run in parallel. Therefore set-up sets each limit
+explicitly, and `capacity check` checks it. The lock around a run excludes writers outside Dagster.
 """
 
 import logging
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OWNERS = ["team:dba"]
-# Where the web server serves the growth reports, and the UI links to them.
+# The path of the growth reports on the web server, for links of the UI.
 REPORTS_PATH = "/capacity/reports"
 
 
@@ -73,7 +72,7 @@ COLLECTION_POOL, RUNWAY_POOL = "capacity_collection", "capacity_runway"
 def set_pool_limits(storage: EventLogStorage, periods: Iterable[Period], shares: int) -> None:
     """Give the pools of periods and runways their single slot, and the pool of the collection one slot per share.
 
-    A limit that stands already is not written again: that takes several statements per pool.
+    An existing limit is not written again, because this takes several statements per pool.
     """
     for name, slots in pools_without_limit(storage, periods, shares).items():
         storage.set_concurrency_slots(name, slots)
@@ -82,7 +81,7 @@ def set_pool_limits(storage: EventLogStorage, periods: Iterable[Period], shares:
 def pools_without_limit(storage: EventLogStorage, periods: Iterable[Period], shares: int) -> dict[str, int]:
     """Return the slots that pools need, for each pool whose explicit limit differs.
 
-    Raises DBAPIError, also where Dagster has no tables yet.
+    Raises DBAPIError, also if Dagster has no tables yet.
     """
     needed = {**{pool_name(period): 1 for period in periods}, COLLECTION_POOL: max(1, shares), RUNWAY_POOL: 1}
     limits = {pool.name: pool.limit for pool in storage.get_pool_limits() if not pool.from_default}
@@ -110,7 +109,7 @@ def partitions_of(period: Period, settings: Settings) -> dg.TimeWindowPartitions
 
 
 def days_behind_a_window() -> dg.TimeWindowPartitionMapping:
-    """Map a window to the raw days that feed it: its own, and those of the previous window it is compared with.
+    """Map a window to its raw days: its own, and those of the previous window, with which it is compared.
 
     The offset counts in windows of the aggregate. Days before the start date do not exist, and are left out.
     """
@@ -123,7 +122,7 @@ def windows_of(period: Period, partition_keys: Sequence[str]) -> list[Window]:
 
 
 def bounded_spans(spans: Iterable[Sequence[Window]]) -> Iterator[Sequence[Window]]:
-    """Cut stretches of windows into those that one run computes."""
+    """Split ranges of windows into those that one run computes."""
     for span in spans:
         for first in range(0, len(span), PARTITIONS_PER_RUN):
             yield span[first : first + PARTITIONS_PER_RUN]
@@ -143,12 +142,12 @@ def run_request(run_key: str, windows: Sequence[Window], **more: Any) -> dg.RunR
 
 
 class RunRetryPolicy(dg.RetryPolicy):
-    """Retries steps, but not those of a run that is being terminated, which Dagster itself would retry, too."""
+    """Retries steps, except those of a run that is being terminated, which Dagster would retry too."""
 
     def calculate_delay(self, attempt_num: int) -> float:
         """Return the seconds before the next attempt; raises the interruption that ends a terminated run.
 
-        Dagster asks while it handles the failure, the interruption included.
+        Dagster calls this while it handles the failure, including an interruption.
         """
         handled = sys.exc_info()[1]
         if isinstance(handled, dg.DagsterExecutionInterruptedError | KeyboardInterrupt) and self.is_being_terminated():
@@ -156,20 +155,20 @@ class RunRetryPolicy(dg.RetryPolicy):
         return super().calculate_delay(attempt_num)
 
     def is_being_terminated(self) -> bool:
-        """Whether the run at work is being terminated. An interrupted one may also be on a machine that goes down."""
+        """Whether the active run is being terminated. An interrupted run may also be on a machine that shuts down."""
         context = dg.OpExecutionContext.get()
         run = context.instance.get_run_by_id(context.run_id)
         return run is not None and run.status is dg.DagsterRunStatus.CANCELING
 
 
-# Only transient failures are retried: the others say so (`allow_retries`). With pauses of about 5, 10, 20, 40
-# and 80 seconds a run outlives a restart of PostgreSQL or Redis; the jitter keeps runs from coming back together.
+# Only transient failures are retried; the others set `allow_retries`. With pauses of about 5, 10, 20, 40 and 80
+# seconds, a run survives a restart of PostgreSQL or Redis; the jitter prevents runs from returning together.
 RETRIES = RunRetryPolicy(max_retries=5, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 
 @contextmanager
 def dagster_failures() -> Iterator[None]:
-    """Raise an error of the block as a dagster.Failure with its text alone; only a transient one may be retried."""
+    """Raise an error of the block as a dagster.Failure with only its text; only a transient one may be retried."""
     try:
         yield
     except CapacityError as error:
@@ -184,7 +183,7 @@ SERVICES = "capacity_services"
 
 @dataclass(frozen=True)
 class Services:
-    """What assets, schedules and sensors call, on the capacity database, which is open for the length of a run."""
+    """The services of assets, schedules and sensors, on the capacity database, which is open during a run."""
 
     engine: Engine
     settings: Settings
@@ -193,7 +192,7 @@ class Services:
 
     @cached_property
     def runner(self) -> AggregationTaskRunner:
-        """Computes windows, and says which are stale."""
+        """Computes windows, and returns stale ones."""
         return task_runner(self.engine, self.settings, clock=self.clock, periods=self.periods)
 
     @cached_property
@@ -360,6 +359,6 @@ def marking_result(unmarked: Iterator[dg.AssetMaterialization], nothing: str) ->
     return dg.SensorResult(asset_events=events) if events else dg.SkipReason(nothing)
 
 
-@cache  # Dagster goes through a thousand ticks to see whether the bound fits.
+@cache  # Dagster evaluates a thousand ticks to check the bound.
 def _freshness(deadline_cron: str, timezone: str) -> dg.FreshnessPolicy:
     return dg.FreshnessPolicy.cron(deadline_cron, lower_bound_delta=timedelta(hours=1), timezone=timezone)

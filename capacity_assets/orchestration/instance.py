@@ -1,9 +1,9 @@
-"""What Dagster needs around the graph: databases that run, a home with the shipped configuration, and its processes.
+"""The environment of Dagster: running databases, a home with the shipped configuration, and its processes.
 
 `capacity up` runs code server, web server, daemon and the pages as one process group: not `dagster dev`, whose web
 server answers requests from pages of any site; see `orchestration.webserver`.
 
-Commands that only look import this module, so it imports Dagster where that is used.
+Commands that only read import this module, so it imports Dagster inside functions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ EVENT_BATCH_SIZE = "100"
 def dagster_environment(
     settings: Settings, *, home: Path | None = None, sql_port: int | None = None
 ) -> Iterator[dict[str, str]]:
-    """Yield the environment for Dagster processes; the embedded server runs as long as the block, if needed.
+    """Yield the environment for Dagster processes; if needed, the embedded server runs during the block.
 
     `home` is a temporary folder for Dagster's files, if they are not to be kept; `sql_port` as for `embedded_server`.
 
@@ -67,7 +67,7 @@ def dagster_environment(
         home = home or kept_home(settings)
         shutil.copyfile(shipped_file("dagster.yaml"), home / "dagster.yaml")
         yield {
-            # Passwords of servers may be there under names of their own; the child is started in another folder.
+            # It may contain passwords of servers under any name; the child is started in another folder.
             **env_file_values(),
             **os.environ,
             **settings.as_environment(),
@@ -156,7 +156,7 @@ def kept_home(settings: Settings) -> Path:
 
 
 def shipped_file(name: str) -> Path:
-    """Return `dagster.yaml` or `workspace.yaml`, in a checkout or a wheel; raises CapacityError where it is missing."""
+    """Return `dagster.yaml` or `workspace.yaml`, in a checkout or a wheel; raises CapacityError if it is missing."""
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "shipped" / name, package.parent / name):
         if candidate.is_file():
@@ -177,7 +177,7 @@ STOP_TIMEOUT_SECONDS = 30
 POLL_SECONDS = 0.5
 STOP_POLL_SECONDS = 0.1
 KILLED_SECONDS = 5
-"""How long processes that were just killed may take to end, and to let go of what they hold."""
+"""How long killed processes may take to end and to release their resources."""
 REPORT_SECONDS = 3
 
 
@@ -187,7 +187,7 @@ class ProcessesError(CapacityError):
 
 @dataclass
 class Processes:
-    """Code server, web server, daemon and pages, in a process group of their own: Ctrl-C reaches only `capacity up`."""
+    """Code server, web server, daemon and pages in a separate process group: Ctrl-C reaches only `capacity up`."""
 
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -243,7 +243,7 @@ class Processes:
             time.sleep(STOP_POLL_SECONDS)
 
     def _signal_group(self, number: signal.Signals) -> None:
-        """Signal what remains of the group, and wait until it has ended."""
+        """Signal the remaining processes of the group, and wait until they have ended."""
         with suppress(ProcessLookupError):
             os.killpg(self.group, number)
         deadline = time.monotonic() + STOP_TIMEOUT_SECONDS

@@ -1,7 +1,7 @@
-"""What the Dagster UI shows of tables and runs: column schemas, column lineage, summaries as metadata, check results.
+"""Tables and runs in the Dagster UI: column schemas, column lineage, summaries as metadata, check results.
 
-The one place where a summary becomes typed metadata. Numbers stay numbers, flat, so that the UI plots them over
-partitions. Nothing here holds an address, a user or a password. A failed check does not fail the run.
+Only this module turns a summary into typed metadata. Numbers stay numbers, flat, so that the UI plots them over
+partitions. Metadata contains no address, user or password. A failed check does not fail the run.
 """
 
 import re
@@ -23,7 +23,7 @@ from capacity_assets.reading.changes import SizeChange, WindowSizes
 from capacity_assets.reading.subjects import address, page_url
 
 MetadataMapping = Mapping[str, Any]
-"""Numbers and texts as they are, which Dagster gives its types; Markdown and addresses as its values."""
+"""Plain numbers and texts, to which Dagster assigns types; Markdown and addresses as Dagster's values."""
 markdown = dg.MetadataValue.md
 
 # Dagster's own key for rows of a partition: the UI shows it in the asset's overview.
@@ -54,7 +54,7 @@ def _described(comment: str | None, origins: Sequence[str]) -> str:
 
 
 def column_lineage(level: Level, source: dg.AssetKey) -> dg.TableColumnLineage:
-    """Say which columns of the raw table `source` each aggregate column is made of."""
+    """Return the columns of the raw table `source` from which each aggregate column is computed."""
     return dg.TableColumnLineage(
         deps_by_column={
             target: [dg.TableColumnDep(asset_key=source, column_name=column) for column in columns]
@@ -69,7 +69,7 @@ def table_metadata(table: Table) -> dict[str, Any]:
 
 
 def aggregate_metadata(level: Level, source: dg.AssetKey) -> dict[str, object]:
-    """Return the definition metadata of a level's aggregate table, with column lineage where it has one raw table."""
+    """Return the definition metadata of a level's aggregate table, with column lineage if it has one raw table."""
     return {
         "dagster/table_name": level.target.name,
         "dagster/column_schema": column_schema(level.target, level.lineage()),
@@ -78,15 +78,15 @@ def aggregate_metadata(level: Level, source: dg.AssetKey) -> dict[str, object]:
 
 
 def plain(values: Mapping[str, object]) -> dict[str, Any]:
-    """Return the numbers and texts among values; lists are left to the caller, and what is unknown has no key."""
+    """Return the numbers and texts among values; the caller handles lists, and unknown values have no key."""
     return {key: value for key, value in values.items() if isinstance(value, int | float | str)}
 
 
 def summary_metadata(summary: PeriodSummary, sizes: WindowSizes, pages_url: str | None = None) -> MetadataMapping:
-    """Turn the summary of one window into materialisation metadata, with what its rows say, and a link to the pages.
+    """Turn the summary of one window into materialisation metadata, with its figures and a link to the pages.
 
-    The page of a partition shows the keys in this order: what people look for comes first. Plots are sorted by name,
-    capitals first, so the numbers that people plot begin with one. An unknown change has no key at all.
+    The page of a partition shows the keys in this order, the most important ones first. Plots are sorted by name,
+    capitals first, so the most important numbers begin with a capital. An unknown change has no key.
     """
     values: dict[str, object] = {
         "Size": human_mb(sizes.total_size_mb),
@@ -117,7 +117,7 @@ LIST_OF_LEVEL = {"database": "/databases", "instance": "/servers", "group": "/gr
 
 
 def page_of_asset(asset: str) -> str:
-    """Return the page that shows what an asset holds: the list of an aggregate's level, else the first page."""
+    """Return the page with the contents of an asset: the list of an aggregate's level, otherwise the first page."""
     lists = {
         asset_name(period, level): address(LIST_OF_LEVEL[level.name], period=period.name)
         for period in PERIODS.values()
@@ -127,14 +127,14 @@ def page_of_asset(asset: str) -> str:
 
 
 def change_text(sizes: WindowSizes) -> str:
-    """Say how the fleet changed: '+12.0 GiB (+3.4 %)', or that the change is unknown."""
+    """Return the change of the fleet as text: '+12.0 GiB (+3.4 %)', or that it is unknown."""
     if sizes.total_change_mb is None:
         return "unknown: nothing to compare with"
     return f"{human_change_mb(sizes.total_change_mb)} ({human_percent(sizes.total_change_mb, sizes.known_before_mb)})"
 
 
 def summary_text(summary: PeriodSummary, sizes: WindowSizes) -> str:
-    """Say on one page how the fleet changed, what changed most, what the run did, and who failed, as Markdown."""
+    """Return Markdown: the change of the fleet, the largest changes, the result of the run, and failed servers."""
     unknown = f" (not known for {counted(sizes.unknown_changes, 'row')})" if sizes.unknown_changes else ""
     change = f"{change_text(sizes)} against the window before"
     return "\n\n".join(
@@ -184,7 +184,7 @@ def errors_text(summary: PeriodSummary | RunSummary) -> str:
 
 
 def bullets(lines: Iterable[str], *, hidden: int) -> str:
-    """List lines as Markdown, no name being markup, and count those that are not shown."""
+    """List lines as Markdown, with names escaped, and count those that are not shown."""
     return linked_bullets(((line, None) for line in lines), hidden=hidden)
 
 
@@ -204,7 +204,7 @@ PAGES, PAGES_LISTED = "pages", 5
 
 
 def pages_metadata(pages: Mapping[str, str], pages_url: str | None) -> MetadataMapping:
-    """Return the whole addresses of the pages of what a check found, by name; nothing without `pages_url`."""
+    """Return the full addresses of the pages of a check's findings, by name; empty without `pages_url`."""
     if pages_url is None or not pages:
         return {}
     return {PAGES: {name: page_url(pages_url, page) for name, page in islice(pages.items(), PAGES_LISTED)}}
@@ -225,5 +225,5 @@ def unescaped(text: str) -> str:
 
 
 def failure_metadata(summary: RunSummary) -> MetadataMapping:
-    """Return what a failed run shows: its counts and the first failed instances."""
+    """Return the metadata of a failed run: its counts and the first failed instances."""
     return {**summary.metrics(), "errors": markdown(errors_text(summary))}

@@ -1,12 +1,12 @@
 """Every name of Dagster that is not in its public interface. Checked against Dagster 1.13.27.
 
-`pyproject.toml` bounds Dagster to that minor release because of these. Before it is raised, go through this module; a
-test says which other module imports a private name (none may).
+Because of these, `pyproject.toml` limits Dagster to this minor release. Before you raise the limit, check this module.
+No other module may import a private name; a test checks this.
 
-Here is also what uses them for more than a call: evaluations of checks by partition, Dagster's storage on PostgreSQL
-with pooled connections, and the purge of its check records. Outside its web server Dagster opens a connection for each
-statement, which costs the server more than the statement. In its web server it pools connections, but the first
-statement on each fails after a restart of the server.
+This module also contains everything that uses them for more than a call: evaluations of checks by partition, Dagster's
+storage on PostgreSQL with pooled connections, and the purge of its check records. Outside its web server Dagster opens
+a connection for each statement, which costs the server more than the statement. In its web server it pools connections,
+but the first statement on each fails after a restart of the server.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class OwnedJob(UnresolvedAssetJobDefinition):
 class PooledPostgresStorage(DagsterPostgresStorage):
     """Dagster's storage whose three parts share connections; named in dagster.yaml.
 
-    A connection is tried before it is used, so that a restart of the server is not noticed.
+    A connection is tested before it is used, so that a restart of the server causes no error.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
             pool_recycle=LONGEST_SECONDS,
             pool_pre_ping=True,
         )
-        # The parts create no tables, because they are there now.
+        # The parts create no tables, because they exist now.
         self._run_storage = _Runs(postgres_url, should_autocreate_tables=False, token_provider=token_provider)
         self._event_log_storage = _Events(postgres_url, should_autocreate_tables=False, token_provider=token_provider)
         self._schedule_storage = _Schedules(postgres_url, should_autocreate_tables=False, token_provider=token_provider)
@@ -145,14 +145,14 @@ class PooledPostgresStorage(DagsterPostgresStorage):
 
 
 class _PooledStorage:
-    """What the parts share. Connections are kept already, and `_Runs` limits the statements of all parts."""
+    """Shared by the parts. Connections already stay open, and `_Runs` limits the statements of all parts."""
 
     def optimize_for_webserver(self, statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
         """Change nothing."""
 
 
 class _Events(_PooledStorage, PostgresEventLogStorage):
-    """The events and what follows from them."""
+    """The events and the tables derived from them."""
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Write events of assets with one statement per table.
@@ -175,7 +175,7 @@ class _Events(_PooledStorage, PostgresEventLogStorage):
                 self.store_asset_check_event(entry, number)
 
     def _store_evaluations(self, evaluated: Sequence[tuple[EventLogEntry, int]]) -> None:
-        """Enter evaluations of a run into the records of its planned checks, and those that were not planned anew."""
+        """Enter evaluations of a run into the records of its planned checks; insert records for the others."""
         records, rows = AssetCheckExecutionsTable, [_evaluation_record(entry, number) for entry, number in evaluated]
         given = values(*(column(name, records.c[name].type) for name in rows[0]), name="given").data(
             [tuple(row.values()) for row in rows]
@@ -231,7 +231,7 @@ class _Schedules(_PooledStorage, PostgresScheduleStorage):
 
 
 class _Runs(PostgresRunStorage):
-    """The runs. Only this part is told when the instance is closed."""
+    """The runs. Only this part is called when the instance is closed."""
 
     def optimize_for_webserver(self, statement_timeout: int, *_: int, **__: int) -> None:
         """Limit the statements of all parts, in milliseconds."""
@@ -250,9 +250,9 @@ def evaluate_partitions(
 ) -> Iterator[DagsterEvent | Output[None]]:
     """Yield the evaluations of an asset's checks by partition, as one batch of events, and the outputs of the checks.
 
-    An `AssetCheckResult` has a partition where its step has a single one only: the results of a range run would all be
-    of no partition. The asset must have been materialised before, because an evaluation counts for the newest
-    materialisation of its partition.
+    An `AssetCheckResult` has a partition only if its step has exactly one: the results of a range run would all have no
+    partition. The asset must have been materialised before, because an evaluation counts for the newest materialisation
+    of its partition.
     """
     step, batch = context.get_step_execution_context(), uuid4().hex
     evaluations = [
@@ -349,6 +349,6 @@ def purge_check_records(events: EventLogStorage, *, dry_run: bool = False) -> in
         unread = text(_UNREAD_CHECK_RECORDS).columns(column("id", Integer))
         if dry_run:
             return connection.execute(select(func.count()).select_from(unread.subquery())).scalar_one()
-        # In a transaction of its own, and so all or none.
+        # In a separate transaction, so either all or none.
         records = AssetCheckExecutionsTable
         return connection.execute(delete(records).where(records.c.id.in_(unread))).rowcount

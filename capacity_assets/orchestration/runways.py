@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 RUNWAY, RUNWAY_GROUP = "runway", "forecasts"
 RUNWAY_JOB, RUNWAY_SCHEDULE = "runway_job", "runway_schedule"
 SHOWN = 10
-# Changed with the method, so that the UI shows which partitions an earlier one made.
+# Change it with the method, so that the UI shows which partitions an earlier method computed.
 METHOD_VERSION = "4"
 MINUTE = 20
 
@@ -97,7 +97,8 @@ def runway_definitions(graph: Graph) -> dg.Definitions:
                 # Stored forecasts are shown, because another run may have issued them.
                 shown = issue_of(service.engine, issued.as_of, today)
                 context.add_asset_metadata(runway_metadata(issued, shown, settings), partition_key=key)
-            # The check judges the newest day, whatever days were requested: a backfill changes no verdict on today.
+            # The check uses the newest day, whichever days were requested, so that a backfill does not change today's
+            # result.
             newest = recent_issue(service.engine, today)
             in_time = newest is not None and service.is_in_time(newest.as_of)
         yield dg.MaterializeResult(check_results=[fills_soon_result(newest, settings, in_time=in_time)])
@@ -118,7 +119,7 @@ def runway_schedule(graph: Graph) -> dg.ScheduleDefinition:
 
 
 def runway_metadata(issued: "IssuedRunways", issue: "ForecastIssue | None", settings: Settings) -> MetadataMapping:
-    """Return what a day's materialisation shows: the largest risks first, then the counts, which plot."""
+    """Return the metadata of a day's materialisation: the largest risks first, then the counts, which plot."""
     risks = [_risk_cells(risk) for risk in issue.risks[:SHOWN]] if issue else []
     columns = ["Server", "What", "Size", "Limit", "Binds", "Early", "Middle", "Late", "Within 30 days", "Decision"]
     return {

@@ -53,7 +53,7 @@ DEMO_TAG = "capacity/demo"
 
 
 class _DemoRetryPolicy(RunRetryPolicy):
-    """The policy of all runs, for those that Ctrl-C ends."""
+    """The policy of all runs; it handles runs that Ctrl-C ends."""
 
     def is_being_terminated(self) -> bool:
         return True
@@ -78,7 +78,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class OpenWork:
-    """The remaining work: windows to compute, documents to make of them, and maintenance, which drops samples."""
+    """The remaining work: windows to compute, their documents, and maintenance, which drops samples."""
 
     windows: list[PlannedRun]
     documents: list[PlannedRun]
@@ -129,7 +129,7 @@ def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet:
             one, [asset_name(one, level) for level in LEVELS.values()], job_name(one), f"the {one.name} windows"
         )
     ]
-    # A forecast takes a second: only today's, and those that come due today, which gives scores.
+    # A forecast takes a second: only today's, and those that are due today, so that there are scores.
     due = [today - timedelta(days=days) for days in (*reversed(HORIZONS_DAYS), 0)]
     issued = done([RUNWAY])
     runways = [
@@ -166,10 +166,10 @@ def materialise(
     on_windows: Callable[[int], None],
     recompute: Callable[[Guard], RunSummary],
 ) -> tuple[int, RunSummary]:
-    """Run the jobs, and recompute the windows while documents are made of them, which only read.
+    """Run the jobs, and recompute the windows while their documents, which only read, are created.
 
     Returns the number of written rows, and the result of `recompute`, whose argument it calls before each commit and
-    which then ends if the rest has failed or was interrupted. `on_windows` gets the windows of each run.
+    which ends it if the other work has failed or was interrupted. `on_windows` gets the windows of each run.
 
     Raises RunFailedError, and KeyboardInterrupt if a run was interrupted.
     """

@@ -37,7 +37,7 @@ from capacity_assets.orchestration.private import (
 from capacity_assets.web.app import SecurityHeaders, uvicorn_limits
 
 READING = {"GET", "HEAD"}
-# A report holds no script, and the name of a database must not make it load anything.
+# A report contains no script, and the name of a database must not make it load anything.
 REPORT_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
 # Dagster shows notebooks in a frame on its own pages.
 FRAMED_BY_ITSELF = {"Content-Security-Policy": "frame-ancestors 'self'", "X-Frame-Options": "SAMEORIGIN"}
@@ -46,10 +46,10 @@ POLL_MILLISECONDS, STATEMENT_TIMEOUT_MILLISECONDS, POOL_RECYCLE_SECONDS, MAX_OVE
 
 
 class SameOriginGuard:
-    """Refuses what a page of another site could make a browser send."""
+    """Refuses requests that a page of another site could make a browser send."""
 
     def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
-        """Guard `app`, which goes by `names`, each host:port as a browser sends it."""
+        """Guard `app` with the names `names`, each host:port as a browser sends it."""
         self._app = app
         self._names = frozenset(names)
 
@@ -68,7 +68,7 @@ class SameOriginGuard:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0] not in self._names:
-            # Refused, because another site can bind a name of its own to this address.
+            # Refused, because another site can point its own name to this address.
             return "Refused: this server does not go by that name. See --name."
         if scope["type"] == "http" and scope["method"] in READING:
             asks = scope["path"] == "/graphql" and scope["query_string"]
@@ -83,7 +83,7 @@ class SameOriginGuard:
 
 
 class GuardedWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceRequestContext]):
-    """Dagster's web server behind the guard, with the reports beside its pages."""
+    """Dagster's web server behind the guard, with the reports."""
 
     def __init__(self, context: WorkspaceProcessContext, names: Collection[str], reports: Path) -> None:
         """Serve the workspace of `context`."""
@@ -95,7 +95,7 @@ class GuardedWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceReques
         return [Middleware(SameOriginGuard, names=self._names), *super().build_middleware()]
 
     def build_routes(self) -> list[BaseRoute]:
-        """Put the reports before Dagster's routes, whose last ones take every path."""
+        """Put the reports before Dagster's routes, the last of which match every path."""
         reports = SecurityHeaders(StaticFiles(directory=self._reports), REPORT_HEADERS)
         return [Mount(REPORTS_PATH, reports), *super().build_routes()]  # type: ignore[no-untyped-call]  # Dagster leaves it untyped
 

@@ -46,7 +46,7 @@ class _Described(GenerateJsonSchema):
 
     def dataclass_schema(self, schema: Any) -> dict[str, Any]:
         found = super().dataclass_schema(schema)
-        # Pydantic itself reads none of inherited fields.
+        # Pydantic does not read the docstrings of inherited fields.
         for kind in reversed(schema["cls"].__mro__):
             for name, text in _field_docstrings(kind.__module__).get(kind.__qualname__, {}).items():
                 if name in found["properties"]:

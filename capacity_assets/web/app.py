@@ -252,14 +252,14 @@ BY_GROUP = {"/groups", "/bill"}
 CSV_TYPE = "text/csv; charset=utf-8"
 EXCEL_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 REFUSED_ERRORS = (ValidationError, NotFoundError, DatabaseError, *DATABASE_FAILURES)
-"""Errors of which a reader is told in a sentence; any other error is a defect."""
+"""Errors that a reader sees as a sentence; any other error is a bug."""
 TITLES = {400: "Invalid request", 404: "Not found"}
 """Titles of error pages, by status."""
 
 CHALLENGE = 'Basic realm="capacity pages", charset="UTF-8"'
 REFUSAL = "Refused: log in with any user name and the token as the password, or send Authorization: Bearer TOKEN.\n"
 POLICY = "Content-Security-Policy"
-# Only our own scripts and styles; pages cannot be framed, and forms are sent only to us.
+# Only our own scripts and styles; pages cannot be framed, and forms are sent only to this server.
 HEADERS = {
     POLICY: "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -274,7 +274,7 @@ logger = logging.getLogger("capacity_assets")
 SECONDS_KEPT = 10
 # Values cached for half a minute are read again before a request would wait for them.
 SECONDS_BETWEEN_READING_AHEAD = 20
-# The period that the page has by default, and the one whose lists have no index.
+# The default period of the page, and the period whose lists have no index.
 READ_AHEAD_CHANGES = ("weekly", "daily")
 # A page that is still being read waits for it again after this pause.
 SECONDS_BETWEEN_ASKING = 1
@@ -299,7 +299,7 @@ class WebOptions:
     dagster: Engine | None = None
     """An engine on Dagster's storage, for metrics of runs; None: they are left out."""
     reads_ahead: bool = True
-    """Whether to keep reading what every reader sees, so that nobody waits for it."""
+    """Whether to refresh figures that every reader sees, so that no reader waits for them."""
 
 
 def create_app(reader: Reader, serving: WebOptions) -> ASGIApp:
@@ -357,7 +357,7 @@ class ReadContent:
     content: Any
     read_at: datetime
     identity: object = field(default_factory=object)
-    """Tells two contents apart that were read at the same moment."""
+    """Distinguishes two contents that were read at the same moment."""
 
 
 class PageServer:
@@ -383,7 +383,7 @@ class PageServer:
     def in_time(self, respond: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
         """Return the endpoint that responds from a thread, or says after the time limit that it is still reading.
 
-        The query goes on, so that a repeated request finds its result.
+        The query continues, so that a repeated request finds its result.
         """
 
         async def answer(request: Request) -> Response:
@@ -415,7 +415,7 @@ class PageServer:
         return _unpacked_if_needed(request, packed, form)
 
     def read_ahead(self, ended: threading.Event) -> None:
-        """Read what every reader sees, again and again until the event is set; the next request shows a failure."""
+        """Refresh figures that every reader sees until the event is set; a failure is shown by the next request."""
         ahead: list[tuple[str, dict[str, str]]] = [
             *(("/", {"period": name}) for name in PERIODS),
             *(("/changes", {"period": name}) for name in READ_AHEAD_CHANGES),
@@ -502,7 +502,7 @@ class PageServer:
         return self._reader.cached(key, render, SECONDS_KEPT * STALE_TIMES, stale_times=1)
 
     def _still_reading(self, request: Request) -> Response:
-        """Answer with a page that says what is being read and loads itself again; a script gets status 503."""
+        """Respond with a page that says what is being read and reloads itself; a script gets status 503."""
         page = PAGE_OF.get(request.url.path)
         if _is_from_a_script(request):
             return self._refused(request, 503, _slow(ANSWER_SECONDS))
@@ -589,7 +589,7 @@ REFUSED_GZIP = re.compile(r"(^|,)\s*gzip\s*;\s*q\s*=\s*0(\.0*)?\s*(,|$)", re.IGN
 
 
 class Compression(GZipMiddleware):
-    """Compresses for clients that take it; Starlette's also does for those that refuse it with a weight of 0."""
+    """Compresses for clients that accept it; Starlette's also does for those that refuse it with a weight of 0."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whether it takes compressed content is all that is read of this header."""

@@ -1,4 +1,4 @@
-"""The pages of money: bills, budgets, and what a group costs."""
+"""The pages of costs: bills, budgets, and the cost of a group."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ class BillPage:
     open_months: Sequence[date] = ()
     """Months whose bill is not final."""
     unchanged: UnchangedDatabases | None = None
-    """Only in the newest version of the bill of the last month that is over; else None."""
+    """Only in the newest version of the bill of the last month that is over; otherwise None."""
     free_space: FreeSpace | None = None
-    """Only in the same bill; also None if no free space is known."""
+    """Only in the same bill, otherwise None; also None if no free space is known."""
     every_group: Annotated[Sequence[str], Field(exclude=True)] = ()
     """Names of all groups, for the colours of charts; not in JSON."""
 
 
 def shared_group_names(reader: Reader, by: str) -> list[str]:
-    """Return the names of all groups, of which each has the same colour on every page."""
+    """Return the names of all groups, so that each has the same colour on every page."""
     return reader.read_cached(("group names", by), partial(group_names, by=by), NAMES_SECONDS)
 
 
@@ -179,7 +179,7 @@ def cost_of(connection: Connection, by: str, name: str | None) -> GroupCost | No
 
 
 def shared_free_space(reader: Reader, cost: GroupCost, by: str, name: str | None) -> FreeSpace | None:
-    """Return what dead rows and free pages in the tables of a group cost; None: none is known."""
+    """Return the cost of dead rows and free pages in the tables of a group; None: none is known."""
     return _free_space(reader, (MONTHLY.window_of(cost.month), cost.issue), by, name)
 
 
@@ -241,7 +241,7 @@ def read_budget_page(reader: Reader, query: PageQuery) -> BudgetPage:
 
 
 def shared_budget(reader: Reader, query: PageQuery, by: str, months: int = MOST_MONTHS) -> Budget:
-    """Return a budget, of which the page of each group shows a line. Raises as `read_budget`."""
+    """Return a budget; the page of each group shows a line of it. Raises as `read_budget`."""
     coming = coming_months(query.today, months)
     read = partial(read_budget, by=by, months=coming, today=query.today, keys=query.label_keys)
     return reader.read_cached(("budget", by, months, query.today, shared_revision(reader)), read, BUDGET_SECONDS)

@@ -44,7 +44,7 @@ CHANGES_SECONDS = 30
 
 @dataclass(frozen=True)
 class ChangesPage:
-    """What changed in the fleet in a window, compared with the window before."""
+    """What changed in the fleet in a window, compared with the previous window."""
 
     period: str
     window_start: date | None
@@ -55,7 +55,7 @@ class ChangesPage:
     grouped_by: str = ""
     groupings: Sequence[str] = ()
     groups: Sequence[Group] = ()
-    """Those that changed most, the largest change first."""
+    """The largest changes, largest first."""
     other_groups: int = 0
     """Number of groups that are not listed."""
     other_change_mb: int = 0
@@ -63,13 +63,13 @@ class ChangesPage:
     rest_change_mb: int | None = None
     """The change of the fleet minus the changes of all groups; None: no change of the fleet is shown.
 
-    The difference has three causes: rounding; databases that came, went or moved in a group that is compared like for
-    like; and servers measured in only one of the two windows, whose change is not in that of the fleet.
+    The difference has three causes: rounding; databases that were added, dropped or moved in a group that is compared
+    like for like; and servers measured in only one of the two windows, whose change is not in that of the fleet.
     """
     is_rest_rounding: bool = True
     """Whether rounding alone explains it."""
     changed: Sequence[MovedDatabase] = ()
-    """Databases that grew most, then those that shrank most. A file has all with a known change."""
+    """Databases that grew most, then those that shrank most. A file contains all with a known change."""
     new: Sequence[DatabaseOfOneWindow] = ()
     new_databases: int | None = 0
     """None: nothing was measured in the window, or in the one before."""

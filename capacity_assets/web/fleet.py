@@ -64,7 +64,7 @@ class LargestChanges:
     window_start: date
     window_end: date
     is_compared: bool
-    """Whether the change of any database is known; without one there is nothing to compare with yet."""
+    """Whether the change of any database is known; if not, there is nothing to compare with yet."""
     growers: Sequence[DatabaseRow]
     shrinkers: Sequence[DatabaseRow]
 
@@ -118,7 +118,7 @@ class FleetPage:
     grouped_by: str
     groups: Sequence[Group]
     space: Sequence[GroupSpace]
-    """What uses the space, by group, in the last complete month."""
+    """The uses of the space by group, in the last complete month."""
     hidden_groups: int
     has_tables: bool = False
     """Whether tables and indexes were measured in the last month."""

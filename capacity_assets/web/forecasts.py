@@ -1,6 +1,6 @@
 """The pages about forecasts: what fills first, decisions on it, accuracy, and What if.
 
-What if answers the assumptions in its address, and shows stored scenarios.
+What if computes the assumptions in its address, and shows stored scenarios.
 """
 
 from __future__ import annotations
@@ -115,15 +115,15 @@ class DecisionRow:
     closed_at: datetime | None
     closed_by: str | None
     text: str
-    """What was decided, and until when; of a plan, for which day."""
+    """The decision and its last day; for a plan, also its day."""
     sentence: str
     state: str
-    """Whether it holds today, and if not, why."""
+    """Whether it applies today, and if not, why."""
 
 
 @dataclass(frozen=True)
 class DecisionsPage:
-    """Decisions on what may fill, those that end first at the top."""
+    """Decisions on what may fill, those that end first are first."""
 
     every: bool
     """Whether past and closed decisions are listed too, after the open ones."""
@@ -148,7 +148,7 @@ def decision_rows(
 ) -> list[DecisionRow]:
     """Return the decisions that are open today, or `every` one, by server and subject; raises DBAPIError.
 
-    With `taken`, only those that were taken in a window.
+    With `taken`, only decisions made in a window.
     """
     return [
         DecisionRow(**{name: getattr(one, name) for name in DECISION_FIELDS}, state=one.state(today))
@@ -208,7 +208,7 @@ RESULT_SECONDS, EXAMPLE_SECONDS = 60, 300
 MOST_DATABASES = 10_000
 """The most databases that a page forecasts; more take longer than readers wait."""
 FILLING_SHOWN = 50
-"""Subjects among which the first disk is looked for."""
+"""Number of subjects among which the first disk is searched."""
 ASSUMPTION_NAMES = {kind: [name for name in PARAMETERS if name.startswith(f"{kind}_")] for kind in KINDS_OF_ASSUMPTIONS}
 """Parameters by kind of assumption: growth_factor is `factor` of `[[growth]]`."""
 ASSUMED_NUMBERS = ("factor", "gb", "add_gb", "growth_gb_per_month")
@@ -227,7 +227,7 @@ class Example:
 
 @dataclass(frozen=True)
 class ScenarioPage:
-    """What assumptions change, or a stored scenario: by default the newest."""
+    """The changes by assumptions, or a stored scenario: by default the newest."""
 
     names: Sequence[str]
     name: str | None = None

@@ -1,4 +1,4 @@
-"""The pages of groups: what each team, engine or server has."""
+"""The pages of groups: the size of each team, engine or server."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class GroupsPage:
     order: str
     groups: Sequence[Group]
     notice: str | None = None
-    """A sentence that says when labels changed that the groups do not include yet."""
+    """A sentence on when labels changed that the groups do not include yet."""
     size_mb: int = 0
     """The total of all groups of all pages."""
     change_mb: int | None = None
@@ -98,7 +98,7 @@ class GroupsPage:
     page: int = 1
     has_more: bool = False
     space: Sequence[GroupSpace] = ()
-    """What uses the space, by group; only on the first page."""
+    """The uses of the space by group; only on the first page."""
 
     @property
     def growth(self) -> str:
@@ -138,7 +138,7 @@ class GroupPage:
     """Servers of the fleet whose limits, steps or plans changed after the newest forecast."""
     headline: Headline
     notice: str | None = None
-    """A sentence that says when labels changed that the group does not include yet."""
+    """A sentence on when labels changed that the group does not include yet."""
     cost: GroupCost | None = None
     free_space: FreeSpace | None = None
     """Free space in its tables in the month of the cost; None: none is known."""
@@ -205,7 +205,7 @@ def _notice(connection: Connection, period: Period, windows: Sequence[Window], b
 
 
 def shared_fills_first(reader: Reader, by: str) -> dict[str | None, GroupFillDate]:
-    """Return what fills first of each group, for the lists of groups."""
+    """Return what fills first in each group, for the lists of groups."""
     if by == "server":
         # There are as many groups as servers, so only the first name of each is kept.
         return reader.read_cached(

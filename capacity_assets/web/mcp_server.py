@@ -1,7 +1,7 @@
 """The MCP server: a read-only tool for each answer of the API, over standard input and output.
 
-Models read answers whole, so a list has few rows, series of charts are left out, and no tool describes its answer.
-The SDK of the protocol is an extra, so it is imported where it is used.
+Models read a response completely, so a list has few rows, series of charts are left out, and no tool describes its
+response. The SDK of the protocol is an extra, so it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BOUNDS: dict[str, dict[str, object]] = {
         "description": "Whether to return the series that charts draw, too.",
     },
 }
-"""Parameters of every tool, beside those of its answer."""
+"""Parameters of every tool, in addition to those of its response."""
 PAGE_BY_NAME = {page.name: page for page in PAGES}
 
 

@@ -1,7 +1,7 @@
 """`/metrics`: the figures of servers, volumes and chosen databases as gauges, in the text format of OpenMetrics.
 
-Prometheus' own text format is the same but for the last line, which it takes for a comment. A further metric is an
-entry of `DESCRIPTIONS`, and its value.
+Prometheus' own text format differs only in the last line, which it reads as a comment. A new metric is an entry of
+`DESCRIPTIONS`, and its value.
 """
 
 from __future__ import annotations
@@ -78,15 +78,15 @@ DESCRIPTIONS = {
         }.items()
     },
 }
-"""What each metric says, by its name without the prefix.
+"""The description of each metric, by its name without the prefix.
 
-All are gauges. A timestamp is the beginning of a day where nothing else is said.
+All are gauges. A timestamp is the beginning of a day, unless the description says otherwise.
 """
 
 
 @dataclass(frozen=True)
 class MetricsScope:
-    """Of what there are metrics: always servers and volumes, and databases with one of the labels (key, value)."""
+    """The subjects of metrics: always servers and volumes, and databases with one of the labels (key, value)."""
 
     zone: ZoneInfo
     database_labels: tuple[tuple[str, str | None], ...] = ()
@@ -129,7 +129,7 @@ def _labels(**values: object) -> str:
 
 def _samples(reader: Reader, today: date, scope: MetricsScope) -> Iterator[MetricSample]:
     yield "build_info", 1, _labels(version=version("capacity_assets"))
-    # What takes too long is left out, so that the other figures are known.
+    # Figures that take too long are left out, so that the others are available.
     with suppress(DBAPIError):
         for one in shared_accuracy(reader, today).horizons:
             horizon = _labels(horizon_days=one.horizon_days)

@@ -1,7 +1,7 @@
-"""What every page uses to read: its query (the checked parameters of its address), and the reader with its cache.
+"""Reading for every page: its query (the checked parameters of its address), and the reader with its cache.
 
-The address is the whole state of a page. Here are also the windows and ranges that it names, and values that several
-pages share.
+The address is the whole state of a page. This module also has the windows and ranges in the address, and values that
+several pages share.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
 ALONE_SECONDS = 1
 """How long a long computation waits for a running one before it is refused."""
 SHARED_SECONDS = 60
-"""Limit of a statement whose result all readers see: it runs once at a time, however many wait for it."""
+"""Time limit of a statement whose result all readers see: it runs once at a time, however many readers wait."""
 
 CANCEL_SECONDS = 3
 FOR_READERS = 2
@@ -86,7 +86,7 @@ class Reader:
     """Reads for the pages in short read-only transactions, and caches the results."""
 
     def __init__(self, engine: Engine, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> None:
-        """Read with an engine of `reading_engine`; the thresholds are those of watch and act."""
+        """Read with an engine of `reading_engine`; `thresholds` are those of watch and act."""
         self._engine = engine
         self.thresholds = thresholds
         self._cache: dict[Hashable, _CachedValue] = {}
@@ -278,7 +278,7 @@ def shared_notice(reader: Reader, today: date) -> str:
 
 
 def notice_of(found: UncomputedSamples, today: date) -> str:
-    """Say which samples the figures do not include yet, and which command adds them, in backquotes."""
+    """Return a sentence on samples that the figures do not include yet, with a command in backquotes."""
     if found.day is not None:
         command = "capacity aggregate --period daily" + ("" if found.day == today else f" --from {found.day}")
         return (
@@ -297,7 +297,7 @@ def notice_of(found: UncomputedSamples, today: date) -> str:
 
 
 def shared_revision(reader: Reader) -> tuple[object, ...]:
-    """Return what changes when forecasts change.
+    """Return a value that changes when forecasts change.
 
     It is part of the cache key of every value with forecasts, so updates show within seconds.
     """
@@ -314,7 +314,7 @@ FILE_FORMATS = {"csv": "CSV", "xlsx": "Excel"}
 """The formats of files, by name, as people call them."""
 PAGE_FORMATS = ("html", "json", *FILE_FORMATS)
 OF_FILES = ("format", "list")
-"""Parameters of every page that has files: their format, and the list that they have where a page has several."""
+"""Parameters of every page that has files: their format, and their list if a page has several."""
 RANGE_NAMES = ("range", "first", "last", "compare")
 
 
@@ -378,7 +378,7 @@ MOST_WINDOWS, MOST_FLEET_WINDOWS = 400, 130
 
 
 def known_values(given: Mapping[str, str]) -> dict[str, str]:
-    """Return the parameters that any page reads; others are refused, and stand in no link of the refusal."""
+    """Return the parameters that any page reads; others are refused, and are in no link of the refusal."""
     return {name: value for name, value in given.items() if name in PARAMETERS or name in OF_FILES}
 
 
@@ -456,13 +456,13 @@ class PageQuery:
         return value
 
     def label(self) -> tuple[str, str] | None:
-        """Return the label to filter by; an empty value stands for everything without this key."""
+        """Return the label to filter by; an empty value selects everything without this key."""
         text = self.text("label")
         return key_and_value(text) if text else None
 
     @property
     def is_file(self) -> bool:
-        """Whether the list of the page is asked for as a file."""
+        """Whether the list of the page is requested as a file."""
         return self.values.get("format") in FILE_FORMATS
 
     @property
@@ -543,7 +543,7 @@ class ChartRange:
         return [PERIODS[self.period].year_before(window) for window in windows] if self.is_compared else []
 
     def fitted(self, today: date, most: int) -> ChartRange:
-        """Return the range in the shortest period, from the chosen one on, that gives at most `most` windows."""
+        """Return the range in the shortest period, from the chosen one on, with at most `most` windows."""
         if self.name is None:
             return self
         first, last = self._days(today)

@@ -86,7 +86,7 @@ CHIPS = {Severity.FULL: "Full", Severity.ACT: "Act", Severity.WATCH: "Watch"}
 
 @dataclass(frozen=True)
 class FileList:
-    """A list of a page as a file: where its rows are in the content, as `result.budget`, and what each row repeats."""
+    """A list of a page as a file: the path of its rows in the content, as `result.budget`, and repeated values."""
 
     path: str
     beside: Sequence[str] = ()
@@ -101,13 +101,13 @@ class PageRoute:
     read: Callable[[Reader, PageQuery], Any]
     table: str
     description: str
-    """What the page answers, for the API."""
+    """The description of the page's response, for the API."""
     parameters: Sequence[str]
     """The names in PARAMETERS that it reads."""
     choices: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
     """The possible values of a parameter on this page, the default first."""
     needed: Sequence[str] = ()
-    """Parameters that must be given."""
+    """Required parameters."""
     above: Sequence[str] = ()
     """Paths of the pages above it, for its breadcrumbs."""
     in_menu: bool = False
@@ -167,7 +167,7 @@ class PageRoute:
         beside = {path.rpartition(".")[2]: _at(shown, path) for path in written.beside}
         listed = [{**beside, **row} for row in _at(shown, written.path) or ()]
         rows = [_cells(row) for row in listed]
-        # Where some rows have a mapping and others have None, the columns of its values are enough.
+        # If some rows have a mapping and others have None, the columns of its values are enough.
         kinds = {(name, type(value)) for row in listed for name, value in row.items()}
         mappings = {name for name, kind in kinds if issubclass(kind, Mapping)}
         columns = list(dict.fromkeys(name for row in rows for name in row if name not in mappings))
@@ -175,7 +175,7 @@ class PageRoute:
 
 
 def _at(shown: Any, path: str) -> Any:
-    """Return the value at a path such as `result.budget`; None where a part of it is None."""
+    """Return the value at a path such as `result.budget`; None if a part of it is None."""
     for name in path.split("."):
         shown = None if shown is None else shown[name]
     return shown
@@ -272,7 +272,7 @@ def after(period: str, start: date) -> date:
 
 
 def menu_class(number: int) -> str:
-    """Return the class of an entry of the menu, which says up to which width of the screen it is under *More*."""
+    """Return the class of an entry of the menu, which sets up to which width of the screen it is under *More*."""
     return next((name for last, name in MENU_CLASSES if number <= last), "last")
 
 
@@ -345,7 +345,7 @@ FILTERS: Mapping[str, Callable[..., object]] = {
     "fill_range": lambda runway: "" if runway.state == FULL else range_of(runway) or "a single day",
     "words": lambda name: name.replace("_", " "),
     "shell": shlex.quote,
-    # As in charts, the line skips what was partly measured.
+    # As in charts, the line skips partly measured windows.
     "recent": lambda sizes: [one.size_mb for one in sizes if not one.is_partial],
     "ticket": lambda url: url.rstrip("/").rpartition("/")[2] or url,
 }
@@ -359,7 +359,7 @@ LISTS = {
     "months": "months of issue",
     "runways": "fill dates",
 }
-"""What people call the lists of files, where that is not the name of the field."""
+"""The names of lists of files for people, if they differ from the name of the field."""
 FUNCTIONS = (
     share_bar, sparkline, decide_command, window_name, before, after, shared_labels, label_keys, label_heads,
     billed_groups, is_left_out, menu_class, address, subject_address, table_address, dagster_partition,
@@ -407,7 +407,7 @@ def marks_of(  # noqa: PLR0913 -- one argument per kind of marks
     binding: StoredRunway | None = None,
     name: str = "",
 ) -> list[Mark]:
-    """Return the marks of a chart: declared steps, decisions, bills by month, and the fill date of what binds.
+    """Return the marks of a chart: declared steps, decisions, bills by month, and the fill date of the binding limit.
 
     Marks that concern another subject than `name` are labelled with it.
     """
@@ -425,7 +425,7 @@ def marks_of(  # noqa: PLR0913 -- one argument per kind of marks
             marks.append(Mark(day, note, "plan" if is_plan else "decision", f"{about}{short}"))
     for month, amount in bills.items():
         note = f"bill of {window_name('monthly', month)}: {money(amount)} {currency}"
-        # Where the mean size of the month is drawn.
+        # The position of the mean size of the month.
         marks.append(Mark(month.replace(day=MIDDLE_DAY), note, "bill", f"{amount:,.0f} {currency}"))
     if binding is not None and binding.full_middle is not None and binding.name != name:
         marks.append(Mark(binding.full_middle, f"{binding.display_name} full", "full"))
@@ -470,7 +470,7 @@ def _with_forecast(
 ) -> History:
     full = None
     if isinstance(runway, StoredRunway) and not runway.is_shared:
-        # A shared limit only holds while the others do not grow; the headline has the fill date that binds.
+        # A shared limit only applies while the others do not grow; the headline has the binding fill date.
         history = replace(history, limit_mb=runway.limit_mb)
         full = FillRange(runway.full_early, runway.full_middle, runway.full_late)
     if not runway.ahead or is_past(sizes, runway):
@@ -523,9 +523,9 @@ def _ahead_until(runway: StoredRunway | GroupSizeForecast, last: date) -> list[F
 
 
 def _days_ahead(points: Sequence[Point], runway: StoredRunway | GroupSizeForecast) -> int:
-    """Return how many days of forecast to draw: past the fill date, but not much more than the history.
+    """Return the number of days of forecast to draw: beyond the fill date, but not much more than the history.
 
-    A group has no fill date: its chart goes as far ahead as the history goes back.
+    A group has no fill date: its chart extends as far ahead as its history extends back.
     """
     if not points:
         return 0
@@ -585,7 +585,7 @@ def _shortened(name: str) -> str:
 
 
 def table_chart(title: str, sizes: Sequence[TableSize]) -> Markup:
-    """Draw a table by measured day: what is in use, what is dead or free, and its indexes."""
+    """Draw a table by measured day: its used space, its dead and free space, and its indexes."""
     drawn = every_few(sizes, MOST_COLUMNS)
     is_listed = [one.data_bytes is not None for one in drawn]
     parts = {

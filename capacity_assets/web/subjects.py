@@ -95,7 +95,7 @@ class WindowSamples:
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectPage:
-    """What the pages of servers, databases and volumes have in common."""
+    """Common contents of the pages of servers, databases and volumes."""
 
     server: subjects.ServerFacts
     headline: Headline
@@ -107,15 +107,15 @@ class SubjectPage:
     runway: StoredRunway | None
     """Its own forecast; of a database, as if the others did not grow."""
     used: Sequence[SizeInWindow] = ()
-    """The used space inside the files of a database, if that is what is forecast."""
+    """The used space inside the files of a database, if this is forecast."""
     binding: StoredRunway | None = None
-    """The forecast that binds: of a database, the earliest of its own, its server's and its volumes'.
+    """The binding forecast: for a database, the earliest of its own, its server's and its volumes'.
 
-    Of a server, that of the volume that fills before the server as a whole. None: there is no such forecast.
+    For a server, that of the volume that fills before the server as a whole. None: there is no such forecast.
     """
     steps: Sequence[subjects.DeclaredStep] = ()
     limits: Sequence[subjects.DeclaredLimit] = ()
-    """Declared limits: its own, and that of the server as a whole."""
+    """Declared limits: its own, and that of the whole server."""
     decisions: Sequence[DecisionRow] = ()
     """Decisions on it, and on the server or volumes that it shares, whether or not they are open."""
     origins: Sequence[subjects.SampleOrigin] = ()
@@ -143,7 +143,7 @@ class DatabasePage(SubjectPage):
     labels: dict[str, str]
     neighbours: Sequence[DatabaseInList]
     inside: DatabaseGrowth | None
-    """What grew inside, in the chosen window or range, else in the last 30 days; None: not measured twice."""
+    """What grew inside, in the chosen window or range, otherwise in the last 30 days; None: not measured twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ class VolumePage(SubjectPage):
     volume: subjects.ServerVolume
     fills: SpaceUsage | None
     uses: Sequence[SpaceDay]
-    """What filled it by day, at most MOST_COLUMNS days at equal distances; empty: only its whole use is known."""
+    """Its uses by day, at most MOST_COLUMNS days at equal distances; empty: only its whole use is known."""
     databases: Sequence[StoredRunway]
 
 
@@ -171,7 +171,7 @@ class TablePage:
     """Mean growth in a week, over the days on which it was listed; None: only one."""
     indexes: Sequence[IndexSize]
     amount: Decimal | None
-    """What it costs in a month with its indexes, by the newest final bill; None: it has no price."""
+    """Its cost in a month with its indexes, by the newest final bill; None: it has no price."""
     free_amount: Decimal | None
     """The part of this for dead rows and free pages; None: also if these are unknown."""
     currency: str | None
@@ -320,7 +320,7 @@ def _values(  # noqa: PLR0913, PLR0917 -- the subject, and what its headline say
     name: str = "",
     stored: subjects.NewestDay | None = None,
 ) -> dict[str, Any]:
-    """Return the server, the forecasts and the headline; without a forecast, this says when it was last measured."""
+    """Return the server, the forecasts and the headline, which without a forecast names the last measurement."""
     number, issued, last_measured = server.server_id, None, None
     own, first, also, binding = runway_of(connection, query.today, number, subject, name), None, None, None
     if subject == "server":
@@ -449,13 +449,13 @@ class TablesPage(ListPage):
     None in other orders.
     """
     amount: Decimal | None
-    """What these cost in a month, by the newest final bill; None: nothing has a price, or another order."""
+    """The cost of these in a month, by the newest final bill; None: nothing has a price, or another order."""
     currency: str | None
 
 
 @dataclass(frozen=True)
 class SearchPage:
-    """The names that match a search, those that fill first listed first; without words, what fills first."""
+    """The names that match a search, by fill date; without words, what fills first."""
 
     query: str
     found: Sequence[NameMatch]
