@@ -1,1 +1,1 @@
-"""The `capacity` command. Each module is one command or what several share; the work lies elsewhere."""
+"""The `capacity` command. Each module contains commands or code that several share; other packages do the work."""

@@ -1,6 +1,6 @@
 """`capacity aggregate`, `plan` and `explain`: compute aggregates without Dagster, and trace figures to their samples.
 
-Of a runway, `explain_runway` in `cli.runway` shows how it was made.
+`explain_runway` in `cli.runway` explains a runway.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _run(
 ) -> tuple[RunSummary, tuple[CapacityError, ...]]:
     with open_task_runner(settings, existing=True) as runner:
         service = runner.service
-        # Refuses an unknown period beside `all`, too.
+        # Also refuses an unknown period together with `all`.
         named = [service.period(name, SCOPE_ALL) for name in dict.fromkeys(periods) if name != SCOPE_ALL]
         chosen = list(PERIODS.values()) if SCOPE_ALL in periods else named
         is_due = first_day is None and last_day is None
@@ -194,7 +194,7 @@ def _run_lines(run: RunSummary) -> Iterator[Line]:
 
 
 def _plan_lines(run: RunSummary) -> Iterator[Line]:
-    """Yield one row for each window and level that would change, and say how many would not."""
+    """Yield one row for each window and level that would change, and one with the number of the others."""
     with_work = [part for part in run.parts if part.written_records or part.removed_records or part.failed_instances]
     listed = run.parts if len(run.parts) <= ALWAYS_LISTED else with_work
     counts = _without_removed(PLANNED, run)
@@ -325,7 +325,7 @@ def _explain_group(
 ) -> Report:
     key, value = label
     checked_label(key, value, settings.label_keys)
-    # All queries read one snapshot; otherwise a row that is written meanwhile would seem to differ.
+    # All queries read one snapshot; otherwise a row that is written in between would seem to differ.
     with database_errors(doing="reading a group"), snapshot(engine) as connection:
         group = ownership.explain_group(connection, period, window, key, value)
         changed_at = ownership.groups_changed_at(connection, period, [window])

@@ -1,4 +1,4 @@
-"""`capacity prices`, `bill`, `budget` and `budgets`: what databases cost, and what groups will and may cost."""
+"""`capacity prices`, `bill`, `budget` and `budgets`: costs of databases, and expected and allowed costs of groups."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _subject(session: DeclarationSession, engine: str, label: tuple[str, str] | 
 
 
 def _declare_prices(session: DeclarationSession, wanted: Sequence[Price], *, restate: bool) -> PriceChanges:
-    """Declare prices; say first which bills of closed months change."""
+    """Declare prices; first show which bills of closed months change."""
     engine, today = session.engine, session.today()
     changes = price_list.price_changes(engine, wanted, today, session.settings.label_keys)
     _say_changed_bills(session, changes, restate=restate)
@@ -116,7 +116,7 @@ def _declare_prices(session: DeclarationSession, wanted: Sequence[Price], *, res
 
 
 def _say_changed_bills(session: DeclarationSession, changes: PriceChanges, *, restate: bool) -> None:
-    """Say which final bills change and by how much; raises ValidationError if that was not confirmed."""
+    """Show which final bills change and by how much; raises ValidationError if this was not confirmed."""
     if not changes.months:
         return
     months = [*(bill.text for bill in changes.bills), *map(bills.month_named, changes.older_months)]
@@ -143,7 +143,7 @@ def _compute_bills(session: DeclarationSession, changes: PriceChanges) -> None:
 
 
 def issue_bills(session: DeclarationSession, months: Iterable[date]) -> None:
-    """Recompute bills after a declaration, newest month first, for some seconds; name those that are left.
+    """Recompute bills after a declaration, newest month first, for some seconds; name the remaining ones.
 
     Raises CapacityError; its message says that the declaration is stored.
     """
@@ -242,7 +242,7 @@ def remove_price(
 
 
 def _only_one(engine: Engine, price: Price) -> Price:
-    """Return the price; its first day is that of the only price for its subject, unless one is for all of history."""
+    """Return the price; its first day is that of the only price for its subject, unless that applies always."""
     prices = (stored.declaration for stored in price_list.stored_prices(engine))
     days = [one.valid_from for one in prices if one.display_name == price.display_name]
     return price if ALWAYS in days or len(days) != 1 else replace(price, valid_from=days[0])
@@ -307,7 +307,7 @@ def bill(
 
 
 def _write_charges(engine: Engine, issued: BillByGroup, issuer: str, output: str) -> Report | None:
-    """Write a bill as charges; with a file, return what was written."""
+    """Write a bill as charges; with a file, return a report about it."""
     bill = issued.bill
     charges = charges_of_bill(bill.month, bill.issue, issued.grouped_by, issuer)
     rows = write_rows(engine, sql.SQL(charges), output, "csv")

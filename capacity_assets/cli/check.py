@@ -77,7 +77,7 @@ COLOURS = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.BAD: "bold red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was checked, the verdict, and what was found or what to do."""
+    """One line: the subject, the result, and the findings or what to do."""
 
     subject: str
     verdict: Verdict
@@ -113,7 +113,7 @@ def check() -> Report:
     today = Clock(settings.zone).today()
     configuration = list(_configuration(settings, today))
     stored = list(_capacity_database(settings, today))
-    # What the database says of a setting, such as the zone, replaces what was set.
+    # The database's message on a setting, such as the zone, replaces the line of the setting.
     judged = {finding.subject for finding in stored}
     configuration = [one for one in configuration if one.subject not in judged or one.verdict is not Verdict.OK]
     others = [*stored, *_dagster_storage(settings), *_location(settings), *_redis(settings), *_pages(settings)]
@@ -159,7 +159,7 @@ def _configuration(settings: Settings, today: date) -> Iterator[Finding]:
 
 
 def _judged(subject: str, read: Callable[[], Value], text_of: Callable[[Value], str] | None) -> Iterator[Finding]:
-    """Yield what is wrong with a setting, or the text of its value; without `text_of`, nothing."""
+    """Yield the problem of a setting, or the text of its value; without `text_of`, nothing."""
     try:
         value = read()
     except (CapacityError, ConfigurationError) as error:
@@ -338,7 +338,7 @@ def _partitions(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 
 def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
-    """Report how many servers are measured, and whose password cannot be looked up; connect to none."""
+    """Report the number of measured servers, and those whose password cannot be looked up; connect to none."""
     every = registered_servers(engine)
     measured = [one for one in every if one.active and one.is_collected]
     for one in measured:
@@ -364,7 +364,7 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 
 def _warnings(measured: Sequence[RegisteredServer], every: Sequence[RegisteredServer]) -> Iterator[str]:
-    """Name what makes totals of the fleet wrong: a server registered twice, a replica that no other server counts."""
+    """Report causes of wrong totals of the fleet: a server registered twice, a replica that no other server counts."""
     places: dict[tuple[str, str | None], list[str]] = {}
     for one in measured:
         if one.server.counted_by is None:
@@ -422,7 +422,7 @@ def _slots(engine: Engine, today: date) -> Iterator[Finding]:
 
 
 def _dagster_storage(settings: Settings) -> Iterator[Finding]:
-    """Check Dagster's own storage; the embedded one is prepared by whatever starts Dagster on it."""
+    """Check Dagster's own storage; the embedded one is prepared by the command that starts Dagster on it."""
     url = settings.dagster_url
     if url is None:
         return

@@ -1,6 +1,6 @@
-"""What the commands that declare things share: the open database, --by, --dry-run, --json, files, lists, first days.
+"""Shared by commands that declare things: the open database, --by, --dry-run, --json, files, lists, first days.
 
-Such a command returns what it declared, which is printed here. The forecasts of its servers are then updated.
+Such a command returns its declarations, which are printed here. The forecasts of its servers are then updated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DeclarationSession:
     engine: Engine
     dry_run: bool
     by: str | None
-    """Who declares; None: not known."""
+    """The author; None: not known."""
 
     def today(self) -> date:
         """Return today; raises ValidationError if the database uses another time zone."""
@@ -80,7 +80,7 @@ def command(function: Callable[..., DeclarationReport]) -> Callable[..., None]:
 
 
 def change_command(function: Callable[..., DeclarationReport]) -> Callable[..., None]:
-    """Do what `command` does, without --by: for removals, and for what nobody declares."""
+    """Run `command` without --by: for removals, and for changes without an author."""
 
     @options.dry_run_option
     @json_command
@@ -107,7 +107,7 @@ def change_command(function: Callable[..., DeclarationReport]) -> Callable[..., 
 
 
 def _update_forecasts(session: DeclarationSession, servers: Collection[str]) -> ForecastUpdate:
-    """Update the forecasts of servers, so that pages show a declaration, and say which; raises DatabaseError."""
+    """Update the forecasts of servers, so that pages show a declaration, and report them; raises DatabaseError."""
     from capacity_assets.forecast.issuing import update_forecasts
 
     done = update_forecasts(session.engine, servers, Clock(session.settings.zone))
@@ -136,7 +136,7 @@ def update_group_forecasts(engine: Engine, clock: Clock) -> None:
 
 
 class StoredDeclaration(Protocol):
-    """A declaration as it is stored."""
+    """A stored declaration."""
 
     @property
     def declared_at(self) -> datetime | None:
@@ -144,7 +144,7 @@ class StoredDeclaration(Protocol):
 
     @property
     def declared_by(self) -> str | None:
-        """Who declared it; None: not known."""
+        """The author; None: not known."""
 
 
 DECLARED = ("Declared", "By")
@@ -163,7 +163,7 @@ def declared_json(stored: StoredDeclaration) -> dict[str, object]:
 
 
 def dated_json(declared: Any) -> dict[str, object]:
-    """Return a declaration for scripts; `valid_from` is None for one that always holds."""
+    """Return a declaration for scripts; `valid_from` is None for one that always applies."""
     return {name: None if value == ALWAYS else value for name, value in asdict(declared).items()}
 
 
@@ -203,7 +203,7 @@ file_argument = click.argument("file", type=click.Path(path_type=Path))
 
 
 def first_lines(lines: Iterable[str], noun: str) -> list[str]:
-    """Return the first lines, and a line that counts the rest; `noun` names what is counted."""
+    """Return the first lines, and a line with the number of others; `noun` is their name."""
     every = list(lines)
     hidden = len(every) - LINES_SHOWN
     return [*every[:LINES_SHOWN], *([f"and {counted(hidden, noun)}."] if hidden > 0 else [])]
@@ -222,7 +222,7 @@ def first_day_options(from_help: str, always_help: str) -> Callable[[Callable[..
 
     return options.combined_options(
         click.option("--from", "first_day", type=options.DAY, callback=first_day, help=from_help),
-        # Eager: it is read before --from, in whatever order they are given.
+        # Eager: it is read before --from, in any order of the options.
         click.option(
             "--always", is_flag=True, is_eager=True, expose_value=False, callback=note_always, help=always_help
         ),

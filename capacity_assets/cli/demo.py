@@ -1,7 +1,7 @@
 """`capacity demo`: a sample fleet, computed through Dagster onto the instance that `capacity up` shows.
 
 Partitions whose samples did not change since they were materialised are not computed again: an interrupted demo
-continues, and a second one changes nothing. At the end everything is recomputed without Dagster. That must write
+continues, and a second one changes nothing. At the end everything is recomputed without Dagster. This must write
 nothing, which shows that the stored figures match the samples. `--remove` deletes everything. The sample fleet never
 shares a database with other servers.
 """
@@ -94,7 +94,7 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
             "Set CAPACITY_HOME to another folder, or CAPACITY_DATABASE_URL to an empty database."
         )
     fleet = sample_fleet.load_sample_fleet(engine, first_day, today)
-    # Samples older than the retention period may lie in the default partition; this moves them out of it.
+    # Samples older than the retention period may be in the default partition; this moves them out of it.
     retention_service(engine, settings).prepare()
     if fleet.samples_added:
         say(f"Loaded {counted(fleet.samples_added, 'sample')}, {fleet.first_day_added} to {fleet.last_day_added}.")
@@ -102,7 +102,7 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
 
 
 def _recomputed(engine: Engine, settings: Settings, first_day: date, today: date, check_cancelled: Guard) -> RunSummary:
-    """Recompute everything without Dagster; `check_cancelled` raises if nobody waits for it any more."""
+    """Recompute everything without Dagster; `check_cancelled` raises if the caller no longer waits."""
     runner, run = task_runner(engine, settings), RunSummary()
     options = RunOptions(recompute=True, guard=check_cancelled)
     for period in PERIODS.values():

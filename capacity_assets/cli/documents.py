@@ -193,7 +193,7 @@ class Export:
         return RUNWAY_VIEW if self.runway else SERVER_LEVELS[self.level].view
 
     def checked_format(self) -> str:
-        """Return the format, by the extension if it is not given; raises ValidationError for contradicting options."""
+        """Return the format, by the extension if it is not given; raises ValidationError for contradictory options."""
         if (self.runway, self.objects, self.period is not None).count(True) != 1:
             raise ValidationError("Give either --period, --runway or --objects.")
         if self.objects and (self.engine is not None or self.label is not None):

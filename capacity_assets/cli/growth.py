@@ -35,7 +35,7 @@ from capacity_assets.reading.table_growth import (
 )
 from capacity_assets.runtime import open_task_runner
 
-# By sort order. Except for `size`, rows have changed in that direction; unknown changes are left out.
+# By sort order. Except for `size`, rows have changed in this direction; unknown changes are left out.
 TITLES = {
     "growth": "Databases that grew most",
     "shrinkage": "Databases that shrank most",
@@ -125,7 +125,7 @@ def _top_objects(engine: Engine, period: Period, window: Window, server_id: int 
 def top_databases(
     engine: Engine, period: Period, window: Window, /, *, by: str, limit: int, **filters: Any
 ) -> list[DatabaseRow]:
-    """Return the first databases of a sort order; those that did not change in its direction are left out.
+    """Return the first databases of a sort order; databases that did not change in its direction are left out.
 
     The filters are those of `databases`: `server_id`, `engine` and `label`.
     """

@@ -92,11 +92,11 @@ class ImportOptions:
                 raise ValidationError(f"--{option} is for {whose} only; omit it for {kind}.")
 
     def fingerprint(self, source: Source) -> str:
-        """Return what identifies an import: its rows, and how they are read."""
+        """Return the identity of an import: its rows, and their formats."""
         how = [
             self.level, sorted(self.mapping), self.server, self.unit, self.decimal, self.on_conflict, self.register_as,
         ]  # fmt: skip
-        # Left out if not given, so that imports of an earlier version continue.
+        # Left out if not given, so that imports by an earlier version continue.
         how += [one for one in (self.date_format, self.encoding, self.origin) if one is not None]
         return hashlib.sha256(json.dumps([source.fingerprint, *how]).encode()).hexdigest()
 
@@ -177,7 +177,7 @@ def import_(settings: Settings, /, *, source: str, **values: Any) -> int:
 
 
 def _kind_of(source: str, chosen: ImportOptions) -> tuple[Callable[[_Import, str], list[LoadReport]], set[str], str]:
-    """Return how a source is imported, the options that it takes, and what it is called."""
+    """Return how a source is imported, its options, and its name."""
     if source.startswith(PROMETHEUS_SOURCE):
         return _Import.prometheus, OF_MONITORING, "Prometheus"
     if source.lower().endswith(monitoring.ZABBIX_EXPORT):

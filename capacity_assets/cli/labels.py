@@ -1,4 +1,4 @@
-"""`capacity labels`: to whom servers and databases belong and what they are for, as people declare it."""
+"""`capacity labels`: the declared owners and purposes of servers and databases."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`capacity limits`, `steps`, `volumes`, `decide` and `decisions`: what people declare about what may fill.
+"""`capacity limits`, `steps`, `volumes`, `decide` and `decisions`: declarations about what may fill.
 
-How much servers and databases can hold, changes that happened once, and what was decided about them.
+Maximum sizes of servers and databases, changes that happened once, and decisions about them.
 """
 
 from __future__ import annotations
@@ -380,14 +380,14 @@ def _declare_decisions(
 
 
 def _risk_text(decision: Decision, probability: float | None) -> str:
-    """Say from which risk on the decision no longer holds."""
+    """Return the risk from which the decision no longer applies, as a sentence."""
     left_out = "The check, alerts and digests leave it out until then"
     if decision.kind == forecast.EXCLUDED or probability == 1:
         return f"{left_out}, whatever its risk."
     if probability is None:
         return f"{left_out}. Its risk is not known: they name it again once it is full."
     most = probability + forecast.GROWN_BY
-    # What is not full is forecast with at most 99 %.
+    # The forecast of a subject that is not full is at most 99 %.
     ends = f"Above {human_probability(most)}" if most < MOST_WHERE_NOT_FULL else "Once it is full"
     return (
         f"{left_out}. Probability of being full by then: {human_probability(probability)}. {ends}, they name it again."
@@ -395,7 +395,7 @@ def _risk_text(decision: Decision, probability: float | None) -> str:
 
 
 def _say_planned(session: DeclarationSession, *, decision: Decision) -> None:
-    """Say when a subject is full with its raised limit."""
+    """Return a sentence on when a subject is full with its raised limit."""
     with database_errors(doing="reading forecasts"), session.engine.connect() as connection:
         number = server_id_of(connection, decision.server) or 0
         runway = runway_of(connection, session.today(), number, decision.subject, decision.name)
@@ -403,7 +403,7 @@ def _say_planned(session: DeclarationSession, *, decision: Decision) -> None:
 
 
 def _why_no_date(decision: Decision, runway: StoredRunway | None) -> str:
-    """Say why a plan has no second fill date."""
+    """Return a sentence on why a plan has no second fill date."""
     if runway is None:
         reason = "no forecast of it was issued"
     elif runway.limit_mb is None:

@@ -1,4 +1,4 @@
-"""What the commands share: options, tables, JSON, progress bars, the opened database, and exit codes.
+"""Shared by the commands: options, tables, JSON, progress bars, the opened database, and exit codes.
 
 Exit 0: done. 1: the work failed. 2: bad usage or configuration. An error is one text on standard error, without a
 traceback; an error that no type names is a bug and keeps its traceback.
@@ -44,13 +44,13 @@ BAD_USAGE = 2
 
 
 class CommandFailedError(CapacityError):
-    """A command failed; the text says why and what to do, and what was kept if something had been done."""
+    """A command failed; the text says why, what to do, and what was kept of finished work."""
 
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Print known failures as text and exit with their code."""
-    # A KeyboardInterrupt lets a command release what it holds, such as the embedded server or a lock.
+    # A KeyboardInterrupt lets a command release its resources, such as the embedded server or a lock.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
@@ -181,7 +181,7 @@ def writing(target: Path | str) -> Iterator[None]:
 
 
 def write_text(output: str, text: str) -> None:
-    """Write a file as a whole, or leave the earlier one as it was; raises CommandFailedError."""
+    """Write a whole file, or keep the earlier one unchanged; raises CommandFailedError."""
     with writing(output), atomic_write(Path(output)) as new_file:
         new_file.write_text(text, encoding="utf-8")
 
@@ -223,7 +223,7 @@ def open_database(settings: Settings, zone: ZoneInfo | None = None, *, kept: str
 def open_window(
     settings: Settings, period: str, day: date | None
 ) -> Iterator[tuple[AggregationTaskRunner, Period, Window]]:
-    """Open a task runner; yields it, a period, and its window that holds a day, or its last complete one."""
+    """Open a task runner; yields it, a period, and its window that contains a day, or its last complete one."""
     with open_task_runner(settings, existing=True) as runner:
         chosen = runner.service.period(period)
         yield runner, chosen, runner.service.partitions.window_holding(chosen, day)
@@ -267,7 +267,7 @@ def _note_json(context: click.Context, _parameter: click.Parameter, as_json: boo
     context.meta["json"] = as_json
 
 
-# Commands get no argument for it: `wants_json` says whether it was given.
+# Commands have no argument for it: `wants_json` says whether it was given.
 json_option = click.option(
     "--json", is_flag=True, expose_value=False, callback=_note_json, help="Print one JSON document, for scripts."
 )
@@ -278,7 +278,7 @@ password_option = click.option(
 
 
 class OneOf(click.types.StringParamType):
-    """A text whose possible values are named where it is missing; the command itself refuses another one."""
+    """A text whose possible values are listed if it is missing; the command itself refuses other values."""
 
     def __init__(self, names: Iterable[str]) -> None:
         """Take the names in the order in which they are shown."""
@@ -358,12 +358,12 @@ def command(function: Callable[Concatenate[Settings, ...], Result]) -> Callable[
 
 
 def json_command(function: Callable[Concatenate[Settings, ...], Result]) -> Callable[..., None]:
-    """Do what `command` does, and add the option --json."""
+    """Run `command`, with the additional option --json."""
     return json_option(command(function))
 
 
 def command_without_settings(function: Callable[..., Result]) -> Callable[..., None]:
-    """Do what `command` does for a command that reads the settings itself."""
+    """Run `command`, which reads the settings itself."""
 
     @wraps(function)
     def run(**values: object) -> None:

@@ -1,6 +1,6 @@
 """`capacity runway` and `scenario`, and `explain --runway`: when servers and databases will be full, and why.
 
-An explanation shows how a forecast was made, beside one that is computed in a second way.
+An explanation shows how a forecast was computed, compared with a second, independent computation.
 """
 
 from __future__ import annotations
@@ -176,10 +176,10 @@ def _only(
 def runway_lines(
     forecasts: RunwayList, decisions: OpenDecisions, *, show: int, add_gb: Decimal = Decimal(0), every: bool = False
 ) -> list[Line]:
-    """Return the first rows as a table, what was decided about them, and the number of unknown limits.
+    """Return the first rows as a table, the decisions about them, and the number of unknown limits.
 
     Without `every`, databases that have only the limit of their server are left out: the row of the server shows when
-    that is reached.
+    it is reached.
     """
     lines: list[Line] = []
     rows = list(forecasts.rows) if every else standing_for_themselves(forecasts.rows)
@@ -204,7 +204,7 @@ def runway_lines(
 
 
 def _decided_text(row: Runway, decision: StoredDecision) -> str:
-    # The decision may be on the volume or server whose limit binds it.
+    # The decision may be on the volume or server with the binding limit.
     subject = "" if decision.name == row.name else f"{decision.display_name}: "
     return f"{subject}{decision.sentence}{f' {row.planned.sentence}' if row.planned else ''}"
 
@@ -358,11 +358,11 @@ EARLIER_HEADINGS = ("As of", "Full (50 %)", ">Horizon", ">Forecast", ">Measured"
 
 
 def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | None, server: str | None) -> Report:
-    """Report how the runway of a database or volume was made, or without a `name` that of a server.
+    """Report how the runway of a database or volume was computed or, without a `name`, that of a server.
 
     Raises:
-        NotFoundError: no such server, or nothing of that name was measured within the last month.
-        ValidationError: a name is empty, or several servers have one of that name.
+        NotFoundError: no such server, or nothing of that name was measured within the last month. ValidationError: a
+            name is empty, or several servers have a database or volume of that name.
         DatabaseError: the database failed.
     """
     if "" in {name, server}:

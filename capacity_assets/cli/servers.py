@@ -108,7 +108,7 @@ def add(session: DeclarationSession, /, *, name: str, replace: bool, **values: A
 
 
 def _server(name: str, new_values: Mapping[str, Any], known: Server | None) -> Server:
-    """Return the server with the given options; None keeps the known value, an empty text clears it."""
+    """Return the server with the given options; None keeps the present value, an empty text clears it."""
     values: dict[str, Any] = {
         key: getattr(known, key) if value is None and known else (value or None) for key, value in new_values.items()
     }
@@ -137,7 +137,7 @@ def _report(
 
 
 def _password_warnings(settings: Settings, servers: Sequence[Server]) -> Iterator[str]:
-    """Warn of passwords that this configuration cannot look up; the configuration of another machine may."""
+    """Warn of passwords that this configuration cannot look up, although that of another machine may."""
     folders, refused = SecretFolders.of(settings), defaultdict[str, list[str]](list)
     for server in servers:
         if server.password_from and server.password_from != OWN:

@@ -66,7 +66,7 @@ HEARTBEAT_SECONDS = 120
 LOCATION_SECONDS = 10
 # File in Dagster's home that contains the address of the code location.
 WORKSPACE = "workspace.yaml"
-# The name under which Dagster runs what was launched from assets, not from a job.
+# Dagster's name for runs that were launched from assets, not from a job.
 ASSET_JOB = "__ASSET_JOB"
 LATE_HEADINGS = ("Period", "Level", ">Windows", "First", "Last", "~Reason")
 WINDOW_HEADINGS = (
@@ -134,7 +134,7 @@ def daemon_works(storage: DagsterPostgresStorage) -> bool:
 
 
 def silent_location(settings: Settings) -> str | None:
-    """Return a message if the code location does not answer, "" if it answers, None if its address is not known.
+    """Return a message if the code location does not respond, "" if it responds, None if its address is not known.
 
     Its address is read from workspace.yaml in Dagster's home.
     """
@@ -177,7 +177,7 @@ def has_failed(runs: Sequence[ActiveRun]) -> bool:
 
 
 def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[IncompleteWindow]:
-    """Return what is due and not computed; raises DatabaseError.
+    """Return windows that are due and not computed; raises DatabaseError.
 
     If Dagster follows changes of samples (`followed`), changes of the last hour make no window late.
     """
@@ -202,7 +202,7 @@ def _by_reason(every: Sequence[IncompleteWindow]) -> list[LateWindows]:
 
 
 def activity_text(runs: Sequence[ActiveRun], late: Sequence[IncompleteWindow] | None) -> str:
-    """Say in one line what runs, waits and is late."""
+    """Return one line on what runs, waits and is late."""
     jobs = {state: [f"{run.job} ({run.partitions})" for run in runs if run.state == state] for state in STATES.values()}
     parts = [f"{state}: {first_of(names, NAMED_IN_A_LINE)}" for state, names in jobs.items() if names] or [
         "no run is at work or waiting"
@@ -234,7 +234,7 @@ def status(settings: Settings, /) -> Report:
         followed = works and not has_failed(runs or ())
         late, stale, unknown = _late_and_stale(engine, settings, revision, followed=followed)
         stopped = [one for one in newest_samples(engine, today) if one.has_stopped]
-        # An older schema has none of these; `capacity check` says so.
+        # An older schema has none of these; `capacity check` reports this.
         is_current = revision == SCHEMA_REVISION
         collecting = collection_state(engine) if is_current else None
         runways = recent_issue(engine, today, shown=RISKS_SHOWN) if is_current else None
@@ -288,7 +288,7 @@ def _activity(settings: Settings) -> tuple[list[ActiveRun] | None, bool]:
 def _late_and_stale(
     engine: Engine, settings: Settings, revision: str, *, followed: bool
 ) -> tuple[list[LateWindows] | None, list[LateWindows] | None, str]:
-    """Return the late windows and the other stale windows, or None, None and why they are not known."""
+    """Return the late windows and the other stale windows, or None, None and the reason why they are not known."""
     if revision != SCHEMA_REVISION:
         return None, None, NOT_BEFORE_THE_UPGRADE
     try:

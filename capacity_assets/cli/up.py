@@ -163,7 +163,7 @@ def _refuse_impossible_ports(settings: Settings, ports: Mapping[str, int | None]
 
 @contextmanager
 def _opened_to_sql(settings: Settings, sql_port: int) -> Iterator[str]:
-    """Let BI tools log in on the port until the block ends; yields a sentence that says how, without the password."""
+    """Let BI tools log in on the port until the block ends; yields a sentence on how, without the password."""
     given = settings.sql_password
     password = embedded.sql_password(settings.home.resolve(), None if given is None else given.get_secret_value())
     with open_engine(settings) as engine:
