@@ -153,9 +153,10 @@ class AggregationService:
 
         Raises:
             ValidationError: unknown period or level, no window, or a span that is not a window of the period.
-                NotFoundError: an id is not registered; nothing was written. DatabaseError: the database failed or lacks
-                the schema; earlier commits are kept, and a repetition continues. LockHeldError, LockLostError,
-                LockUnavailableError: the period's lock cannot be taken, or was lost.
+            NotFoundError: an id is not registered; nothing was written.
+            DatabaseError: the database failed or lacks the schema; earlier commits are kept, and a repetition
+                continues.
+            LockHeldError, LockLostError, LockUnavailableError: the period's lock cannot be taken, or was lost.
         """
         chosen = self.period(period)
         runners = [self._runner(level) for level in options.levels]

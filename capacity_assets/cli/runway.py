@@ -361,8 +361,8 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
     """Report how the runway of a database or volume was computed or, without a `name`, that of a server.
 
     Raises:
-        NotFoundError: no such server, or nothing of that name was measured within the last month. ValidationError: a
-            name is empty, or several servers have a database or volume of that name.
+        NotFoundError: no such server, or nothing of that name was measured within the last month.
+        ValidationError: a name is empty, or several servers have a database or volume of that name.
         DatabaseError: the database failed.
     """
     if "" in {name, server}:

@@ -180,8 +180,8 @@ def declare_steps(
     A dry run only checks them. Returns the earlier steps whose note was replaced.
 
     Raises:
-        NotFoundError: a server is not registered, or a database was never measured there. ValidationError: two steps
-            have the same subject and day.
+        NotFoundError: a server is not registered, or a database was never measured there.
+        ValidationError: two steps have the same subject and day.
         DatabaseError: the database failed; nothing was changed.
     """
     keys = ((step.server, step.database, step.day) for step in steps)

@@ -175,8 +175,8 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
     """Compute the changes by a scenario, from the history of the servers that it can change.
 
     Raises:
-        NotFoundError: nothing was measured, or something in the scenario does not exist. ValidationError: there are no
-            groups by this key.
+        NotFoundError: nothing was measured, or something in the scenario does not exist.
+        ValidationError: there are no groups by this key.
         LargeScenarioError: more than `most` databases would be forecast.
         DBAPIError: the database failed.
     """
