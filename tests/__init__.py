@@ -2,4 +2,4 @@
 
 import gc
 
-gc.set_threshold(500_000, 20, 50)
+gc.set_threshold(50_000, 20, 50)

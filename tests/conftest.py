@@ -26,7 +26,6 @@ from capacity_assets.history.retention import Retention, TableMaintenance
 from tests import (
     citus,
     compiled,
-    forked,
     other_postgres,
     profiles,  # noqa: F401 -- loads the profile of the generated histories
 )
@@ -57,7 +56,6 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     work_in_memory(config)
     if getattr(config.option, "numprocesses", None):
-        forked.fork_for_all()
         compiled.compile_test_files(config)
     shared = ExitStack()
     shared.enter_context(shared_data_folders())

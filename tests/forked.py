@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,39 +61,6 @@ class _Started(NamedTuple):
     anew: bool
     key: bytes | None = None
     """Of the process that forks, from Python 3.14 on."""
-
-
-# Says where the process is that all test processes fork from, after its key.
-ADDRESS = "CAPACITY_TEST_FORKING"
-
-
-def fork_for_all() -> None:
-    """Start the process that forks, for this process and all that inherit its variables.
-
-    What forked processes start in turn prints where it does, and that is nowhere.
-    """
-    shown = {number: os.dup(number) for number in (1, 2)}
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in shown:
-        os.dup2(nowhere, number)
-    key = _key() or b""
-    for number, kept in shown.items():
-        os.dup2(kept, number)
-    for opened in (nowhere, *shown.values()):
-        os.close(opened)
-    os.environ[ADDRESS] = f"{key.hex()}:{_server()._forkserver_address}"
-
-
-def _server() -> Any:
-    """The process that forks, as this process knows it."""
-    known = forkserver._forkserver  # type: ignore[attr-defined]
-    if known._forkserver_address is None and ADDRESS in os.environ:
-        key, _, known._forkserver_address = os.environ[ADDRESS].partition(":")
-        known._forkserver_authkey = bytes.fromhex(key)
-        # It ends with the process that started it; this one only has to name some open file.
-        known._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
-        known.ensure_running = resource_tracker.ensure_running
-    return known
 
 
 COMMAND = """
@@ -159,9 +126,8 @@ class Forked:
 
 
 def _key() -> bytes | None:
-    known = _server()
-    known.ensure_running()
-    key: bytes | None = getattr(known, "_forkserver_authkey", None)
+    forkserver.ensure_running()
+    key: bytes | None = getattr(forkserver._forkserver, "_forkserver_authkey", None)  # type: ignore[attr-defined]
     return key
 
 
