@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Settings
 from capacity_assets.database import partitions
@@ -20,6 +21,7 @@ from capacity_assets.orchestration.aggregates import MAINTENANCE_JOB
 from capacity_assets.orchestration.build import build_definitions
 from tests.clocks import SHANGHAI, fixed_clock
 from tests.command import capacity
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.partitions import everything, rows_by_partition
 from tests.runs import QUICK_RETRIES, QUIET, run_range
@@ -186,7 +188,7 @@ def test_check_says_how_long_rows_are_kept(settings: Settings) -> None:
 
 
 def test_the_asset_adds_moves_and_drops_and_its_metadata_says_what(
-    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAPACITY_RETENTION_DAYS", "raw=forever,daily=40")
     settings = Settings()
@@ -197,13 +199,7 @@ def test_the_asset_adds_moves_and_drops_and_its_metadata_says_what(
     for day in ("2025-03-10", "2025-04-20", "2025-06-01", "2025-07-10"):
         add_database_sizes(engine, sizes(1, "orders", day, [1]))
     today = date(2025, 7, 20)
-    build_definitions(settings, clock=fixed_clock(today)).resolve_job_def("daily_aggregation_job").execute_in_process(
-        tags={
-            "dagster/asset_partition_range_start": "2025-01-01",
-            "dagster/asset_partition_range_end": "2025-01-31",
-        },
-        run_config=QUIET,
-    )
+    compute_windows(service, "daily", date(2025, 1, 1), date(2025, 1, 31))
     before = everything(engine)
 
     said = materialise(settings, today, dry_run=True)
