@@ -26,7 +26,7 @@ from capacity_assets.base.units import counted, first_of, human_day
 from capacity_assets.cli.options import Line, Report, Table, json_command
 from capacity_assets.collection.servers import CollectionState, collection_state
 from capacity_assets.database.distributing import distribution_text, placements
-from capacity_assets.database.engine import UnreachableError, safe_url
+from capacity_assets.database.engine import UnreachableError, check_today, safe_url
 from capacity_assets.database.schema import schema_revision, untracked_changes
 from capacity_assets.database.tables import SCHEMA_REVISION
 from capacity_assets.orchestration.instance import dagster_storage
@@ -231,6 +231,7 @@ def status(settings: Settings, /) -> Report:
             samples = sampled_days(connection, today)
             windows = [_window_row(stored, today) for stored in stored_windows(connection, list(PERIODS))]
             active = servers_in_service(connection).active
+            apart = check_today(connection, Clock(settings.zone)).apart
         followed = works and not has_failed(runs or ())
         late, stale, unknown = _late_and_stale(engine, settings, revision, followed=followed)
         stopped = [one for one in newest_samples(engine, today) if one.has_stopped]
@@ -242,6 +243,7 @@ def status(settings: Settings, /) -> Report:
         untracked = untracked_changes(engine)
     document = {
         "today": today,
+        "clocks_apart": apart,
         "active_instances": active,
         "samples": samples,
         "samples_stopped": {one.table: one.day for one in stopped},
@@ -258,6 +260,7 @@ def status(settings: Settings, /) -> Report:
     }
     lines: list[Line] = [
         f"Today is {human_day(today)} ({settings.timezone}). Active servers: {active:,}.",
+        *([f"{apart} What is late is judged by this machine's."] if apart else []),
         *_collection_lines(collecting),
         *_stored_lines(samples, windows, stopped),
         *([f"Distributed: {distribution}."] if distribution else []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -75,6 +76,18 @@ def test_maintenance_drops_nothing_by_a_wrong_clock_and_adds_no_partition_for_it
     assert "Set the clock that is wrong; until then nothing is dropped" in checked
     names = [name for table in PARTITIONED for name in partition_names(two_servers, table)]
     assert not [name for name in names if "_2027" in name or "_2031" in name]
+
+
+@pytest.mark.usefixtures("settings", "two_servers")
+@pytest.mark.parametrize("days", [1, -1])
+def test_status_says_that_the_clocks_differ(clocks: SetClocks, days: int) -> None:
+    clocks(TODAY + timedelta(days=days), TODAY)
+
+    said = f"This machine's clock shows {TODAY + timedelta(days=days)} 12:00, PostgreSQL's shows {TODAY} 12:00"
+    assert f"{said}: one of them is wrong. What is late is judged by this machine's." in printed("status")
+    assert json.loads(printed("status", "--json"))["clocks_apart"] == f"{said}: one of them is wrong."
+    clocks(TODAY)
+    assert "one of them is wrong" not in printed("status")
 
 
 @pytest.fixture
