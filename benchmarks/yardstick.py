@@ -83,9 +83,11 @@ def _reading(level: Level, period: Period) -> tuple[str, dict[str, str]]:
     for ratio in level.ratios:
         above, below = f"s_{ratio.numerator}", f"s_{ratio.denominator}"
         figures[ratio.target] = f"CASE WHEN {below} = 0 THEN 0 ELSE floor({above} / {below}) END"
+    added = {measure.source for measure in level.measures if measure.since}
     for name in level.sums:
         kind, _, column = name.partition("_")
-        figures[name] = "NULL" if period.days == 1 else f"{'s' if kind == 'sum' else 'n'}_{column}"
+        kept = f"s_{column}" if kind == "sum" else f"nullif(n_{column}, 0)" if column in added else f"n_{column}"
+        figures[name] = "NULL" if period.days == 1 else kept
     headline = level.headline
     percent = figures[headline.change_percent]
     figures["growth_rate"] = percent

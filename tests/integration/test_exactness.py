@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import date, timedelta
 
+import pytest
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregates.levels import DATABASE, INSTANCE, Level
+from benchmarks import yardstick
+from capacity_assets.aggregates.levels import DATABASE, INSTANCE, LEVELS, SERVER_LEVELS, Level
 from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS, Window
@@ -16,7 +18,7 @@ from tests import oracle
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute
-from tests.fleet import Row, add_database_sizes, add_instance_sizes, add_instances, figures
+from tests.fleet import Row, add_database_sizes, add_instance_sizes, add_instances, figures, load_sample
 from tests.profiles import generated
 
 # Around a leap day, a year's end and a week that belongs to two years.
@@ -156,3 +158,19 @@ def test_every_instance_figure_of_every_period_equals_the_exact_oracle(engine: E
     add_instance_sizes(engine, every(found))
 
     assert_exact(engine, found, INSTANCE)
+
+
+@pytest.mark.single_server("runs statements for a single server")
+def test_the_statements_that_the_benchmark_compares_with_compute_every_figure(engine: Engine) -> None:
+    load_sample(engine)
+    service, tables = AggregationService(engine, fixed_clock()), [level.target.name for level in LEVELS.values()]
+    for period in PERIODS.values():
+        window, found = period.window_of(date(2025, 6, 15)), []
+        for is_ours in (False, True):
+            execute(engine, f"TRUNCATE {', '.join(tables)}")
+            if is_ours:
+                service.aggregate(period, [window])
+            else:
+                yardstick.compute(engine, period, window)
+            found.append([figures(engine, level) for level in SERVER_LEVELS.values()])
+        assert found[0] == found[1] != [{}, {}], period.name
