@@ -14,7 +14,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
@@ -259,6 +259,8 @@ def forecast_of_group(
 
 
 _R = _NEWEST.c
+# On the same day, a volume comes before a server or database.
+_FIRST = (_R.full_middle, _R.full_early, _R.subject.desc(), _R.name)
 
 
 def fills_first(
@@ -342,12 +344,10 @@ def first_on_server(
 ) -> tuple[StoredRunway | None, StoredRunway | None]:
     """Return what fills first on a server and, if that is a database, whether its own limit or which of its disks."""
     dated = _select(_NEWEST).where(_R.server_id == server_id, _R.stands_for_itself, _R.full_middle.is_not(None))
-    # On the same day, a volume comes before a server or database.
-    order = (_R.full_middle, _R.full_early, _R.subject.desc(), _R.name)
-    first = next(iter(_runways(connection, today, dated.order_by(*order).limit(1))), None)
+    first = next(iter(_runways(connection, today, dated.order_by(*_FIRST).limit(1))), None)
     if first is None or first.subject != DATABASE:
         return first, None
-    shared = dated.where(_R.subject != DATABASE).order_by(*order).limit(1)
+    shared = dated.where(_R.subject != DATABASE).order_by(*_FIRST).limit(1)
     return first, next(iter(_runways(connection, today, shared)), None)
 
 
@@ -404,24 +404,23 @@ def usages_of(
             own[one.server_id, one.name] = one
         if one.subject != DATABASE:
             shared.setdefault(one.server_id, []).append(one)
-    first = _first_databases(connection, today, [server for server, name in subjects if not name])
+    first_on = _first_on_servers(connection, today, [server for server, name in subjects if not name])
     usages = {}
     for server, name in (one for one in subjects if one in own):
-        on_server = first.get(server) if not name else None
         binding = _binding(own[server, name], shared.get(server, ()))
-        usages[server, name] = _usage(own[server, name].state, binding, on_server, thresholds)
+        first = _earliest(binding) if name else first_on.get(server)
+        usages[server, name] = _usage(own[server, name].state, binding, first, thresholds)
     return usages
 
 
-def _first_databases(connection: sa.Connection, today: date, servers: Sequence[int]) -> dict[int, StoredRunway]:
-    """Return the database of each server that fills first, if it is not listed as its volume or server."""
+def _first_on_servers(connection: sa.Connection, today: date, servers: Collection[int]) -> dict[int, StoredRunway]:
+    """Return what fills first on each server, as `first_on_server`."""
     if not servers:
         return {}
-    statement = """
-        SELECT DISTINCT ON (server_id) server_id, subject, name FROM capacity_runway
-        WHERE server_id = ANY (:servers) AND subject = 'database' AND stands_for_itself AND full_middle IS NOT NULL
-        ORDER BY server_id, full_middle, full_early, name"""
-    found = rows(connection, statement, servers=[*servers])
+    of_servers = sa.literal([*servers], sa.ARRAY(sa.Integer))
+    chosen = sa.select(_R.server_id, _R.subject, _R.name).ext(distinct_on(_R.server_id))
+    chosen = chosen.where(_R.server_id == sa.any_(of_servers), _R.stands_for_itself, _R.full_middle.is_not(None))
+    found = connection.execute(chosen.order_by(_R.server_id, *_FIRST))
     runways = _runways_of_keys(connection, today, _NEWEST, [_key(row) for row in found])
     return {one.server_id: one for one in runways}
 
@@ -442,14 +441,11 @@ def _of_keys(source: sa.FromClause, keys: Collection[tuple[int, str, str]], *, o
     return sa.select(of_key.lateral("of_key")).select_from(key)
 
 
-def _usage(
-    state: str, binding: Sequence[StoredRunway], on_server: StoredRunway | None, thresholds: Thresholds
-) -> Usage:
-    """Return the usage by what may bind and, for a server, by the database on it that fills first."""
+def _usage(state: str, binding: Sequence[StoredRunway], first: StoredRunway | None, thresholds: Thresholds) -> Usage:
+    """Return the usage by what may bind and by what fills first."""
     # Free space of a shared limit is no limit of its own; the use of the volume or server is shown.
     limited = [one for one in binding if one.limit_mb is not None and not one.is_shared]
     by_use = max(limited, key=lambda one: one.size_mb / max(one.limit_mb or 0, 1), default=None)
-    first = _earliest([*binding, *filter(None, [on_server])])
     shown = first if first in limited else by_use
     values: dict[str, Any] = {"forecast_state": state}
     if shown is not None:

@@ -17,7 +17,7 @@ from sqlalchemy import URL, Engine, insert, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
 from capacity_assets.base.units import human_day
 from capacity_assets.database.locks import wait_for_lock
 from capacity_assets.database.tables import ALWAYS, capacity_runways
@@ -34,7 +34,15 @@ from capacity_assets.forecast.results import (
     standing_for_themselves,
 )
 from capacity_assets.ownership.labels import Label, declare_labels, first_fill_date_of_groups
-from capacity_assets.reading.forecasts import ForecastIssue, figures_of, forecasts_revision, issue_of, newest_issue
+from capacity_assets.reading.forecasts import (
+    ForecastIssue,
+    figures_of,
+    first_on_server,
+    forecasts_revision,
+    issue_of,
+    newest_issue,
+    usages_of,
+)
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
 from tests.computing import compute_windows
@@ -46,8 +54,8 @@ from tests.runways import FIRST, GROWING, add_ceiling, add_day, add_volume, stor
 pytestmark = pytest.mark.usefixtures("fleet_with_limits")
 
 
-def test_views_leave_out_the_same_rows_as_lists_of_runways_that_are_not_stored(engine: Engine) -> None:
-    """Few different values, so that many rows are equally urgent; unknown ones among them."""
+def any_runways(engine: Engine) -> list[Runway]:
+    """Stored runways of servers with few different values, so that many are equally urgent; unknown ones among them."""
     choose = Random(7).choice  # noqa: S311 -- the same values in every run
     rows = []
     for server, place in itertools.product(range(1000, 1200), range(8)):
@@ -78,11 +86,33 @@ def test_views_leave_out_the_same_rows_as_lists_of_runways_that_are_not_stored(e
     ]
     with engine.begin() as connection:
         connection.execute(insert(capacity_runways), [{"as_of": TODAY, "in_time": True, **one} for one in values])
+    return rows
+
+
+def test_views_leave_out_the_same_rows_as_lists_of_runways_that_are_not_stored(engine: Engine) -> None:
+    rows = any_runways(engine)
+
+    with engine.connect() as connection:
         stored = connection.execute(text("SELECT server, subject, name FROM capacity_runway WHERE stands_for_itself"))
         standing = {tuple(row) for row in stored}
 
     assert standing == {(row.server, row.subject, row.name) for row in standing_for_themselves(rows)}
     assert 100 < len(standing) < len(rows) - 100
+
+
+def test_a_list_of_servers_names_what_fills_first_on_each_as_the_page_of_the_server_does(engine: Engine) -> None:
+    servers = sorted({int(row.server.split()[1]) for row in any_runways(engine)})
+
+    with engine.connect() as connection:
+        usages = usages_of(connection, TODAY, [(server, "") for server in servers], Thresholds())
+        of_pages = {server: first_on_server(connection, TODAY, server)[0] for server in servers}
+
+    listed = {server: (one.full_by, one.full_subject, one.full_name) for (server, _), one in usages.items()}
+    assert listed == {
+        server: (first.full_middle, first.subject, first.name) if first else (None, None, None)
+        for server, first in of_pages.items()
+    }
+    assert {first.subject for first in of_pages.values() if first} == {"server", "database", "volume"}
 
 
 def issued(engine: Engine) -> ForecastIssue:
