@@ -285,7 +285,7 @@ def servers_stored(summary: RunSummary, failed: Mapping[date, int]) -> list[Chec
 
 PARTITIONS_COMPLETE = "partitions_complete"
 PARTITIONS_COMPLETE_DESCRIPTION = (
-    "Every window that is due and has samples was computed, for every server, over the samples as they are."
+    "Every window that is due and has samples was computed, for every server, from the present samples."
 )
 
 

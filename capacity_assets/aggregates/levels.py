@@ -262,13 +262,13 @@ RAW_TABLES = (
     ),
     RawTable(
         database_limit_stats,
-        "How much each database may hold and on which volumes it grows, one row per database and day.",
+        "The limit of each database and the volumes on which it grows, one row per database and day.",
         "limit_mb",
         "collected_at",
     ),
     RawTable(
         server_part_stats,
-        "What lies on servers beside databases (WAL, logs, temporary files), one row per part and day.",
+        "The space on servers outside databases (WAL, logs, temporary files), one row per part and day.",
         "size_bytes",
         "collected_at",
         has_forecasts=False,

@@ -24,7 +24,7 @@ def trend_percent(years: Decimal) -> Decimal:
 
 def trend_rule(threshold: str) -> str:
     """Return the rule in words."""
-    return f"growing or shrinking by more than {threshold}, growing from 0, else stable"
+    return f"growing or shrinking by more than {threshold}, growing from 0, otherwise stable"
 
 
 def trend_direction(

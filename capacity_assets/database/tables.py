@@ -205,7 +205,7 @@ instances = table(
     optional(
         "counted_by",
         Integer,
-        "Server that is counted in its place: its primary, or the one whose storage it shares; null: none",
+        "Server that is counted in its place: its primary, or the one with the shared storage; null: none",
     ),
 )
 
@@ -324,7 +324,7 @@ group_size_aggregations = table(
     required(
         "label_value",
         String(LONGEST_VALUE),
-        "Value of the label, or engine; empty: what has no such label; of (total): measured or derived",
+        "Value of the label, or engine; empty: subjects without the label; of (total): measured or derived",
     ),
     *window_columns(),
     *figure_columns(GROUP_MEASURES, "Days on which something belonged to the group"),
@@ -344,9 +344,7 @@ CAPACITY_TABLES = (*SAMPLES, *SERVER_AGGREGATES)
 changes = table(
     "capacity_changes",
     "Changes that were not read yet, in no order. Rows are deleted as they are read.",
-    Column(
-        "change_id", BigInteger, Identity(always=True), nullable=False, comment="Number of the row where it was written"
-    ),
+    Column("change_id", BigInteger, Identity(always=True), nullable=False, comment="Number of the row on its node"),
     required("table_name", String(63), "Table that was written to"),
     required(
         "kind",
@@ -383,11 +381,11 @@ computed_windows = table(
     timestamp("newest_change", "When the last of these changes began; null: no run is requested", nullable=True),
     required("failed_instances", Integer, "Servers that failed in it", server_default=text("0")),
     timestamp("computed_at", "When it was last computed over samples that were new to it"),
-    optional("fingerprint", String(64), "Fingerprint of what computed it, and for which servers; null: not known"),
+    optional("fingerprint", String(64), "Fingerprint of the arithmetic and the servers; null: not known"),
     optional("processed_instances", Integer, "Servers with samples in it"),
     optional("total_records", BigInteger, "Rows its samples supported"),
-    optional("protected_records", BigInteger, "Those of them that were kept because samples are gone"),
-    optional("unsampled_records", BigInteger, "Rows kept beside them although no sample of them is left"),
+    optional("protected_records", BigInteger, "Those of them that were kept because samples no longer exist"),
+    optional("unsampled_records", BigInteger, "Further rows that were kept without any sample left"),
 )
 
 collection_targets = table(
@@ -434,7 +432,7 @@ imports = table(
     "capacity_imports",
     "Imports of history, and how far each has come.",
     key("fingerprint", String(64), "Fingerprint of the source and of how it is read"),
-    required("source", Text, "File or database it came from, without any password"),
+    required("source", Text, "Its file or database, without a password"),
     required("target", String(63), "Table it was read into"),
     required("position", BigInteger, "Last row that was read and committed"),
     required("counts", JSON, "Numbers of rows by outcome"),
@@ -449,7 +447,7 @@ imported_days = table(
     instance_key(),
     key("database_name", String(255), "Database; empty: the totals of the server"),
     key("fingerprint", String(64), "Fingerprint of the import, capacity_imports.fingerprint"),
-    required("days", DATEMULTIRANGE, "Days whose samples are those of the import"),
+    required("days", DATEMULTIRANGE, "Days with samples of the import"),
 )
 
 
@@ -491,13 +489,13 @@ database_limit_stats = table(
 
 server_part_stats = table(
     "server_part_stats",
-    "Raw samples: what lies on a server beside its databases, one row per part and day.",
+    "Raw samples: the space on a server outside its databases, one row per part and day.",
     collected_date(),
     instance_id(),
     required("part_kind", String(20), "Kind: " + ", ".join(PART_KINDS)),
     required("part_name", String(255), "Which one of its kind, such as the slot; empty: all of its kind"),
     optional("size_bytes", BigInteger, "Size, bytes; of a slot, the WAL that it retains; null: not known"),
-    optional("volume_name", String(255), "Volume it lies on; null: not known"),
+    optional("volume_name", String(255), "Its volume; null: not known"),
     optional("detail", Text, "What the server reports about it, or why its size is not known; null: nothing"),
     timestamp("collected_at", "When the sample was taken"),
     PrimaryKeyConstraint("collected_date", "instance_id", "part_kind", "part_name", name="server_part_stats_pkey"),
@@ -519,13 +517,13 @@ object_size_stats = table(
     required(
         "size_bytes",
         BigInteger,
-        "Size, bytes, counted once: of a table without its indexes; of unexplained below zero where estimates exceed",
+        "Size, bytes, counted once: of a table without its indexes; of unexplained below zero if estimates exceed",
     ),
     optional("index_bytes", BigInteger, "Size of all indexes of a table, bytes; null: not known"),
     optional("free_bytes", BigInteger, "Dead rows or free pages within size_bytes, bytes; null: not known"),
     optional("estimated_rows", BigInteger, "Rows as the server estimates them; null: not known"),
     required("is_exact", Boolean, "Whether size_bytes was measured; false: the catalogue's estimate"),
-    optional("object_count", Integer, "How many tables and indexes a row of others stands for; null: another row"),
+    optional("object_count", Integer, "How many tables and indexes a row of others contains; null: another row"),
     timestamp("collected_at", "When the sample was taken"),
     optional(
         "written_rows",
@@ -564,10 +562,10 @@ capacity_limits = table(
     "How much servers and databases can hold, as far as that is known.",
     instance_key(),
     key("database_name", String(255), "Database; empty: the server as a whole"),
-    optional("limit_mb", BigInteger, "How much it can hold, MiB; null: unlimited"),
+    optional("limit_mb", BigInteger, "Its maximum size, MiB; null: unlimited"),
     required("source", String(20), "Where the limit comes from: declared"),
     optional("note", Text, "Text of the person who declared it; null: none"),
-    timestamp("declared_at", "Since when it holds"),
+    timestamp("declared_at", "Since when it applies"),
     declared_by(),
 )
 
@@ -591,7 +589,7 @@ capacity_decisions = table(
     timestamp("declared_at", "When it was decided"),
     declared_by(),
     required("kind", String(20), "acknowledged, planned or excluded"),
-    required("until_day", Date, "Last day on which it holds; of a plan, the day of the change"),
+    required("until_day", Date, "Last day on which it applies; of a plan, the day of the change"),
     required("note", Text, "Reason, as the person who decided wrote it"),
     optional("ticket", Text, "Address of its ticket; null: none"),
     optional("added_mb", BigInteger, "By how much the limit is raised on that day, MiB; null: unknown"),
@@ -604,7 +602,7 @@ capacity_decisions = table(
 capacity_runways = table(
     "capacity_runways",
     "Every forecast that was issued, and once its horizon has passed, the size that was measured.",
-    required("as_of", Date, "Day up to which samples were looked at"),
+    required("as_of", Date, "Last day of the samples that were read"),
     required("instance_id", Integer, "Server, instances.id; 0: a group"),
     required("subject", String(20), "server, database, volume or group"),
     required("name", String(255), "Database, volume, or group as key=value; empty: the server as a whole"),
@@ -616,7 +614,7 @@ capacity_runways = table(
     optional("limit_source", String(20), "Where it comes from: measured, declared or imported"),
     required("change_mb_per_day", Double, "Change that is forecast, MiB per day"),
     optional("recent_mb_per_day", Double, "Change over the last 30 days, MiB per day; null: not measured then"),
-    required("history_days", Integer, "Days of sizes that the forecast looked at"),
+    required("history_days", Integer, "Days of sizes that the forecast used"),
     *(
         optional(f"{end}_day", Date, f"Full by then with a probability of {share} percent; null: not within a year")
         for end, share in (("early", 10), ("middle", 50), ("late", 90))
@@ -625,7 +623,7 @@ capacity_runways = table(
     timestamp("issued_at", "When it was computed"),
     required("in_time", Boolean, "Whether it was computed on its day or the day after; false: in hindsight"),
     optional("volumes", ARRAY(String(255)), "Volumes on which a database grows; null: unknown"),
-    optional("planned_day", Date, "Day from which planned limits hold; null: none is planned that raises it"),
+    optional("planned_day", Date, "Day from which planned limits apply; null: no plan raises the limit"),
     optional("planned_limit_mb", BigInteger, "Binding limit from that day on, MiB"),
     *(
         optional(f"planned_{end}_day", Date, f"As {end}_day, with that limit; null: not within a year")
@@ -634,7 +632,7 @@ capacity_runways = table(
     optional(
         "allocated_mb",
         BigInteger,
-        "Size of its files, MiB, where size_mb is what is used inside; null: size_mb is that",
+        "Size of its files, MiB, if size_mb is the used space inside; null: size_mb is that of the files",
     ),
     # Readers of the view `capacity_runway` see every further column from here on.
     PrimaryKeyConstraint("as_of", "instance_id", "subject", "name", name="capacity_runways_pkey"),
@@ -663,7 +661,7 @@ capacity_labels = table(
     key(
         "database_pattern",
         String(255),
-        "Database, or a pattern with * and ?; empty: the server, and what has no label of its own on it",
+        "Database, or a pattern with * and ?; empty: the server, and its databases without their own label",
     ),
     label_key("Key of the label, such as team"),
     valid_from("First day of the label; 0001-01-01: always"),
@@ -676,8 +674,8 @@ capacity_labels = table(
 capacity_prices = table(
     "capacity_prices",
     "What a GiB costs per month, by engine and label.",
-    key("engine", String(50), "Engine that it holds for; empty: every engine"),
-    label_key("Key of the label that it holds for; empty: any labels"),
+    key("engine", String(50), "Engine to which it applies; empty: every engine"),
+    label_key("Key of the label to which it applies; empty: any labels"),
     key("value", String(LONGEST_VALUE), "Value of that label; empty: as above"),
     valid_from("First day of the price; 0001-01-01: always"),
     optional("price", PRICE, "Currency per GiB and month; null: no price from that day on"),
@@ -703,7 +701,7 @@ capacity_scenarios = table(
     "Scenarios that were stored for comparison on a page; they change no forecast.",
     key("name", String(LONGEST_VALUE), "Name under which it was stored"),
     timestamp("stored_at", "When it was computed and stored"),
-    required("content", JSONB, "Its assumptions, runways and budget beside the base case"),
+    required("content", JSONB, "Its assumptions, runways and budget, compared with the base case"),
 )
 
 capacity_bills = table(
@@ -715,14 +713,14 @@ capacity_bills = table(
     required("is_final", Boolean, "Whether the month was over; false: replaced by the next one"),
     optional("currency", CURRENCY, "ISO 4217 code; null: nothing had a price"),
     required("amount", EXACT, "Sum of its lines, not rounded"),
-    required("gib_months", EXACT, "Sum of what was billed, GiB times months"),
+    required("gib_months", EXACT, "Sum of the billed sizes, GiB times months"),
     required("unpriced_gib_months", EXACT, "The part without a price, not billed"),
     required("measured_days", BigInteger, "Days of servers on which they were measured"),
     required("billed_days", BigInteger, "Days of servers that were billed"),
     required("unbilled_servers", Integer, "Servers with totals and no sizes of databases"),
     required("label_keys", JSON, "Keys of labels by which it can be split"),
     optional("reason", Text, "Why it differs from the issue before; null: it is the first"),
-    optional("declared_state", Text, "Numbers and newest times of the labels and prices that were last looked at"),
+    optional("declared_state", Text, "Numbers and newest times of the labels and prices at the last computation"),
     timestamp("samples_dropped_at", "When dropped samples of the month were detected; null: none", nullable=True),
     optional("clock_doubt", Text, "Why the bill is not final although the month seems over; null: no doubt"),
     optional("billed_until", Date, "Last day of the month with samples; null: a former version computed it"),
@@ -756,7 +754,7 @@ capacity_bill_groups = table(
     key("group_name", String(255), "Engine, server or value of the label; empty: databases without this label"),
     required("databases", Integer, "Databases; 0: it had some in the month before only"),
     required("servers", Integer, "Servers of these databases"),
-    required("gib_months", EXACT, "Sum of what was billed, GiB times months"),
+    required("gib_months", EXACT, "Sum of the billed sizes, GiB times months"),
     required("unpriced_gib_months", EXACT, "The part without a price, not billed"),
     optional("lowest_price", PRICE, "Lowest price of its lines, per GiB and month; null: none had one"),
     optional("highest_price", PRICE, "Highest price of its lines, per GiB and month; null: none had one"),

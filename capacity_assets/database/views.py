@@ -29,7 +29,7 @@ from capacity_assets.database.sql import SERVER_SIZES, View, ViewColumn, execute
 # of a server is one of a label, drops the conditions on period and window, and plans every partition, which takes ten
 # times as long as reading the groups.
 GROUP_VIEWS = views_in(r"""
--- Labels of servers and databases, each with the days on which it holds.
+-- Labels of servers and databases, each with the days on which it applies.
 CREATE VIEW capacity_label_spans AS
 SELECT l.instance_id,  -- Number of the server
        l.database_pattern,  -- Database or pattern; empty: the server as a whole
@@ -38,10 +38,10 @@ SELECT l.instance_id,  -- Number of the server
           -- The pattern as LIKE reads it
        l.key,  -- Key of the label, such as team
        l.value,  -- Its value; null: none on these days
-       l.valid_from,  -- First day on which it holds; 0001-01-01: always
+       l.valid_from,  -- First day on which it applies; 0001-01-01: always
        lead(l.valid_from, 1, CAST('infinity' AS date))
            OVER (PARTITION BY l.instance_id, l.database_pattern, l.key ORDER BY l.valid_from) AS valid_until,
-          -- First day on which it does not hold any more; infinity: it holds
+          -- First day on which it no longer applies; infinity: it still applies
        l.declared_at,  -- When it was declared
        l.declared_by  -- Who declared it; null: not known
 FROM capacity_labels l;
@@ -170,7 +170,7 @@ def _runway(labels_of_database: str, labels_of_server: str, join: str, runways: 
         for days in HORIZONS_DAYS
     )
     return f"""
-SELECT r.as_of,  -- Day up to which samples were looked at
+SELECT r.as_of,  -- Last day of the samples that were read
        coalesce(i.name, 'server ' || r.instance_id) AS server,  -- Name of the server
        r.subject,  -- server, database or volume
        r.name,  -- Database or volume; empty: the server as a whole
@@ -188,7 +188,7 @@ SELECT r.as_of,  -- Day up to which samples were looked at
        r.instance_id AS server_id,  -- Number of the server
        r.issued_at,  -- When it was computed
        r.recent_mb_per_day,  -- Change over the last 30 days, MiB per day; null: unknown
-       r.history_days,  -- Days of sizes that the forecast looked at
+       r.history_days,  -- Days of sizes that the forecast used
        CASE r.subject WHEN 'database' THEN {labels_of_database} ELSE {labels_of_server} END AS labels,
           -- Labels on that day, as JSON: labels ->> 'team'; of a volume, those of its server
        coalesce(i.db_type, 'unknown') AS engine,  -- Engine of the server
@@ -199,7 +199,7 @@ SELECT r.as_of,  -- Day up to which samples were looked at
            OR coalesce(r.limit_source = 'declared' AND own.instance_id IS NULL, false) AS is_outdated,
           -- Whether limits, steps or plans of its server were declared after the newest forecast, or its limit removed
        r.volumes,  -- Volumes on which a database grows; null: unknown
-       r.planned_day AS planned_from,  -- Day from which planned limits hold; null: none is planned that raises it
+       r.planned_day AS planned_from,  -- Day from which planned limits apply; null: no plan raises the limit
        r.planned_limit_mb,  -- Binding limit from that day on, MiB
        r.planned_early_day AS planned_full_early,  -- As full_early, with that limit
        r.planned_middle_day AS planned_full_middle,  -- As full_middle, with that limit
@@ -269,12 +269,12 @@ RUNWAY_VIEWS = (
     *views_in(f"""
 -- How far issued forecasts were off, by the month in which they came due.
 CREATE VIEW capacity_forecast_errors AS
-SELECT CAST(date_trunc('month', r.last_day + due.days) AS date) AS month,  -- First day of the month they came due
+SELECT CAST(date_trunc('month', r.last_day + due.days) AS date) AS month,  -- First day of the month of their due days
        r.subject,  -- server, database, volume or group
        due.days AS horizon_days,  -- How many days ahead was forecast
        r.in_time AS issued_in_time,
           -- Whether they were issued on their day or the next one; false: computed in hindsight
-       count(*) AS forecasts,  -- Forecasts that came due and whose size was measured
+       count(*) AS forecasts,  -- Due forecasts with a measured size
        round(avg(abs(due.actual_mb - due.forecast_mb) * 100.0 / nullif(due.actual_mb, 0)), 2) AS error_percent,
           -- Mean absolute error in percent of the measured size
        round(sum(abs(due.actual_mb - due.forecast_mb)) / nullif(sum(abs(due.actual_mb - r.size_mb)), 0), 3)
@@ -283,7 +283,7 @@ SELECT CAST(date_trunc('month', r.last_day + due.days) AS date) AS month,  -- Fi
        round(avg(CASE WHEN due.actual_mb BETWEEN due.lower_mb AND due.upper_mb THEN 100 ELSE 0 END), 1)
            AS covered_percent,  -- Measured sizes within the band of 80 percent, in percent
        round(avg(CASE WHEN due.actual_mb > due.upper_mb THEN 100 ELSE 0 END), 1) AS above_percent
-          -- Measured sizes above it, in percent: full sooner than was said
+          -- Measured sizes above it, in percent: full sooner than forecast
 FROM capacity_runways r
 {_DUE}
 WHERE due.actual_mb IS NOT NULL
@@ -318,7 +318,7 @@ WHERE due.forecast_mb IS NOT NULL;
 
 -- The newest forecast of each group and of the fleet, from its stored daily sums.
 CREATE VIEW capacity_group_forecasts AS
-SELECT r.as_of,  -- Day up to which sums were looked at
+SELECT r.as_of,  -- Last day of the sums that were read
        split_part(r.name, '=', 1) AS grouped_by,  -- engine, the key of a label, or (fleet)
        nullif(substr(r.name, strpos(r.name, '=') + 1), '') AS group_name,
           -- Engine, value of the label, or (fleet); null: no such label
@@ -326,7 +326,7 @@ SELECT r.as_of,  -- Day up to which sums were looked at
        r.size_mb,  -- Size on that day, MiB
        r.change_mb_per_day,  -- Change that is forecast, MiB per day
        {_GROUP_HORIZONS}
-       r.history_days,  -- Days of sums that the forecast looked at
+       r.history_days,  -- Days of sums that the forecast used
        r.issued_at  -- When it was computed
 FROM (SELECT max(as_of) AS as_of FROM capacity_runways WHERE instance_id = 0) AS newest
 JOIN capacity_runways r ON r.as_of = newest.as_of AND r.instance_id = 0 AND r.subject = 'group';
@@ -418,8 +418,7 @@ _SAMPLED = """a.data_count AS measured_days,  -- Days of the window with a sampl
        a.instance_id AS server_id,
           -- Number of the server; a filter by it is answered from an index, one by name is not
        (i.counted_by IS NULL) AS counted,
-          -- Whether sums over the fleet count it; false: another server does, whose replica it is or whose storage it
-          -- shares
+          -- Whether sums over the fleet count it; false: another server does, for a replica or shared storage
        greatest(0, least(a.period_end, current_date) - a.period_start + 1) AS elapsed_days,
           -- Days of the window up to today, the day of the session's time zone
        (a.period_end > current_date) AS is_open,  -- Whether days of the window are still to come"""
@@ -509,9 +508,9 @@ SELECT a.period_type AS period,  -- Name of the period, such as daily or monthly
        sum(a.total_size_change_mb) AS change_mb,
           -- Sum of their changes, of those that are known, MiB; null: none is known
        count(a.total_size_mb) - count(a.total_size_change_mb) AS servers_without_change,
-          -- Servers that were not measured in the window before, whose size does not count as growth
+          -- Servers not measured in the previous window; their size does not count as growth
        count(a.missing_size_mb) AS servers_missing,
-          -- Servers measured in the window before and not in this one, whose absence does not count as shrinkage
+          -- Servers measured only in the previous window; their absence does not count as shrinkage
        sum(a.missing_size_mb) AS missing_size_mb,  -- Their size in the window before, MiB; null: none
        CASE WHEN count(a.last_total_size_mb) = count(a.total_size_mb) THEN sum(a.last_total_size_mb) END AS last_size_mb
           -- Sum of the sizes of its servers, each on its last measured day of the window, MiB; null: not of all
@@ -643,7 +642,7 @@ LEFT JOIN instances i ON i.id = d.instance_id;
     ),
     _beside_servers(
         "capacity_server_parts",
-        "What lies on servers beside their databases. Bytes of slots are bytes of the WAL.",
+        "The space on servers outside their databases. Bytes of slots are bytes of the WAL.",
         tables.server_part_stats,
         "part_kind AS kind, part_name AS part, size_bytes, volume_name AS volume, detail, collected_at",
     ),

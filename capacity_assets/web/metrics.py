@@ -48,13 +48,13 @@ DESCRIPTIONS = {
     "build_info": "Always 1; the label has the version of capacity_assets.",
     "fleet_size_bytes": "Last known sizes of all servers in service; replicas are not counted twice.",
     "forecast_timestamp_seconds": "Day for which the newest forecasts were issued.",
-    "forecast_error_ratio": "Median absolute error of the forecasts that came due in the last 90 days, by horizon.",
+    "forecast_error_ratio": "Median absolute error of the forecasts that were due in the last 90 days, by horizon.",
     "forecast_covered_ratio": "Share of sizes within the 80 % range of these forecasts, by horizon.",
     "window_timestamp_seconds": "First day of the newest computed window, by period.",
     "stale_windows": "Computed windows whose samples or labels changed since, by period and level.",
-    "dagster_readable": "1 if the pages can read Dagster's tables, otherwise 0; none: they do not know its address.",
-    "daemon_heartbeat_timestamp_seconds": "When the daemon of Dagster last said that it works, to the second.",
-    "unfinished_runs": "Runs that wait or work, by dagster_job and state.",
+    "dagster_readable": "1 if the pages can read Dagster's tables, otherwise 0; none: their address is not configured.",
+    "daemon_heartbeat_timestamp_seconds": "When the daemon of Dagster last reported, to the second.",
+    "unfinished_runs": "Waiting and active runs, by dagster_job and state.",
     "ended_runs": "Runs that ended in the last 24 hours, by dagster_job and outcome.",
     "run_success_timestamp_seconds": "When the newest successful run ended, to the second, by dagster_job.",
     "run_failure_timestamp_seconds": "When the newest failed run ended, to the second, by dagster_job.",
@@ -63,13 +63,13 @@ DESCRIPTIONS = {
     "server_databases": "Databases in the newest sample.",
     "server_size_bytes": "Size in the newest sample.",
     "volume_size_bytes": "Used size in the newest sample.",
-    "database_size_bytes": "Size in the newest sample; what is used inside the files if that has the limit.",
+    "database_size_bytes": "Size in the newest sample; the used space inside the files if the limit applies to it.",
     **{
         f"{subject}_{name}": text
         for subject in (SERVER, VOLUME, DATABASE)
         for name, text in {
             "sample_timestamp_seconds": "Day of the newest sample.",
-            "limit_bytes": "The limit that binds; none: unlimited, or unknown.",
+            "limit_bytes": "The binding limit; none: unlimited, or unknown.",
             "headroom_bytes": "Free space up to the limit.",
             "full_probability_ratio": "Calibrated probability of being full within a horizon.",
             "full_timestamp_seconds": "Day by which it is full with a probability; none: beyond a year, or unknown.",
