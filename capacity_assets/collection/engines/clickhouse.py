@@ -231,7 +231,7 @@ class ClickHouse(EngineAdapter):
         "-- GRANT SELECT ON system.storage_policies TO capacity_probe;"
     )
     definition: ClassVar[str] = (
-        "active parts of MergeTree tables in `system.parts`, on whatever disk; compressed columns as data size. Tables "
+        "active parts of MergeTree tables in `system.parts`, on all disks; compressed columns as data size. Tables "
         "of the Log family by `system.tables`, before 20.4 named as not counted. Parts that were merged or detached, "
         "queues of distributed tables and tables in memory are not counted; databases whose tables are on another "
         "server are named. The database `system` is measured. Whether the login sees every table is checked from "

@@ -593,13 +593,13 @@ class MySQL(EngineAdapter):
     definition: ClassVar[str] = (
         "all tables of each schema, rounded up. InnoDB: the tablespace files; tables in shared tablespaces by "
         "`mysql.innodb_table_stats`. MyISAM, Aria, ARCHIVE and others: data and indexes as the engine reports them. "
-        "CSV tables are not counted, and named. `allocated`: what the files take on disk, which is less where pages "
-        "are compressed. `statistics`: InnoDB by `mysql.innodb_table_stats`, of which clustered indexes are data. "
+        "CSV tables are not counted, and named. `allocated`: the disk space of the files, which is less if pages are "
+        "compressed. `statistics`: InnoDB by `mysql.innodb_table_stats`, with clustered indexes as data. "
         "Undo, redo, binary logs and temporary tablespaces belong to no schema"
     )
     used_definition: ClassVar[str] = (
-        "with `files`: the size without `DATA_FREE` of InnoDB tables that have files of their own, of the 1,000 "
-        "largest files of a server, from 10 MiB on. Only the table itself can use what is free in its file"
+        "with `files`: the size without `DATA_FREE` of InnoDB tables with their own files, for the 1,000 largest "
+        "files of a server, from 10 MiB on. Only the table itself can use the free space in its file"
     )
     limits_definition: ClassVar[str] = (
         "MariaDB: the file system of `@@datadir` and those of logs, links in paths taken as written, by the plugin "
@@ -613,13 +613,13 @@ class MySQL(EngineAdapter):
         TEMPORARY: PartSource(temporary_of, "PROCESS"),
     }
     parts_definition: ClassVar[str] = (
-        "binary logs by `SHOW BINARY LOGS`; relay logs by the status of replicas; redo logs as large as their files "
-        "are; undo tablespaces; the temporary tablespaces of InnoDB. Files in `@@tmpdir`, the shared tablespace and "
+        "binary logs by `SHOW BINARY LOGS`; relay logs by the status of replicas; redo logs by the size of their "
+        "files; undo tablespaces; the temporary tablespaces of InnoDB. Files in `@@tmpdir`, the shared tablespace and "
         "the doublewrite buffer are not reported"
     )
     objects_definition: ClassVar[str] = (
-        "tables, partitions under their parent, by the files of their tablespaces, without the indexes beside the "
-        "clustered one, whose sizes are those in `mysql.innodb_index_stats`; without that right, and beyond the 20,000 "
+        "tables, partitions under their parent, by the files of their tablespaces, without secondary indexes, which "
+        "have the sizes in `mysql.innodb_index_stats`; without the right on it, and beyond the 20,000 "
         "largest, indexes are part of their tables. Tables in shared tablespaces by `mysql.innodb_table_stats`, of "
         "other engines as they report it. Free: `DATA_FREE` of the 50 largest tables of a schema. Written rows: "
         "`COUNT_WRITE` in `performance_schema.table_io_waits_summary_by_table`"

@@ -173,10 +173,11 @@ class Oracle(EngineAdapter):
         "service; the root of a container database is refused"
     )
     used_definition: ClassVar[str] = (
-        "those bytes without what is free in `dba_free_space`, the recycle bin included; unknown with a file offline"
+        "those bytes without the free space in `dba_free_space`, which includes the recycle bin; unknown if a file is "
+        "offline"
     )
     limits_definition: ClassVar[str] = (
-        "what the data files of each tablespace may extend to, and their ASM disk groups with what is usable after "
+        "the maximum size of the data files of each tablespace, and their ASM disk groups with the usable space after "
         "mirroring, by `v$asm_diskgroup_stat`. File systems outside ASM are not reported"
     )
     part_sources: ClassVar[Mapping[str, PartSource]] = {

@@ -311,7 +311,7 @@ class PostgreSQL(EngineAdapter):
     )
     limits_definition: ClassVar[str] = (
         "the file systems of all tablespaces of a database and of the WAL, by `fsinfo` of the extension pgnodemx or "
-        "`pg_sys_disk_info` of system_stats, installed in the database connected to; none without an extension"
+        "`pg_sys_disk_info` of system_stats, installed in the connected database; none without an extension"
     )
     part_sources: ClassVar[Mapping[str, PartSource]] = {
         WAL: PartSource(wal_of, "pg_monitor"),

@@ -222,7 +222,7 @@ class SQLServer(EngineAdapter):
         "-- GRANT ALTER ANY DATABASE TO capacity_probe;\n"
         "-- for limits by volume (VIEW SERVER PERFORMANCE STATE from 2022 on):\n"
         "-- GRANT VIEW SERVER STATE TO capacity_probe;\n"
-        "-- for used space, and for tables and indexes with CAPACITY_OBJECTS, beside the one before:\n"
+        "-- for used space, and for tables and indexes with CAPACITY_OBJECTS, in addition to the previous one:\n"
         "-- GRANT CONNECT ANY DATABASE TO capacity_probe;"
     )
     definition: ClassVar[str] = (
@@ -233,7 +233,7 @@ class SQLServer(EngineAdapter):
     )
     used_definition: ClassVar[str] = "pages in allocated extents of the data files, by `sys.dm_db_file_space_usage`"
     limits_definition: ClassVar[str] = (
-        "what the data files in `sys.master_files` may grow to, at most 10 GiB in the Express edition (50 from 2025 "
+        "the maximum size of the data files in `sys.master_files`, at most 10 GiB in the Express edition (50 from 2025 "
         "on), and their volumes, by `sys.dm_os_volume_stats`. Managed instances: the reserved storage, by "
         "`master.sys.server_resource_stats`. Azure SQL Database: `MaxSizeInBytes`, except for Hyperscale, and the "
         "elastic pool, by `sys.dm_elastic_pool_resource_stats`"
@@ -243,7 +243,7 @@ class SQLServer(EngineAdapter):
         TEMPORARY: PartSource(tempdb_of, "access to tempdb"),
     }
     parts_definition: ClassVar[str] = (
-        "the transaction log of each database, by the log files in `sys.master_files`, with what keeps it from being "
+        "the transaction log of each database, by the log files in `sys.master_files`, with the reason why it is not "
         "truncated; tempdb, by its `sys.database_files`"
     )
     objects_definition: ClassVar[str] = (
