@@ -1,4 +1,4 @@
-"""What `workspace.yaml` loads. The only module that reads the environment when imported."""
+"""The module that `workspace.yaml` loads, and the only one that reads the environment when imported."""
 
 import dagster as dg
 

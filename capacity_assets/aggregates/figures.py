@@ -171,7 +171,7 @@ def window_of(windows: Element, bucket: Element) -> Element:
 
 
 def _compared_names(level: Level, *, further: bool = False) -> Iterator[str]:
-    """Name the parts of a state that other windows are compared with, or with `further`, those a year later."""
+    """Yield the parts of a state that are compared with other windows or, with `further`, with those a year later."""
     yield "data_count"
     for measure in level.measures:
         if measure.further or not further:

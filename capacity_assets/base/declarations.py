@@ -1,4 +1,4 @@
-"""What people declare, by options and in files: how files and values are read, and what is refused.
+"""Declarations by options and in files: how files and values are read, and what is refused.
 
 A type of declaration is a dataclass that forbids other names; its annotations tell pydantic how to read each value. The
 rules for keys and values of labels are also here; the lengths of their columns follow from them. One reader per format
@@ -208,7 +208,7 @@ def checked_label(key: str, value: str | None, keys: Sequence[str]) -> tuple[str
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a new file beside `path`, which replaces it when the block ends without an error.
+    """Yield a new file in the folder of `path`, which replaces `path` when the block ends without an error.
 
     Any number of writers may do this at once: the last one to end wins, and a reader never sees half a file.
 

@@ -415,7 +415,7 @@ def _limits(engine: Engine, today: date) -> Iterator[Finding]:
 
 
 def _slots(engine: Engine, today: date) -> Iterator[Finding]:
-    """Name the replication slots that retain too much."""
+    """Report replication slots that retain too much."""
     with engine.connect() as connection:
         slots = slots_named_on(connection, today)
     yield from (_note("replication slots", slot.text) for slot in slots)

@@ -285,7 +285,7 @@ class OneOf(click.types.StringParamType):
         self._names = tuple(names)
 
     def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
-        """Name the choices, as click does for its own."""
+        """Return the choices, as click does for its own."""
         return f"Choose from: {', '.join(self._names)}."
 
 

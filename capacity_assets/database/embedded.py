@@ -262,7 +262,7 @@ def start_again(data: Path, sql_port: int | None = None) -> bool:
 
 # Every user who reaches the socket, which is in a private folder, is trusted, as without a port.
 _HBA = f"""\
-# Written anew whenever the port is opened.
+# Written each time the port is opened.
 local all all trust
 host {CAPACITY_DATABASE} {READER_ROLE} 127.0.0.1/32 scram-sha-256
 """

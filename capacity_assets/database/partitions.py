@@ -78,7 +78,7 @@ class PartitionBounds:
         return self.after - timedelta(days=1)
 
     def __str__(self) -> str:
-        """Name the days for people."""
+        """The days as text."""
         days = f"{self.first} to {self.last}"
         return f"{self.period_type} windows that start from {days}" if self.period_type else days
 

@@ -310,7 +310,7 @@ def subject_named(engine: Engine, server: str, name: str | None, *, is_volume: b
 
 
 def _with_backslashes(name: str, volumes: Iterable[str]) -> str:
-    """Name the disk that may be meant if the shell removed the backslashes from its name."""
+    """Return the disk that may be meant if the shell removed the backslashes from its name."""
     close = next((volume for volume in volumes if volume.replace("\\", "") == name), None)
     return f" For the disk, write {shlex.quote(close)}, in quotes." if close else ""
 

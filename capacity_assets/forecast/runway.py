@@ -217,7 +217,7 @@ def runways_of_batch(batch: history.SeriesBatch, plans: Plans) -> BatchRunways:
 
 
 def binding_limits(batch: history.SeriesBatch) -> list[BindingLimit]:
-    """Return the binding limit of each series; free space that it shares with others is left beside its files."""
+    """Return the binding limit of each series; shared free space is added to its files."""
     return [
         binding_limit(row, float(files[-1]), _size_on(row.free_day, row.last_day, files))
         for row, files in zip(batch.subjects, batch.files, strict=True)

@@ -470,8 +470,8 @@ The partitions of the four capacity tables, and the retention of their rows.
 
 A materialisation adds the partitions of the next two months (from November on, of the next year), moves rows out of
 the default partitions, and drops partitions whose rows are older than `CAPACITY_RETENTION_DAYS` allows. Samples are
-dropped only after every window that reads them is over and computed from them as they are now. Check records in
-Dagster's own storage that nothing reads any more are deleted. If today's date may be wrong, nothing is dropped, and the
+dropped only after every window that reads them is over and computed from the present samples. Unused check records in
+Dagster's own storage are deleted. If today's date may be wrong, nothing is dropped, and the
 run fails if a partition was due. `dry_run` only reports what would be done.
 """
 
@@ -479,7 +479,7 @@ run fails if a partition was due. `dry_run` only reports what would be done.
 class MaintenanceConfig(dg.Config):
     """Options of one run, shown in the launchpad."""
 
-    dry_run: bool = Field(default=False, description="Only say what would be done; nothing is changed.")
+    dry_run: bool = Field(default=False, description="Only report what would be done; nothing is changed.")
 
 
 def maintenance_definitions(graph: Graph) -> dg.Definitions:

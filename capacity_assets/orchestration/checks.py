@@ -46,8 +46,8 @@ DIGEST_SENT, DIGEST_SENT_DESCRIPTION = "digest_sent", "Every receiver got the ne
 SERVERS_MEASURED, SLOTS_RETAIN_LITTLE, SAMPLES_RECENT = "servers_measured", "slots_retain_little", "samples_recent"
 SERVERS_MEASURED_DESCRIPTION = "Every server that is registered for collection was measured on this day."
 SLOTS_RETAIN_LITTLE_DESCRIPTION = (
-    f"No replication slot retains more than {MOST_SLOT_PERCENT} % of its volume, or of the databases of its server "
-    "where no volume is known."
+    f"No replication slot retains more than {MOST_SLOT_PERCENT} % of its volume or, if no volume is known, of the "
+    "databases of its server."
 )
 SAMPLES_RECENT_DESCRIPTION = "The newest sample is from today or yesterday."
 
@@ -229,7 +229,7 @@ def _risk_text(risk: StoredRunway, settings: Settings) -> str:
 
 
 def digest_sent_result(failed: Sequence[tuple[str, str]], waiting: Mapping[str, str]) -> dg.AssetCheckResult:
-    """Name the receivers that the digest did not reach, with the reason; `waiting` describes those in quiet hours."""
+    """Return the result that names receivers not reached, with the reason; `waiting` describes those in quiet hours."""
     failures = [f"{name}: {reason}" for name, reason in failed]
     text = "" if failures else "All receivers got the digest, or none is configured."
     return check_result(DIGEST_SENT, text, failures, is_error=False, metadata=waiting)

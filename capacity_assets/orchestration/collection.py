@@ -404,14 +404,12 @@ def _description(raw: RawTable, source: str, how: str) -> str:
 
 
 HOW_COLLECTED = """\
-Materialising today's partition measures every server registered with `capacity instances`, all raw tables in
-one step. Days gone by cannot be measured: those with samples keep them, the others stay missing. A server
-that does not answer or refuses counts as failed, with the reason; it has no sample
-of the day, and the others are stored. A second run of the day measures those that failed. With
-`CAPACITY_COLLECTION=off` another application fills the tables."""
-HOW_OBSERVED = (
-    "Observing gives the newest days a data version: how many rows there are, their sum, and the last change."
-)
+Materialising today's partition measures every server registered with `capacity instances`, for all raw tables in
+one step. Past days cannot be measured: those with samples keep them, the others stay missing. If a server
+refuses or does not respond, it counts as failed, with the reason, and has no sample of the day; the other servers
+are stored. A second run on the same day measures the failed servers. With `CAPACITY_COLLECTION=off`, another
+application fills the tables."""
+HOW_OBSERVED = "Observing gives the newest days a data version: their number of rows, the sum, and the last change."
 
 
 def observed_assets(graph: Graph) -> list[dg.AssetsDefinition]:

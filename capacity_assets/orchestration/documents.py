@@ -128,13 +128,12 @@ def whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.As
 
 
 REPORT_DESCRIPTION = """\
-A page for people, one per month: size by engine over time, a waterfall from the month before that adds up exactly, the
-largest growers and shrinkers, new and vanished databases, and the days that were not measured.
+One page per month: size by engine over time, a waterfall from the previous month that adds up exactly, the largest
+growers and shrinkers, new and dropped databases, and the days that were not measured.
 
-The file, named in the materialisation, lies under `CAPACITY_HOME` in `reports`. It needs no network and prints on A4.
-It is written again whenever the month's aggregates are. Where the figures of a closed month change, the page that was
-issued is kept beside it, and the new one says what it was, what it is, and why. Any other window, or one server:
-`capacity report`.
+The metadata names the file, in the folder `reports` under `CAPACITY_HOME`. It needs no network and prints on A4. It is
+written again whenever the month's aggregates are. If the figures of a closed month change, the issued page is kept, and
+the new page shows the old and new figures and the reason. For other windows, or a single server, use `capacity report`.
 """
 
 
@@ -207,7 +206,7 @@ The cost of each database in a month: its size on each day, with the labels and 
 Lines are stored in `capacity_bill_lines`, their sums by group in `capacity_bill_groups`, bills in `capacity_bills`. The
 bill of an unfinished month is replaced. The bill of a closed month is kept; if late samples, labels or prices change
 it, a new version states by how much and why.
-Once retention has dropped samples of the month, its bill no longer changes.
+After retention has dropped samples of the month, its bill no longer changes.
 `capacity bill` shows it by team or any other group, as a table, CSV, JSON or a page. Rules: docs/groups.md.
 """
 
@@ -311,19 +310,19 @@ def export_metadata(files: Sequence[WrittenFile]) -> MetadataMapping:
 
 
 DIGEST_DESCRIPTION = """\
-What happened in a week that is out of the ordinary: databases that grew more than usual, runways that moved, servers
-that are no longer measured, databases that came and went. A week without such news has one line.
+The unusual events of a week: databases that grew more than usual, runways that moved, servers that are no longer
+measured, new and dropped databases. A week without such news has one line.
 
-The newest complete week is sent to those in `CAPACITY_RECEIVERS` who did not get it yet, by mail or to their channel,
-after their quiet hours; of older weeks nothing is sent. A mail server that refuses or hangs fails its receiver only:
-the check `digest_sent` names it, and the next two days try again.
+The newest complete week is sent to the receivers in `CAPACITY_RECEIVERS` that have not got it yet, by mail or to their
+channel, after their quiet hours; older weeks are not sent. A mail server that refuses or hangs affects only its
+receiver: the check `digest_sent` names it, and the next two days try again.
 """
 
 
 class DigestConfig(dg.Config):
     """Options of one run, shown in the launchpad."""
 
-    again: bool = Field(default=False, description="Send also to those who got it before.")
+    again: bool = Field(default=False, description="Send also to receivers that already got it.")
 
 
 def digest(graph: Graph, period: Period) -> dg.Definitions:

@@ -50,14 +50,14 @@ METHOD_VERSION = "4"
 MINUTE = 20
 
 DESCRIPTION = """\
-When servers, databases and volumes are full: every forecast that was issued, and how far it was off.
+The fill dates of servers, databases and volumes: every issued forecast, and its error.
 
-A partition is a day: its runways are made of the samples up to it, and of the limits that were measured in the month
-before it or are declared. Rows lie in `capacity_runways`; the view `capacity_runway` has the newest. Once the horizon
-of a forecast has passed, the measured size is entered beside it, and the partition of that day shows the error.
+A partition is a day. Its runways are computed from the samples up to that day, and from limits that are declared or
+were measured in the month before. Rows are in `capacity_runways`; the view `capacity_runway` has the newest. After the
+horizon of a forecast, the measured size is stored with it, and the partition of that day shows the error.
 
-What was issued in time is what people were told: materialising the partition again leaves it as it is, unless the run
-option `overwrite` is set. Method, measured errors and when not to trust it: docs/forecast.md.
+People have seen forecasts that were issued in time, so materialising a partition again does not change them, unless the
+run option `overwrite` is set. Method, measured errors and limits of the method: docs/forecast.md.
 """
 
 

@@ -504,7 +504,7 @@ MEAN_PRICE_PLACES = 4
 
 
 def month_named(first_day: date) -> str:
-    """Name the month that begins on a day: October 2026."""
+    """Return the name of the month that begins on a day: October 2026."""
     return MONTHLY.name_of(MONTHLY.window_of(first_day))
 
 

@@ -422,7 +422,7 @@ def remove_scenario(engine: Engine, name: str) -> None:
 
 
 def stored_scenario_names(connection: Connection) -> list[str]:
-    """Name the stored scenarios, the newest first; raises DBAPIError."""
+    """Return the names of stored scenarios, the newest first; raises DBAPIError."""
     scenarios = capacity_scenarios.c
     query = sa.select(scenarios.name).order_by(scenarios.stored_at.desc(), scenarios.name)
     return list(connection.execute(query).scalars())

@@ -1,4 +1,4 @@
-"""How good issued forecasts were, compared with measured sizes: errors, ranges, probabilities and fill dates."""
+"""The accuracy of issued forecasts, compared with measured sizes: errors, ranges, probabilities and fill dates."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Alarms:
-    """How good a threshold was: forecasts that reached it, and forecasts after which the subject was full."""
+    """The accuracy of a threshold: forecasts that reached it, and forecasts after which the subject was full."""
 
     horizon_days: int
     word: str

@@ -30,7 +30,7 @@ class ServerFacts:
     declared_at: datetime | None = None
     """When it was registered for collection or last changed; None: it is not measured from here."""
     declared_by: str | None = None
-    """Who did that; None: not known."""
+    """Its author; None: not known."""
 
 
 @dataclass(frozen=True)
