@@ -292,6 +292,10 @@ class Budget:
     total: BudgetTotal
     budgets_without_line: Mapping[str, Decimal]
     """Sums of the budgets of groups without a forecast; no total includes them."""
+    fleet_day: date
+    """The last day on which every server was measured, up to which the fleet is forecast."""
+    younger_mb: Mapping[str, int]
+    """Sizes of groups that exist only since later days, MiB; they have no line."""
 
     @property
     def notes(self) -> list[str]:
@@ -301,6 +305,12 @@ class Budget:
             "Ranges do not add up: what grows more in one group may grow less in another.",
             *_fleet_note(self.total),
         ]
+        if self.younger_mb:
+            named = first_of((f"{name} ({human_mb(mb)})" for name, mb in self.younger_mb.items()), GROUPS_NAMED)
+            sentences.append(
+                f"Without a line yet: {named}. These groups began after {human_day(self.fleet_day)}, the "
+                "last day on which every server was measured."
+            )
         if self.bill_month is None:
             return [*sentences, self.why_no_amounts, *self._budget_notes()]
         sentences.append(
@@ -418,7 +428,7 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
     refuse_unknown_grouping(by, keys)
     if by == SERVER:
         raise ValidationError("A budget is made by engine or by the key of a label, not by server.")
-    as_of, forecasts = _forecasts(connection, by, today, months[-1].end)
+    as_of, forecasts, younger_mb = _forecasts(connection, by, today, months[-1].end)
     fleet = forecasts.pop(FLEET)
     nothing = [0] * len(fleet.middle)
     bill = connection.execute(text(_LAST_BILL)).first()
@@ -463,6 +473,8 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
                 ),
                 total=_total(lines, per_gib, fleet, months[-1].end),
                 budgets_without_line=without_line,
+                fleet_day=fleet.last_day,
+                younger_mb=younger_mb,
             )
         )
     return found
@@ -470,8 +482,11 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
 
 def _forecasts(
     connection: Connection, by: str, today: date, last: date
-) -> tuple[date, dict[str | None, GroupForecast]]:
-    """Return the forecasts of the groups by name, and of the fleet, up to a day; raises NotFoundError."""
+) -> tuple[date, dict[str | None, GroupForecast], dict[str, int]]:
+    """Return the forecasts of the groups by name, and of the fleet, up to a day; and the sizes of younger groups, MiB.
+
+    Raises NotFoundError.
+    """
     parameters = {"keys": [by, FLEET], "stale": today - timedelta(days=STALE_DAYS)}
     rows = connection.execute(text(_FORECASTS), parameters).all()
     forecasts = {row.group_name: _forecast(row, (last - row.last_day).days) for row in rows}
@@ -481,12 +496,19 @@ def _forecasts(
             "day, which `capacity aggregate --period daily` computes."
         )
     # A group that another one took over within the last month still has a forecast; its databases must count once.
-    there = {FLEET, *connection.execute(text(_GROUPS_ON), {"day": forecasts[FLEET].last_day, "by": by}).scalars()}
+    fleet_day = forecasts[FLEET].last_day
+    there = {FLEET, *connection.execute(text(_GROUPS_ON), {"day": fleet_day, "by": by}).scalars()}
+    # Other groups may still have the databases of such a group in their newest size.
+    younger = {
+        group_named(row.group_name, by): row.size_mb
+        for row in rows
+        if row.group_name not in there and row.last_day > fleet_day
+    }
     forecasts = {name: one for name, one in forecasts.items() if name in there}
     if len(forecasts) == 1:
         # Nothing has such a label: everything is one group.
         forecasts[None] = replace(forecasts[FLEET], name=None)
-    return rows[0].as_of, forecasts
+    return rows[0].as_of, forecasts, younger
 
 
 def groups_of_effects(

@@ -23,6 +23,7 @@ from tests.bills import fill_two_months_to_bill
 from tests.clocks import TODAY
 from tests.command import capacity, printed
 from tests.computing import compute_windows
+from tests.databases import execute
 
 GIB = 1024
 
@@ -167,6 +168,27 @@ def test_a_label_reaches_budgets_at_once_and_what_another_one_took_over_counts_o
     assert set(by_name(before)) == {"search", "payments", "shop"}
     assert set(by_name(budget())) == {"payments", "shop"}
     assert budget()["total"]["size_mb"] == before["total"]["size_mb"]
+
+
+@pytest.mark.usefixtures("today")
+def test_a_budget_names_a_group_that_is_younger_than_the_last_complete_day_of_the_fleet(
+    engine: Engine, service: AggregationService
+) -> None:
+    filled(engine, service)
+    printed("prices", "set", "0.50", "--currency", "EUR", "--always")
+    execute(engine, f"DELETE FROM database_size_stats WHERE instance_id = 1 AND collected_date = '{TODAY}'")
+    execute(engine, f"DELETE FROM instance_size_stats WHERE instance_id = 1 AND collected_date = '{TODAY}'")
+    compute_windows(service, "daily", TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
+    before = budget()
+
+    printed("labels", "set", "server-2", "team=shop", "--now")
+
+    after = budget()
+    assert after["younger_mb"] == {"shop": 6 * GIB}
+    assert set(by_name(after)) == set(by_name(before)) == {"search", "payments"}
+    said = " ".join(printed("budget").split())
+    assert "Without a line yet: shop (6.0 GiB). These groups began after " in said
 
 
 @given(ends=st.lists(st.integers(0, 500), min_size=5, max_size=5), days=st.integers(0, 460))
