@@ -194,6 +194,7 @@ def test_a_table_dropped_behind_our_back_is_permanent_and_says_capacity_init(
     assert "SELECT" not in str(caught.value), "no statement in the text"
 
 
+@pytest.mark.single_server("waits for the statement of a single server")
 def test_a_connection_killed_between_slices_keeps_what_was_committed_and_a_repetition_completes(
     engine: Engine,
 ) -> None:

@@ -22,7 +22,7 @@ from tests.two_months import FEBRUARY_AND_MARCH, MARCH, by_name, protected, remo
 def row_versions(engine: Engine, level: Level) -> list[object]:
     """Where each row version lies, which transaction wrote it and which one last locked it, as PostgreSQL says."""
     with engine.connect() as connection:
-        versions = f"SELECT ctid::text, xmin::text, xmax::text FROM {level.target.name} ORDER BY 1"
+        versions = f"SELECT ctid::text, xmin::text, xmax::text FROM {level.target.name} ORDER BY 1, 2"
         return list(connection.execute(text(versions)))
 
 

@@ -392,6 +392,7 @@ def test_two_upgrades_at_once_both_succeed(former_database: Engine) -> None:
     assert schema_state(former_database).fit
 
 
+@pytest.mark.single_server("looks into its own indexes")
 def test_indexes_of_lists_hold_no_row_of_a_day(engine: Engine) -> None:
     load_sample(engine)
     keeper(engine).run(TODAY)

@@ -27,6 +27,7 @@ from tests.runs import QUIET, metadata_of, run_range
 
 
 @pytest.mark.usefixtures("every_kind")
+@pytest.mark.single_server("derives totals from samples of databases")
 def test_each_partition_has_its_page_and_the_numbers_of_its_waterfall(settings: Settings) -> None:
     result = run_range(settings, GROWTH_REPORT_JOB, "2025-01-01", "2025-02-01")
 
