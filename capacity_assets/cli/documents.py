@@ -21,6 +21,7 @@ from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, human_change_mb, human_mb
 from capacity_assets.cli import options
 from capacity_assets.cli.options import Report
+from capacity_assets.collection.servers import refuse_unknown_engine
 from capacity_assets.digest import as_html, as_text, read_digest, send_digests
 from capacity_assets.history.exporting import WRITERS, Query, copy_csv, open_driver, rows_of_view
 from capacity_assets.messages.transports import SendingSettings, receivers_of
@@ -252,6 +253,8 @@ def export(settings: Settings, /, **values: Any) -> Report | None:
     extension = chosen.checked_format()
     path = Path(chosen.output).resolve()
     with open_task_runner(settings, existing=True) as runner:
+        if chosen.engine is not None:
+            refuse_unknown_engine(runner.service.engine, chosen.engine)
         query = _query(runner, chosen, is_guarded=extension == "csv" and not chosen.raw)
         rows = write_rows(runner.service.engine, query, chosen.output, extension)
     if rows is None:

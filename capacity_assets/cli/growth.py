@@ -18,6 +18,7 @@ from capacity_assets.base.units import human_change_mb, human_day, human_mb, who
 from capacity_assets.cli import options
 from capacity_assets.cli.declaring import update_group_forecasts
 from capacity_assets.cli.options import Line, Report, Table
+from capacity_assets.collection.servers import refuse_unknown_engine
 from capacity_assets.database.engine import snapshot
 from capacity_assets.ownership import labels as ownership
 from capacity_assets.ownership.bills import group_heading, group_named
@@ -86,6 +87,8 @@ def top(
         server_id = None if server is None else runner.service.ids_of([server])[0]
         if tables:
             return _top_objects(opened, chosen, window, server_id, limit)
+        if engine is not None:
+            refuse_unknown_engine(opened, engine)
         filters = {"server_id": server_id, "engine": engine, "label": label}
         rows = top_databases(opened, chosen, window, by=by, limit=limit, **filters)
         if label is not None and not rows:

@@ -31,7 +31,7 @@ from capacity_assets.base.units import (
 from capacity_assets.cli import options
 from capacity_assets.cli.limits import decision_json, limit_text
 from capacity_assets.cli.options import Line, Report, Table
-from capacity_assets.collection.servers import registered_servers
+from capacity_assets.collection.servers import refuse_unknown_engine, registered_servers
 from capacity_assets.forecast import model, scenarios
 from capacity_assets.forecast import runway as forecasting
 from capacity_assets.forecast.decisions import OpenDecisions, StoredDecision, open_decisions, stored_decisions
@@ -113,6 +113,8 @@ def runway(
     with options.open_database(settings, settings.zone) as opened:
         if server is not None:
             registered_servers(opened, [server])  # refuses an unknown name
+        if engine is not None:
+            refuse_unknown_engine(opened, engine)
         clock = Clock(settings.zone)
         today = clock.today()
         issued = RunwayService(opened, clock).issue(today) if issue else None

@@ -53,6 +53,7 @@ from capacity_assets.collection.engines.base import (
     TLS_OFF,
     TLS_VERIFY_FULL,
     engine_named,
+    engine_names,
     engines,
     is_loopback,
 )
@@ -302,6 +303,13 @@ def refuse_unregistered(names: Iterable[str], known: Collection[str]) -> None:
         raise NotFoundError(
             f"No server is named {', '.join(map(repr, unknown))}.{close} `capacity instances list` shows them."
         )
+
+
+def refuse_unknown_engine(engine: Engine, name: str) -> None:
+    """Refuse an engine that is neither installed nor that of a server; raises NotFoundError and DatabaseError."""
+    known = sorted({*engine_names(), *(one.server.engine for one in registered_servers(engine))})
+    if name not in known:
+        raise NotFoundError(f"{name!r} is not an engine; known are {', '.join(known)}.{suggestion(name, known)}")
 
 
 def _registry(connection: Connection) -> list[RegisteredServer]:

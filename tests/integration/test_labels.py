@@ -130,6 +130,15 @@ def test_runways_are_filtered_by_label_and_engine() -> None:
     assert len(found("--engine", "postgresql")) == 3
 
 
+@pytest.mark.parametrize("command", [("runway",), ("top",), ("export", "--period", "monthly")])
+def test_an_unknown_engine_is_refused_with_the_nearest_name(command: tuple[str, ...]) -> None:
+    refused = capacity(*command, "--engine", "mysqll")
+
+    assert refused.exit_code == 2
+    assert refused.output.startswith("capacity: 'mysqll' is not an engine; known are clickhouse, ")
+    assert refused.output.endswith(". Did you mean 'mysql'?\n")
+
+
 def test_a_file_of_labels_is_stored_whole_or_not_at_all(tmp_path: Path, engine: Engine) -> None:
     file = tmp_path / "labels.csv"
     file.write_text("server,database,from,team,service\nserver-1,,,platform,\nserver-1,pay_*,2025-04-01,payments,pay\n")
