@@ -14,7 +14,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB, distinct_on
+from sqlalchemy.dialects.postgresql import JSONB
 
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
@@ -259,8 +259,7 @@ def forecast_of_group(
 
 
 _R = _NEWEST.c
-# On the same day, a volume comes before a server or database.
-_FIRST = (_R.full_middle, _R.full_early, _R.subject.desc(), _R.name)
+_SERVERS = sa.table("capacity_servers", sa.column("server_id"), sa.column("server"))
 
 
 def fills_first(
@@ -275,7 +274,9 @@ def fills_first(
     of = source.c
     chosen = _select(source).where(of.stands_for_itself, of.full_middle.is_not(None))
     if server is not None:
-        chosen = chosen.where(of.server == server)
+        # By its number, because the condition on the name is checked after what stands for itself.
+        named = sa.select(_SERVERS.c.server_id).where(_SERVERS.c.server == server)
+        chosen = chosen.where(of.server_id == named.scalar_subquery())
     in_order = chosen.order_by(of.full_middle, of.server, of.name, of.subject)
     return _runways(connection, today, in_order.limit(shown).offset(skipped))
 
@@ -342,13 +343,11 @@ def _earliest(runways: Sequence[StoredRunway]) -> StoredRunway | None:
 def first_on_server(
     connection: sa.Connection, today: date, server_id: int
 ) -> tuple[StoredRunway | None, StoredRunway | None]:
-    """Return what fills first on a server and, if that is a database, whether its own limit or which of its disks."""
-    dated = _select(_NEWEST).where(_R.server_id == server_id, _R.stands_for_itself, _R.full_middle.is_not(None))
-    first = next(iter(_runways(connection, today, dated.order_by(*_FIRST).limit(1))), None)
+    """Return what fills first on a server and, if that is a database, which disk or limit of the server does."""
+    first = _first_on_servers(connection, today, [server_id]).get(server_id)
     if first is None or first.subject != DATABASE:
         return first, None
-    shared = dated.where(_R.subject != DATABASE).order_by(*_FIRST).limit(1)
-    return first, next(iter(_runways(connection, today, shared)), None)
+    return first, _first_on_servers(connection, today, [server_id], (SERVER, VOLUME)).get(server_id)
 
 
 def bound_by_volume(
@@ -413,16 +412,39 @@ def usages_of(
     return usages
 
 
-def _first_on_servers(connection: sa.Connection, today: date, servers: Collection[int]) -> dict[int, StoredRunway]:
-    """Return what fills first on each server, as `first_on_server`."""
+def _first_on_servers(
+    connection: sa.Connection,
+    today: date,
+    servers: Sequence[int],
+    subjects: Sequence[str] = (SERVER, VOLUME, DATABASE),
+) -> dict[int, StoredRunway]:
+    """Return which subject of these kinds fills first on each server; those without a fill date are left out."""
     if not servers:
         return {}
-    of_servers = sa.literal([*servers], sa.ARRAY(sa.Integer))
-    chosen = sa.select(_R.server_id, _R.subject, _R.name).ext(distinct_on(_R.server_id))
-    chosen = chosen.where(_R.server_id == sa.any_(of_servers), _R.stands_for_itself, _R.full_middle.is_not(None))
-    found = connection.execute(chosen.order_by(_R.server_id, *_FIRST))
+    statement = _FIRST_ON_NODES if tables_are_distributed(connection) else _FIRST_ON_SERVERS
+    found = rows(connection, statement, servers=[*servers], subjects=[*subjects])
     runways = _runways_of_keys(connection, today, _NEWEST, [_key(row) for row in found])
     return {one.server_id: one for one in runways}
+
+
+# On the same day, a volume comes before a server or database. Whether a row stands for itself is looked up in order
+# until one does; a thousand databases may share a volume.
+_FIRST_ON_SERVERS = """
+SELECT first.* FROM unnest(CAST(:servers AS integer[])) AS s (server_id) CROSS JOIN LATERAL (
+    SELECT server_id, subject, name FROM (
+        SELECT server_id, subject, name, stands_for_itself FROM capacity_runway
+        WHERE server_id = s.server_id AND subject = ANY (CAST(:subjects AS text[])) AND full_middle IS NOT NULL
+        ORDER BY full_middle, full_early, subject DESC, name OFFSET 0
+    ) AS in_order WHERE stands_for_itself LIMIT 1
+) AS first
+"""
+# Where rows are distributed, a subquery must not depend on the outer query.
+_FIRST_ON_NODES = """
+SELECT DISTINCT ON (server_id) server_id, subject, name FROM capacity_runway
+WHERE server_id = ANY (CAST(:servers AS integer[])) AND subject = ANY (CAST(:subjects AS text[]))
+  AND full_middle IS NOT NULL AND stands_for_itself
+ORDER BY server_id, full_middle, full_early, subject DESC, name
+"""
 
 
 def _of_keys(source: sa.FromClause, keys: Collection[tuple[int, str, str]], *, on_nodes: bool) -> sa.Select[Any]:
