@@ -73,7 +73,10 @@ def _sentences(kind: type[T], error: PydanticValidationError) -> Iterator[str]:
         problems.setdefault(str(one["loc"][0]), []).append(one["type"])
     missing = [name for name, found in problems.items() if found == ["missing"]]
     if missing:
-        yield f"{' and '.join(missing)} missing."
+        described = _adapter(kind).json_schema(mode="validation")["properties"].get(missing[0], {})
+        example = next(iter(described.get("examples", ())), None)
+        instead = f"; write a number such as {example}" if example and len(missing) == 1 else ""
+        yield f"{' and '.join(missing)} missing{instead}."
     names, _ = names_of(kind)
     for name, found in problems.items():
         if found == ["unexpected_keyword_argument"]:
@@ -334,7 +337,8 @@ def key_and_value(written: str, hint: str = "") -> tuple[str, str]:
     """
     key, equals, value = written.partition("=")
     if not equals:
-        raise ValidationError(f"{written!r} is not a label; write team=payments.{hint}")
+        example = f"team={written}" if written not in {"", "team"} else "team=payments"
+        raise ValidationError(f"{written!r} is not a label; write key and value, such as {example}.{hint}")
     return key, value
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -25,6 +25,7 @@ from capacity_assets.base.declarations import (
     declaration,
     key_and_value,
     mb_of_gb,
+    number_of,
     read_each,
     toml_document,
 )
@@ -66,12 +67,14 @@ MOST_FACTOR = 1000
 
 
 def _factor(written: object) -> Decimal:
-    try:
-        factor = Decimal(str(written))
-    except InvalidOperation:
-        factor = Decimal("nan")
-    if not factor.is_finite():
-        raise ValidationError(f"{written!r} is not a number.")
+    factor = number_of(written)
+    if factor.is_nan():
+        instead = str(written).strip().replace(",", ".")
+        example = "a factor such as 1.2" if number_of(instead).is_nan() else instead
+        raise ValidationError(f"{written!r} is not a number; write {example}.")
+    if factor > MOST_FACTOR:
+        # A float that is too large for Python has become infinite.
+        raise ValidationError(f"The factor is too large; the largest is {MOST_FACTOR:,}.")
     if not 0 <= factor <= MOST_FACTOR:
         raise ValidationError(f"{written!r} is not a factor from 0 to {MOST_FACTOR:,}.")
     return factor
@@ -81,7 +84,7 @@ def _label(written: object) -> tuple[str, str]:
     return key_and_value(str(written))
 
 
-SizeMb = Annotated[int, BeforeValidator(mb_of_gb), Field(validation_alias="gb")]
+SizeMb = Annotated[int, BeforeValidator(mb_of_gb), Field(validation_alias="gb", examples=["300"])]
 AtOnce = Annotated[Day | None, Field(default=None)]
 """A day; None: today."""
 
@@ -92,7 +95,7 @@ class Growth:
 
     __pydantic_config__ = NO_OTHER_NAMES
 
-    factor: Annotated[Decimal, BeforeValidator(_factor)]
+    factor: Annotated[Decimal, BeforeValidator(_factor), Field(examples=["1.2"])]
     label: Annotated[tuple[str, str] | None, BeforeValidator(_label)] = None
     server: str | None = None
     database: str | None = None
@@ -163,7 +166,10 @@ class LimitChange:
         """Refuse both sizes or neither, a size for all limits, and two subjects."""
         if (self.limit_mb is None) == (self.add_mb is None):
             raise ValidationError("A limit has either gb or add_gb.")
-        if self.server is None and (self.limit_mb is not None or self.database or self.volume):
+        if self.server is None and (self.database or self.volume):
+            what = f"disk {self.volume}" if self.volume else f"database {self.database}"
+            raise ValidationError(f"Name the server of {what}.")
+        if self.server is None and self.limit_mb is not None:
             raise ValidationError("A limit needs a server; only add_gb may be for every limit.")
         if self.database and self.volume:
             raise ValidationError("A limit is that of a database or of a volume.")
@@ -257,10 +263,15 @@ def scenario_of_file(path: Path) -> Scenario:
     return scenario_of_tables(document)
 
 
-def scenario_of_tables(document: Mapping[str, Sequence[Mapping[str, Any]]]) -> Scenario:
-    """Read assumptions, as tables of values by kind; raises ValidationError with all problems."""
+def scenario_of_tables(
+    document: Mapping[str, Sequence[Mapping[str, Any]]], headings: Mapping[str, str] | None = None
+) -> Scenario:
+    """Read assumptions, as tables of values by kind; raises ValidationError with all problems.
+
+    With `headings`, a problem begins with the heading of its kind, otherwise with the place of its table: `growth 1`.
+    """
     entries = [
-        (f"{name} {number}", (name, values))
+        (headings[name] if headings else f"{name} {number}", (name, values))
         for name, tables in document.items()
         for number, values in enumerate(tables, start=1)
     ]

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -202,9 +203,27 @@ def read_labels(
 
 def label_of_nothing(engine: Engine, key: str, value: str) -> str | None:
     """Return a sentence that nothing has a label, and similar ones; None: it existed. Raises DatabaseError."""
-    known = [row.label for row in rows_of(engine, "labels", KNOWN)]
-    label = f"{key}={value}"
-    return None if label in known else f"Nothing has the label {label}.{suggestion(label, known)}"
+    with database_errors(doing="reading labels"), engine.connect() as connection:
+        return read_label_of_nothing(connection, key, value)
+
+
+def read_label_of_nothing(connection: Connection, key: str, value: str) -> str | None:
+    """Return a sentence as `label_of_nothing`; raises DBAPIError."""
+    known = connection.execute(text(KNOWN)).all()
+    if (key, value) in {(row.key, row.value) for row in known}:
+        return None
+    values = [row.value for row in known if row.key == key]
+    if values:
+        # The key is the same in all of them, and would make any two labels similar.
+        similar = next(iter(get_close_matches(value, values, n=1)), None)
+        close = f" Did you mean {f'{key}={similar}'!r}?" if similar else ""
+    else:
+        close = suggestion(key, sorted({row.key for row in known}))
+    elsewhere = [f"{row.key}={row.value}" for row in known if row.value == value]
+    if not close and elsewhere:
+        close = f" Did you mean {elsewhere[0]!r}?"
+    listed = f" {key} has {first_of(values, VALUES_NAMED)}." if values and not close else ""
+    return f"Nothing has the label {key}={value}.{close}{listed}"
 
 
 def refuse_unknown_label(engine: Engine, key: str, value: str) -> None:
@@ -353,7 +372,7 @@ FROM subjects s LEFT JOIN labels_held l USING (number)
 WHERE (CAST(:engine AS text) IS NULL OR s.engine = :engine)
   AND (CAST(:key AS text) IS NULL OR coalesce(l.labels ->> CAST(:key AS text), '') = :value)
 """
-KNOWN = "SELECT DISTINCT key || '=' || value AS label FROM capacity_labels WHERE value IS NOT NULL"
+KNOWN = "SELECT DISTINCT key, value FROM capacity_labels WHERE value IS NOT NULL ORDER BY key, value"
 ALIKE = """
 SELECT DISTINCT value FROM capacity_labels WHERE key = :key AND lower(value) = lower(:value) ORDER BY value
 """

@@ -38,6 +38,7 @@ from capacity_assets.forecast.scenarios import (
     LabelFilter,
     Scenario,
     ScenarioComparison,
+    Subject,
     chosen_databases,
     compare_within,
 )
@@ -51,7 +52,7 @@ from capacity_assets.ownership.budgets import (
     groups_of_effects,
     read_budgets,
 )
-from capacity_assets.ownership.labels import read_labels
+from capacity_assets.ownership.labels import read_label_of_nothing, read_labels
 
 WITHIN_DAYS = 90
 LONGEST_HORIZON = 365
@@ -232,7 +233,16 @@ def _newest_day(connection: Connection, today: date) -> date:
 
 
 def _having(connection: Connection, today: date) -> LabelFilter:
-    return lambda subjects, label: read_labels(connection, subjects, today, label=label)
+    """Return the filter by labels of a day, which refuses a label that nothing ever had."""
+
+    def having(subjects: Sequence[Subject], label: tuple[str, str]) -> Collection[Subject]:
+        found = read_labels(connection, subjects, today, label=label)
+        refusal = None if found or not label[1] else read_label_of_nothing(connection, *label)
+        if refusal:
+            raise NotFoundError(refusal)
+        return found
+
+    return having
 
 
 def _concerned(

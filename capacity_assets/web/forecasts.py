@@ -211,6 +211,13 @@ FILLING_SHOWN = 50
 """Number of subjects among which the first disk is searched."""
 ASSUMPTION_NAMES = {kind: [name for name in PARAMETERS if name.startswith(f"{kind}_")] for kind in KINDS_OF_ASSUMPTIONS}
 """Parameters by kind of assumption: growth_factor is `factor` of `[[growth]]`."""
+FORM_HEADINGS = {
+    "growth": "Growth",
+    "limit": "Larger limit",
+    "new_database": "New database",
+    "purge": "Purge",
+}
+"""The headings of the form, which say in an error which of its fields is meant."""
 ASSUMED_NUMBERS = ("factor", "gb", "add_gb", "growth_gb_per_month")
 PLAIN_NUMBER = re.compile(r"(0|[1-9]\d{0,8})(\.\d{1,6})?")
 """Texts that TOML reads as the same number. Others are written as strings."""
@@ -301,7 +308,7 @@ def _toml_value(name: str, text: str) -> str:
 
 
 def _assumed(reader: Reader, query: PageQuery, tables: Tables, by: str) -> ScenarioPage:
-    scenario = scenario_of_tables(tables)
+    scenario = scenario_of_tables(tables, FORM_HEADINGS)
     is_fit = any(one.server is None for one in scenario.new_database)
     page = ScenarioPage(
         names=(),

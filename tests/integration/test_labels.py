@@ -168,7 +168,7 @@ def test_a_key_that_is_not_configured_is_refused_with_the_nearest_one(monkeypatc
 
 
 NO_LABELS = [
-    (["server-1", "team"], "write team=payments"),
+    (["server-1", "team"], "such as team=payments"),
     (["server-1", "pay_a", "team=a"], "A database is named with --database."),
     (["server-1", "team="], "1 to 100 printable"),
     (["server-1", "team=a", "team=b"], "given twice"),

@@ -71,7 +71,7 @@ NO_ADDRESSES = [
     ("/databases?order=colour", 400, "order must be one of size, growth"),
     ("/databases?period=hourly", 400, "There is no period &#39;hourly&#39;"),
     ("/databases?page=100000", 400, "page must be a whole number from 1 to 200"),
-    ("/databases?label=team", 400, "&#39;team&#39; is not a label; write team=payments"),
+    ("/databases?label=team", 400, "&#39;team&#39; is not a label; write key and value, such as team=payments"),
     ("/groups?by=colour", 400, "known are engine, server, team"),
     ("/database?server=1&name=orders&window=soon", 400, "window must be a day"),
     ("/database?server=1&name=%00", 400, "contains a NUL character"),

@@ -83,6 +83,17 @@ def test_a_label_that_nothing_has_is_refused_with_the_one_that_was_meant(
     assert "Nothing has the label team=payment. Did you mean 'team=payments'?" in refused.output
 
 
+def test_a_label_that_is_similar_to_none_is_refused_with_the_values_of_its_key(engine: Engine) -> None:
+    declare_labels(engine, [Label("server-1", None, "team", "payments")], TODAY)
+
+    def refused(label: str) -> str:
+        return capacity("top", "--window", "2025-02-01", "--label", label).output
+
+    assert refused("team=media").startswith("capacity: Nothing has the label team=media. team has payments. `capacity")
+    assert "Nothing has the label tema=x. Did you mean 'team'?" in refused("tema=x")
+    assert "Nothing has the label env=payments. Did you mean 'team=payments'?" in refused("env=payments")
+
+
 def test_a_label_that_holds_on_other_days_is_no_window_without_rows(engine: Engine) -> None:
     declare_labels(engine, [Label("server-1", None, "team", "later", date(2026, 1, 1))], TODAY)
 

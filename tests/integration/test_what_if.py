@@ -176,17 +176,24 @@ def test_other_pages_ask_a_question_about_what_they_show_and_it_is_answered(page
 
 
 REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
-    ({"growth_factor": "much"}, 400, "growth 1: 'much' is not a number."),
-    ({"growth_label": "team=payments"}, 400, "growth 1: factor missing."),
-    ({"growth_factor": "2", "growth_label": "payments"}, 400, "'payments' is not a label; write team=payments"),
+    ({"growth_factor": "much"}, 400, "Growth: 'much' is not a number; write a factor such as 1.2."),
+    ({"growth_factor": "1,5"}, 400, "Growth: '1,5' is not a number; write 1.5."),
+    ({"growth_label": "team=payments"}, 400, "Growth: factor missing; write a number such as 1.2."),
+    (
+        {"growth_factor": "2", "growth_label": "shop"},
+        400,
+        "Growth: 'shop' is not a label; write key and value, such as team=shop.",
+    ),
     ({"growth_factor": "2", "growth_server": "server-9"}, 404, "No server is named 'server-9'. Did you mean 'server-"),
-    ({"growth_factor": "2", "growth_label": "team=x"}, 404, "No measured database matches: growth of team=x times 2."),
-    ({"limit_server": "server-1"}, 400, "limit 1: A limit has either gb or add_gb."),
+    ({"growth_factor": "2", "growth_label": "team=x"}, 404, "the label team=x. team has archive, payments."),
+    ({"growth_factor": "2", "growth_label": "tema=x"}, 404, "Nothing has the label tema=x. Did you mean 'team'?"),
+    ({"limit_add_gb": "200", "limit_volume": "E:\\"}, 400, "Larger limit: Name the server of disk E:\\."),
+    ({"limit_server": "server-1"}, 400, "Larger limit: A limit has either gb or add_gb."),
     ({"limit_add_gb": "1", "limit_server": "server-1", "limit_volume": "/x"}, 404, "server-1 has no disk '/x'"),
     ({"new_database_gb": "-1"}, 400, "'-1' is not a number of GiB from 0 to"),
     ({"purge_gb": "1", **PURGE, "purge_day": FIRST}, 400, "what is measured up to 20 Jul 2025 has this already."),
-    ({"purge_gb": "1", **PURGE, "purge_day": "soon"}, 400, "purge 1: 'soon' is not a day of the calendar"),
-    ({"purge_gb": "1", "purge_server": "server-1"}, 400, "purge 1: database missing."),
+    ({"purge_gb": "1", **PURGE, "purge_day": "soon"}, 400, "Purge: 'soon' is not a day of the calendar"),
+    ({"purge_gb": "1", "purge_server": "server-1"}, 400, "Purge: database missing."),
     ({"growth_factor": "2", "name": "twice the growth"}, 400, "Give assumptions or the name of a stored scenario"),
     ({"growth_factor": "2", "by": "colour"}, 400, "known are engine, "),
 )
