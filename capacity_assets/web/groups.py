@@ -23,6 +23,7 @@ from capacity_assets.ownership.labels import (
     fill_dates_of_groups,
     first_fill_date_of_groups,
     groups_changed_at,
+    read_label_of_nothing,
     stale_groups_notice,
 )
 from capacity_assets.reading.forecasts import (
@@ -234,7 +235,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         earlier = group_sizes(connection, period, shown.earlier(windows), by, name)
         found, more = _databases(connection, period, window, by, name)
         is_known = bool(found) or any(one.size_mb is not None for one in sizes)
-        if not is_known and not (shown.name and _has_windows(connection, window, by, name)):
+        if not is_known and not _exists(connection, shown, window, by, name):
             raise NotFoundError(f"There is no group {name!r} by {by}.")
         listed = with_usage_of_databases(connection, period, window, found, reader.thresholds, query.today)
         cost = cost_of(connection, by, name)
@@ -313,6 +314,13 @@ def _budget(reader: Reader, query: PageQuery, by: str, name: str | None) -> dict
         return {}
     line = next((line for line in found.lines if line.name == name), None)
     return {"budget": line, "budget_last_day": found.last_day, "budget_currency": found.currency}
+
+
+def _exists(connection: Connection, shown: ChartRange, window: Window | None, by: str, name: str | None) -> bool:
+    """Whether a group without windows on its page has others, or a label that is too new to have any."""
+    if shown.name and _has_windows(connection, window, by, name):
+        return True
+    return name is not None and by not in WITHOUT_LABEL and read_label_of_nothing(connection, by, name) is None
 
 
 def _has_windows(connection: Connection, window: Window | None, by: str, name: str | None) -> bool:

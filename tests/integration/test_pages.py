@@ -462,6 +462,18 @@ def test_a_key_that_nothing_has_a_label_of_is_one_group_with_a_page(pages: Pages
     assert pages.ask("/group?by=environment&name=nobody").status == 404
 
 
+def test_a_group_without_a_complete_month_has_a_page_that_leads_to_its_days(pages: Pages, engine: Engine) -> None:
+    declare_labels(engine, [Label("server-2", None, "team", "fresh", TODAY)], TODAY)
+
+    group = pages.ask("/group?by=team&name=fresh")
+
+    assert (group.status, pages.document("/group?by=team&name=fresh")["sizes"]) == (200, [])
+    days = "/group?by=team&amp;name=fresh&amp;period=daily"
+    assert f'A month is shown once it is complete. <a href="{days}">Sizes by day</a>' in group.text
+    assert pages.ask(unescape(days)).status == 200
+    assert ("group", "fresh") in [(one["kind"], one["name"]) for one in pages.document("/search?q=fresh")["found"]]
+
+
 def test_pages_of_groups_say_that_labels_changed(pages: Pages, engine: Engine) -> None:
     before = pages.document("/groups?by=team")["notice"]
     execute(engine, "UPDATE capacity_labels SET value = 'search'")
