@@ -264,7 +264,7 @@ def status(settings: Settings, /) -> Report:
         *_collection_lines(collecting),
         *_stored_lines(samples, windows, stopped),
         *([f"Distributed: {distribution}."] if distribution else []),
-        *(_runway_lines(runways) if is_current else [f"Fills first: {NOT_BEFORE_THE_UPGRADE}"]),
+        *(_runway_lines(runways) if is_current else [f"Greatest risks: {NOT_BEFORE_THE_UPGRADE}"]),
         *_activity_lines(runs, late, unknown),
         *_stale_lines(stale),
     ]
@@ -364,7 +364,7 @@ def _risk_json(risk: StoredRunway) -> dict[str, object]:
 def _runway_lines(issue: ForecastIssue | None) -> Iterator[Line]:
     if issue is None:
         yield (
-            "Fills first: no runway was issued within the last month. `capacity runway --issue` issues them now, "
+            "Greatest risks: no runway was issued within the last month. `capacity runway --issue` issues them now, "
             "`capacity up` every day."
         )
         return
@@ -376,9 +376,9 @@ def _runway_lines(issue: ForecastIssue | None) -> Iterator[Line]:
         runways = (risk.runway for risk in issue.risks)
         rows = [[one.server, one.display_name, *one.days_text, mark] for one, mark in zip(runways, marks, strict=True)]
         headings = ("Server", "What", "Early (10 %)", "Middle (50 %)", "Late (90 %)", "Decision")
-        yield Table(f"Fills first, as of {human_day(issue.as_of)}", headings, rows)
+        yield Table(f"Greatest risks, as of {human_day(issue.as_of)}", headings, rows)
     else:
-        yield f"Fills first: nothing with a known limit within a year, as of {human_day(issue.as_of)}."
+        yield f"Greatest risks: nothing with a known limit fills within a year, as of {human_day(issue.as_of)}."
     if issue.unknown_limits:
         yield f"Limit unknown: {counted(issue.unknown_limits, 'database')}."
 

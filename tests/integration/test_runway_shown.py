@@ -236,16 +236,16 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
     before_the_upgrade = printed("status")
 
     early, full, late = (TODAY + timedelta(days=days) for days in (13, 20, 73))
-    assert "Fills first: no runway was issued within the last month." in before.output
+    assert "Greatest risks: no runway was issued within the last month." in before.output
     lines = shown.output.splitlines()
-    place = lines.index(f"Fills first, as of {human_day(TODAY)}")
+    place = lines.index(f"Greatest risks, as of {human_day(TODAY)}")
     assert lines[place + 2].split() == [
         "server-1",
         "orders",
         *(word for day in (early, full, late) for word in human_day(day).split()),
     ]
     assert "Limit unknown: 1 database." in lines
-    assert "Fills first: not known before `capacity init` has upgraded the schema." in before_the_upgrade
+    assert "Greatest risks: not known before `capacity init` has upgraded the schema." in before_the_upgrade
     assert document["runways"]["risks"][0]["outlook"]["middle_day"] == str(full)
     rows = list(csv.DictReader(exported))
     assert [(row["subject"], row["name"]) for row in rows] == [
