@@ -209,8 +209,9 @@ class _Import:
             )
         how = sources.FileOptions(mapping, chosen.server, chosen.encoding, chosen.sheet)
         source = sources.file_source(Path(path), rows.layout_of(level), how)
-        survey = self._survey(source, level)
-        report = self._load(source, level, chosen.unit, origin, survey=survey)
+        place = source.place_of if isinstance(source, sources.CsvSource) else "row {}".format
+        survey = self._survey(source, level, place)
+        report = self._load(source, level, chosen.unit, origin, place=place, survey=survey)
         return self._finish([report], source=source.description, **asdict(survey.conventions), **asdict(report))
 
     def prometheus(self, name: str) -> list[LoadReport]:
@@ -321,7 +322,7 @@ class _Import:
             say(*self._next_steps(report))
         return reports
 
-    def _survey(self, source: FileSource, level: Level) -> FileSurvey:
+    def _survey(self, source: FileSource, level: Level, place: Callable[[int], str]) -> FileSurvey:
         chosen = self.options
         surveyor = rows.FileSurveyor(
             rows.layout_of(level),
@@ -330,6 +331,7 @@ class _Import:
             decimal=chosen.decimal,
             point_is_usual=source.point_is_usual,
             last_day=Clock(self.settings.zone).today(),
+            place=place,
         )
         with _rows_read("Detecting the format") as on_rows:
             survey = surveyor.survey(_before_anything(source.rows(0)), on_rows)

@@ -232,6 +232,8 @@ class FileSurveyor:
     """Whether a point that may separate thousands is a decimal point, as in files that separate by commas."""
     last_day: date = date.max
     """Rows after this day, and before FIRST_YEAR, will be refused, so they do not end a gap."""
+    place: Callable[[int], str] = "row {}".format
+    """Returns a description of the row of a position."""
 
     def survey(
         self, rows: Iterable[tuple[int, Sequence[str | None]]], progress: Callable[[int], None] = lambda _rows: None
@@ -281,14 +283,15 @@ class FileSurveyor:
         if len(_shown(ways)) > 1:
             (first, one), (second, other) = (ways[order] for order in ORDERED)
             raise ValidationError(
-                f"{DAY} {one!r:.40} in row {first} can only be day-first, {other!r:.40} in row {second} only "
-                "month-first. Nothing was imported. Correct the file, or say which with --date-format."
+                f"{DAY} {one!r:.40} in {self.place(first)} can only be day-first, {other!r:.40} in "
+                f"{self.place(second)} only month-first. Nothing was imported. Correct the file, or say which with "
+                "--date-format."
             )
         if not _shown(ways) and "?" in ways:
             position, text = ways["?"]
             readings = [human_day(ValueFormats(order).moment(text).date()) for order in ORDERED]
             raise ValidationError(
-                f"{DAY} {text!r:.40} in row {position} is {readings[0]} (--date-format day-first) or "
+                f"{DAY} {text!r:.40} in {self.place(position)} is {readings[0]} (--date-format day-first) or "
                 f"{readings[1]} (--date-format month-first), and the file contains no date that decides it. "
                 "Nothing was imported."
             )
@@ -297,7 +300,7 @@ class FileSurveyor:
 
     def _decimals(self, columns: Mapping[str, _Ways]) -> dict[str, str]:
         if self.decimal is not None:
-            return dict.fromkeys(columns, self.decimal)
+            return {column: self.decimal for column, ways in columns.items() if ways}
         elsewhere = {mark for ways in columns.values() for mark in _shown(ways)}
         return {column: self._decimal(column, ways, elsewhere) for column, ways in columns.items()}
 
@@ -306,8 +309,9 @@ class FileSurveyor:
         if len(marks) > 1:
             (first, one), (second, other) = (ways[mark] for mark in (POINT, COMMA))
             raise ValidationError(
-                f"{column} {one!r:.40} in row {first} has a decimal point, {other!r:.40} in row {second} a decimal "
-                "comma. Nothing was imported. Correct the file, or say which with --decimal . or --decimal ,"
+                f"{column} {one!r:.40} in {self.place(first)} has a decimal point, {other!r:.40} in "
+                f"{self.place(second)} a decimal comma. Nothing was imported. Correct the file, or say which with "
+                "--decimal . or --decimal ,"
             )
         if not marks and ways and len(elsewhere) == 1:
             marks = [*elsewhere]
@@ -317,8 +321,8 @@ class FileSurveyor:
         digits, decimals = re.sub(r"\D", "", text), re.sub(r"[.,]", POINT, text)
         with_point, with_comma = (decimals, digits) if POINT in text else (digits, decimals)
         raise ValidationError(
-            f"{column} {text!r:.40} in row {position} is {with_point} (--decimal .) or {with_comma} (--decimal ,), "
-            "and the file does not tell which. Nothing was imported."
+            f"{column} {text!r:.40} in {self.place(position)} is {with_point} (--decimal .) or {with_comma} "
+            "(--decimal ,), and the file does not tell which. Nothing was imported."
         )
 
 

@@ -18,6 +18,7 @@ import gzip
 import hashlib
 import re
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from decimal import Decimal
 from functools import partial
 from itertools import chain
 from math import isfinite
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, TextIO
 from zipfile import BadZipFile, ZipFile
@@ -123,6 +125,13 @@ class CsvSource:
         except csv.Error as error:
             raise ValidationError(f"The headings of {path} cannot be read: {error}.") from None
         self._places = options.places([name.strip() for name in self._headings], layout)
+        self._shifts = [(0, 1)]
+        """The positions from which on a row begins that many lines behind its position: fields may have several."""
+
+    def place_of(self, position: int) -> str:
+        """Return a description of a row that was read: its position, and the line of the file on which it begins."""
+        _, lines = self._shifts[bisect_right(self._shifts, position, key=itemgetter(0)) - 1]
+        return f"row {position} (line {position + lines})"
 
     @property
     def point_is_usual(self) -> bool:
@@ -174,7 +183,11 @@ class CsvSource:
                 # Strict, because an unclosed quote would silently swallow the rest of the file.
                 reader = csv.reader(bounded_lines(file), delimiter=self._delimiter, strict=True)
                 next(reader, None)
+                line, self._shifts = reader.line_num + 1, [(0, 1)]
                 for position, row in enumerate(reader, start=1):
+                    if line - position != self._shifts[-1][1]:
+                        self._shifts.append((position, line - position))
+                    line = reader.line_num + 1
                     if position > after and row:
                         right = len(row) == width
                         yield position, [None if p is None else row[p] for p in places] if right else ()

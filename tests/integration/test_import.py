@@ -89,11 +89,13 @@ def test_every_row_is_accounted_for_and_the_first_of_each_kind_named(engine: Eng
         "totals_written": 1,
     }
     assert report["listed"]["conflicts"] == [
-        "row 2: alpha, b, 1 Jan 2025: 21 MiB, stored is 20 MiB",
-        "row 5: alpha, c, 1 Jan 2025: 31 MiB, another row has 30 MiB",
+        "row 2 (line 3): alpha, b, 1 Jan 2025: 21 MiB, stored is 20 MiB",
+        "row 5 (line 6): alpha, c, 1 Jan 2025: 31 MiB, another row has 30 MiB",
     ]
     assert report["listed"]["unknown"] == ["gamma: 1 row"]
-    assert [line.partition(":")[0] for line in report["listed"]["bad"]] == [f"row {number}" for number in range(7, 13)]
+    assert [line.partition(":")[0] for line in report["listed"]["bad"]] == [
+        f"row {number} (line {number + 1})" for number in range(7, 13)
+    ]
     assert totals(engine) == [("alpha", "2025-01-01", 60, 3)]
     assert shown.exit_code == 1
     assert "--on-conflict replace replaces them" in shown.output

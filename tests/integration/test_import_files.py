@@ -28,6 +28,22 @@ def taken(engine: Engine) -> list[tuple[object, ...]]:
     return [row[:4] for row in samples(engine)]
 
 
+def test_a_problem_names_the_line_of_the_file_also_behind_a_name_of_several_lines(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "x.csv",
+        'server,database,day,size_mb\nalpha,"two\nlines",2025-01-01,1\n\nalpha,a,2025-01-01,much\n',
+    )
+
+    assert "bad: row 3 (line 5): size_mb 'much' is not a number" in capacity("import", file).output
+
+
+def test_only_columns_with_a_decimal_comma_are_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.csv", "server;database;day;size_mb\nalpha;a;2025-01-01;1,5\n")
+
+    shown = capacity("import", file, "--decimal", ",", "--dry-run").output
+    assert "Decimal comma in: size_mb.\n" in shown
+
+
 def test_a_german_export_is_read_without_an_option_and_a_dry_run_shows_how(engine: Engine, tmp_path: Path) -> None:
     file = write(
         tmp_path / "x.csv",
