@@ -276,7 +276,7 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
         DatabaseError: the database failed.
     """
     parameters = {"database": database, "server": server, "most": NAMES_COMPARED}
-    with database_errors(doing="looking the name up", kept="Nothing was written."), engine.connect() as connection:
+    with database_errors(doing="looking the name up"), engine.connect() as connection:
         servers = _SERVERS_ON_NODES if tables_are_distributed(connection) else _SERVERS
         rows = connection.execute(text(servers), parameters).all()
         if not rows:
@@ -368,7 +368,7 @@ def explanation_of(
 
     is_window = (target.c.period_type == period.name, target.c.period_start == window.start)
     row = select(*(target.c[name] for name in level.figures)).where(*of_subject(target), *is_window)
-    with database_errors(doing="reading the samples", kept="Nothing was written."), engine.connect() as connection:
+    with database_errors(doing="reading the samples"), engine.connect() as connection:
         windows = (window, period.previous(window), period.year_before(window))
         read = SamplesOfWindows(*(samples_of(connection, some) for some in windows))
         stored = connection.execute(row).mappings().one_or_none()

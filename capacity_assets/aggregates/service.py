@@ -40,6 +40,7 @@ from capacity_assets.aggregates.runs import (
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import PERIODS, Clock, Period, Window, in_order
 from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES, DEFAULT_SCHEDULE_HOUR
+from capacity_assets.base.units import human_day, suggestion
 from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import refuse_an_unfit_database
 
@@ -79,7 +80,12 @@ class PartitionRange:
         earliest = self._first_start(period) or first
         for day in (first, last):
             # Checked before windows are built: a mistyped year would build millions.
-            if not earliest <= day <= self._last(period).end:
+            if day > self._last(period).end:
+                newest = human_day(self._last(period).start)
+                raise ValidationError(
+                    f"There is no {period.noun} yet that contains {human_day(day)}; the newest begins on {newest}."
+                )
+            if day < earliest:
                 raise ValidationError(f"{day} {self._outside(period)}")
         try:
             return list(period.windows_between(first, last))
@@ -114,7 +120,7 @@ class PartitionRange:
         configured = f"(CAPACITY_START_DATE is {self.first_day})"
         return (
             f"lies outside the {period.name} partition range: the first starts on {self._first_start(period)} "
-            f"{configured}, the current one on {self._last(period).start}. Nothing was written."
+            f"{configured}, the current one on {self._last(period).start}."
         )
 
 
@@ -258,7 +264,7 @@ class AggregationService:
             return self.periods.get(period.name, period)
         if period not in self.periods:
             known = ", ".join((*self.periods, *others))
-            raise ValidationError(f"Unknown period {period!r}; known: {known}. Nothing was written.")
+            raise ValidationError(f"Unknown period {period!r}; known: {known}.{suggestion(str(period), self.periods)}")
         return self.periods[period]
 
     @property
@@ -277,7 +283,10 @@ class AggregationService:
         known = {str(instance.id): instance.id for instance in every} | {one.name: one.id for one in every}
         missing = [name for name in names if name not in known]
         if missing:
-            raise NotFoundError(f"No server {', '.join(map(repr, missing))} is registered. Nothing was written.")
+            close = suggestion(missing[0], (one.name for one in every))
+            raise NotFoundError(
+                f"No server {', '.join(map(repr, missing))} is registered.{close} `capacity instances list` shows them."
+            )
         return [known[name] for name in names]
 
     def levels_of(self, scope: str) -> tuple[str, ...]:

@@ -348,7 +348,7 @@ def decide(
       capacity decide db-9 excluded --until 2027-06-30 --note "scratch space, may fill"
     """
     subject = forecast.subject_named(session.engine, server, _only_name(names), is_volume=is_volume)
-    decision = forecast.checked_decision({**asdict(subject), **values}, session.today())
+    decision = forecast.checked_decision({**asdict(subject), **values}, session.today(), "--")
     return _declare_decisions(session, [decision], [f"{decision.display_name}: {decision.text}."])
 
 

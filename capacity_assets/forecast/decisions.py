@@ -136,13 +136,16 @@ class Decision(DecisionSubject):
         return f"{self.kind} {'for' if self.kind == PLANNED else 'until'} {human_day(self.until)}"
 
 
-def checked_decision(values: Mapping[str, object], today: date) -> Decision:
-    """Read a decision; raises ValidationError if values are missing, meaningless or contradictory."""
+def checked_decision(values: Mapping[str, object], today: date, sign: str = "") -> Decision:
+    """Read a decision; raises ValidationError if values are missing, meaningless or contradictory.
+
+    `sign` is what the user writes before the names of values: `--` for options, nothing in a file.
+    """
     decision = declaration(Decision, values)
     problems = [
         (bool(decision.database and decision.volume), "Name either a database or a volume."),
-        (decision.added_mb is not None and decision.kind != PLANNED, f"gb is for {PLANNED} only."),
-        (decision.until < today, f"until {decision.until} is in the past; give today or a later day."),
+        (decision.added_mb is not None and decision.kind != PLANNED, f"{sign}gb is only for {PLANNED}."),
+        (decision.until < today, f"{sign}until {decision.until} is in the past; give today or a later day."),
     ]
     for is_wrong, problem in problems:
         if is_wrong:

@@ -44,7 +44,7 @@ def megabytes_of(limit_gb: object) -> int | None:
     try:
         limit_mb = mb_of_gb(limit_gb)
     except ValidationError as error:
-        raise ValidationError(f"{error} If it has no limit, declare it as {UNLIMITED}.") from None
+        raise ValidationError(f"{error} If it has no limit, write --unlimited, or {UNLIMITED} in a file.") from None
     if not limit_mb:
         raise ValidationError(f"{limit_gb!r} is not a limit; it must be above zero.")
     return limit_mb

@@ -31,7 +31,7 @@ from capacity_assets.base.declarations import (
 )
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import human_change_mb, human_day, human_mb, suggestion
+from capacity_assets.base.units import first_of, human_change_mb, human_day, human_mb, suggestion
 from capacity_assets.forecast import history
 from capacity_assets.forecast.history import LimitedSubject
 from capacity_assets.forecast.model import (
@@ -425,6 +425,7 @@ class _Measurements:
     """The series of the databases, to spare a second reading; empty if they are more than MOST_HELD, or not needed."""
 
 
+VOLUMES_NAMED = 8
 MOST_HELD = 5000
 """The maximum number of series in memory, some 10 KiB each."""
 
@@ -471,7 +472,9 @@ def _refuse_unknown(scenario: Scenario, measured: _Measurements) -> None:
     disks += [(move.to, move.volume) for move in scenario.move]
     for on, volume in disks:
         if on is not None and volume is not None and volume not in measured.volumes.get(on, {}):
-            raise NotFoundError(f"{on} has no disk {volume!r} that was measured.")
+            known = first_of(sorted(measured.volumes.get(on, ())), VOLUMES_NAMED)
+            there = f"; it has {known}" if known else ""
+            raise NotFoundError(f"{on} has no measured disk {volume!r}{there}.")
 
 
 def _refuse_contradictions(scenario: Scenario, measured: _Measurements, as_of: date) -> None:

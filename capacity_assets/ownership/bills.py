@@ -362,6 +362,7 @@ def _next_measured(connection: Connection, month: Window) -> str:
     return f" Samples begin on {human_day(first)}: `capacity bill --month {first:%Y-%m}` bills that month."
 
 
+VERSIONS_NAMED = 12
 DECLARATIONS_NAMED = 3
 
 
@@ -435,9 +436,11 @@ def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) 
 
 def read_bill_of(connection: Connection, month: Window, by: str, issue: int | None = None) -> BillByGroup:
     """Read a bill within the caller's transaction; raises as `read_bill`, but DBAPIError for DatabaseError."""
-    chosen = [bill for bill in _issues(connection, month) if issue is None or bill.issue <= issue]
-    if issue is not None and (not chosen or chosen[0].issue != issue):
-        raise NotFoundError(f"The bill of {month_named(month.start)} has no version {issue}.")
+    issues = _issues(connection, month)
+    chosen = [bill for bill in issues if issue is None or bill.issue <= issue]
+    if issues and issue is not None and (not chosen or chosen[0].issue != issue):
+        versions = first_of((bill.issue for bill in reversed(issues)), VERSIONS_NAMED)
+        raise NotFoundError(f"The bill of {month_named(month.start)} has no version {issue}; it has {versions}.")
     if not chosen:
         raise NotFoundError(
             f"There is no bill of {month_named(month.start)}. `capacity bill` issues one where something was measured."

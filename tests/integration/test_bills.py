@@ -239,7 +239,10 @@ def test_an_empty_month_a_wrong_group_and_a_wrong_month_are_refused_in_a_sentenc
     assert "Nothing was measured in January 2024" in capacity("bill", "--month", "2024-01").output
     assert "known are engine, server, team" in capacity("bill", "--month", "2025-06", "--by", "colour").output
     assert "is not a month" in capacity("bill", "--month", "2025-13").output
-    assert "The bill of June 2025 has no version 7" in capacity("bill", "--month", "2025-06", "--issue", "7").output
+    assert "There is no bill of June 2025" in capacity("bill", "--month", "2025-06", "--issue", "7").output
+    printed("bill", "--month", "2025-06")
+    unknown = capacity("bill", "--month", "2025-06", "--issue", "7")
+    assert "The bill of June 2025 has no version 7; it has 1." in unknown.output
 
 
 NO_PRICES = [

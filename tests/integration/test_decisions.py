@@ -314,8 +314,11 @@ def test_commands_declare_list_import_and_remove_decisions(engine: Engine, tmp_p
 
 
 NO_DECISIONS = [
-    (["orders", "planned", "--until", "2020-01-01", "--note", "x"], "is in the past; give today or a later day."),
-    (["orders", "acknowledged", "--until", str(SOON), "--note", "x", "--gb", "5"], "gb is for planned only."),
+    (
+        ["orders", "planned", "--until", "2020-01-01", "--note", "x"],
+        "--until 2020-01-01 is in the past; give today or a later day.",
+    ),
+    (["orders", "acknowledged", "--until", str(SOON), "--note", "x", "--gb", "5"], "--gb is only for planned."),
     (["orders", "planned", "--until", str(SOON), "--note", " "], "note is empty: say why."),
     (["orders", "planned", "--until", str(SOON), "--note", "x", "--gb", "much"], "'much' is not a number of GiB"),
     (["orders", "planned", "--until", str(SOON), "--note", "x", "--ticket", "javascript:1"], "write https://host/path"),

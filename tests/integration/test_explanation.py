@@ -129,7 +129,12 @@ UNEXPLAINED = [
     (("--server", "serwer-2", "--period", "monthly"), "match exactly. Did you mean 'server-2'?"),
     (("orders", "--server", "server-2", "--period", "monthly"), "database 'orders' on server 'server-2'"),
     (("--server", "nobody", "--period", "monthly"), "There is no server 'nobody' among the registered servers"),
-    (("orders", "--period", "hourly"), "Unknown period 'hourly'"),
+    (("orders", "--period", "hourly"), "known: daily, weekly, monthly, quarterly, yearly.\n"),
+    (("orders", "--period", "montly"), "Did you mean 'monthly'?"),
+    (
+        ("orders", "--period", "monthly", "--window", "2031-01-01"),
+        "There is no month yet that contains 1 Jan 2031; the",
+    ),
     (("orders", "--server", "server-9", "--period", "monthly"), "There is no server 'server-9'"),
     (("orders", "--period", "monthly", "--window", "2024-02-01"), "lies outside the monthly partition range"),
     (("--period", "monthly"), "Name a database, a server with --server, or a group"),

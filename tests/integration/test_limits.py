@@ -45,10 +45,13 @@ NO_LIMITS = [
         ["server-1", "ordres", "--gb", "1"],
         "No database 'ordres' on server-1 was ever measured. Did you mean 'orders'?",
     ),
-    (["sever-2", "--gb", "1"], "No server 'sever-2' is registered. Did you mean 'server-2'?"),
+    (
+        ["sever-2", "--gb", "1"],
+        "No server 'sever-2' is registered. Did you mean 'server-2'? `capacity instances list` shows them.",
+    ),
     (
         ["server-1", "--gb", "much"],
-        "'much' is not a number of GiB; write 500 or 1.5. If it has no limit, declare it as unlimited.",
+        "write 500 or 1.5. If it has no limit, write --unlimited, or unlimited in a file.",
     ),
     (["server-1", "--gb", "0"], "'0' is not a limit; it must be above zero"),
     (["server-1", "--gb", "nan"], "'nan' is not a number of GiB"),

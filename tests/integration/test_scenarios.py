@@ -383,7 +383,7 @@ WRONG = {
     '[[growth]]\nfactor = "much"\n': "growth 1: 'much' is not a number; write a factor",
     "[[growth]]\nfactor = 1e400\n": "growth 1: The factor is too large; the largest is 1,000.",
     '[[limit]]\nadd_gb = 1\ndatabase = "orders"\n': "limit 1: Name the server of database orders.",
-    '[[new_database]]\ngb = 1\nvolume = "/x"\nserver = "server-1"\n': "has no disk '/x'",
+    '[[new_database]]\ngb = 1\nvolume = "/x"\nserver = "server-1"\n': "server-1 has no measured disk '/x'.",
     '[[new_database]]\ngb = 1\ndatabase = "orders"\nserver = "server-1"\n': "server-1 already has a database 'orders'.",
     f'[[purge]]\nserver = "server-1"\ndatabase = "orders"\ngb = 1\nday = {FIRST}\n': "20 Jul 2025 has this already",
     f'[[limit]]\nserver = "server-1"\nadd_gb = 1\nday = {FIRST}\n': "20 Jul 2025 has this already",

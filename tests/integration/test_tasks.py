@@ -158,7 +158,7 @@ def test_the_button_for_the_current_window_gets_its_summaries_and_hears_of_each_
         ("complete", "server-3", "skipped", 0),
     ]
     assert aggregate_current_period("hourly")["message"] == (
-        "Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly. Nothing was written."
+        "Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly."
     )
 
 

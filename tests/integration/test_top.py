@@ -66,7 +66,7 @@ def test_a_window_without_rows_and_an_unknown_server_say_so() -> None:
 
     assert (empty.exit_code, unknown.exit_code) == (2, 2)
     assert "Nothing to list in March 2025" in empty.stderr
-    assert "No server 'server-9' is registered" in unknown.stderr
+    assert "No server 'server-9' is registered. Did you mean 'server-2'? `capacity instances list`" in unknown.stderr
 
 
 @pytest.mark.parametrize(

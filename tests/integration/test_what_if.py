@@ -189,7 +189,11 @@ REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
     ({"growth_factor": "2", "growth_label": "tema=x"}, 404, "Nothing has the label tema=x. Did you mean 'team'?"),
     ({"limit_add_gb": "200", "limit_volume": "E:\\"}, 400, "Larger limit: Name the server of disk E:\\."),
     ({"limit_server": "server-1"}, 400, "Larger limit: A limit has either gb or add_gb."),
-    ({"limit_add_gb": "1", "limit_server": "server-1", "limit_volume": "/x"}, 404, "server-1 has no disk '/x'"),
+    (
+        {"limit_add_gb": "1", "limit_server": "server-1", "limit_volume": "/x"},
+        404,
+        "server-1 has no measured disk '/x'; it has /data",
+    ),
     ({"new_database_gb": "-1"}, 400, "'-1' is not a number of GiB from 0 to"),
     ({"purge_gb": "1", **PURGE, "purge_day": FIRST}, 400, "what is measured up to 20 Jul 2025 has this already."),
     ({"purge_gb": "1", **PURGE, "purge_day": "soon"}, 400, "Purge: 'soon' is not a day of the calendar"),
