@@ -40,9 +40,11 @@ from capacity_assets.messages.transports import (
 )
 from capacity_assets.reading.changes import (
     DatabaseOfOneWindow,
+    ServerOfOneWindow,
     ShrunkDatabase,
     UnusualChange,
     new_and_gone,
+    servers_come_and_gone,
     shrunk_databases,
     unusual_changes,
     with_objects,
@@ -95,6 +97,10 @@ class Digest:
     """Replication slots that retain too much WAL, by the last measurement of the week."""
     decided: int = 0
     """Number of fill dates left out because of decisions."""
+    came: Sequence[ServerOfOneWindow] = ()
+    """Servers first measured in the week; their size is not in `change_mb`."""
+    went: Sequence[ServerOfOneWindow] = ()
+    """Servers out of service that were last measured in the week before; their size is not in `change_mb` either."""
     partial_weeks: Sequence[date] = ()
     """Weeks of `history` in which a part was not measured."""
 
@@ -130,6 +136,7 @@ def _read(
 ) -> Digest:
     windows = WEEKLY.back(week, WEEKS_DRAWN)
     new, gone = new_and_gone(connection, WEEKLY, week, label)
+    came, went = servers_come_and_gone(connection, WEEKLY, week, label)
     sizes = _sizes(connection, windows, label)
     unmeasured = SizeInWindow(week.start, week.end, None)
     newest = next((size for size in sizes if size.window_start == week.start), unmeasured)
@@ -151,6 +158,8 @@ def _read(
         "later": dates.later,
         "slots": large_slots(connection, week.start, week.end, label),
         "silent": silent_servers(connection, week, label),
+        "came": came,
+        "went": went,
         "new": new,
         "gone": gone,
     }
@@ -214,18 +223,28 @@ def sections(digest: Digest, pages_url: str | None = None) -> list[Section]:
 
 
 def _page_of(
-    one: FillDateChange | UnusualChange | ShrunkDatabase | DatabaseOfOneWindow | SilentServer | LargeSlot,
+    one: FillDateChange
+    | UnusualChange
+    | ShrunkDatabase
+    | DatabaseOfOneWindow
+    | ServerOfOneWindow
+    | SilentServer
+    | LargeSlot,
 ) -> str:
     match one:
         case FillDateChange():
             return subject_address(one.subject, one.server_id, one.name)
-        case LargeSlot() | SilentServer():
+        case LargeSlot() | SilentServer() | ServerOfOneWindow():
             return subject_address("server", one.server_id)
     return subject_address("database", one.server_id, one.database)
 
 
 def _size_text(one: DatabaseOfOneWindow) -> str:
     return f"{one.database} on {one.server}: {human_mb(one.size_mb)}"
+
+
+def _server_text(one: ServerOfOneWindow) -> str:
+    return f"{one.server}: {human_mb(one.size_mb)}, {counted(one.databases, 'database')}"
 
 
 def _unusual_text(one: UnusualChange) -> str:
@@ -262,12 +281,15 @@ KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "later": ("Full later than forecast a week ago", _moved_date_text),
     "slots": ("Replication slots that retain much WAL", lambda one: one.text),
     "silent": ("No longer measured", lambda one: f"{one.server}: last on {human_day(one.last_day)}"),
+    "came": ("Servers that came", _server_text),
+    "went": ("Servers that went", _server_text),
     "new": ("New databases", _size_text),
     "gone": ("Removed databases", _size_text),
 }
 """Kinds of news, each with its heading and the text of an entry."""
 NOTHING_UNUSUAL = (
-    "No database changed more than usual, none was created or removed, and no server stopped being measured."
+    "No database changed more than usual, none was created or removed, and no server came, went or stopped being "
+    "measured."
 )
 NOTHING_FILLS = (
     "By the forecasts of that week, there is nothing to watch or act on, and no fill date moved by two weeks or more."

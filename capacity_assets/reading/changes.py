@@ -255,6 +255,48 @@ def new_and_gone(
     return new, gone
 
 
+@dataclass(frozen=True)
+class ServerOfOneWindow:
+    """A server that came or went, with its mean size and number of databases in the window with samples, MiB."""
+
+    server_id: int
+    server: str
+    databases: int
+    size_mb: int
+
+
+def servers_come_and_gone(
+    connection: Connection, period: Period, window: Window, label: tuple[str, str] | None
+) -> tuple[list[ServerOfOneWindow], list[ServerOfOneWindow]]:
+    """Return the servers with this label that came in a window, and those that went, the largest first.
+
+    A server came if it was measured in no earlier window. It went if it was measured in the previous window, not in
+    this one, and is out of service. If the fleet was measured in only one of the two windows, both lists are empty.
+    """
+    key, value = label or (None, None)
+    found = rows(connection, _OF_ONE_WINDOW, **_of(period, window), key=key, value=value)
+    if not found:
+        return [], []
+    earlier = {
+        row.server_id
+        for row in rows(
+            *(connection, _MEASURED_EARLIER),
+            **_of(period, window),
+            servers=[row.server_id for row in found if row.is_new],
+        )
+    }
+    active = {row.server_id for row in rows(connection, "SELECT server_id FROM capacity_servers WHERE is_active")}
+    came, went = (
+        [
+            ServerOfOneWindow(row.server_id, row.server, row.databases, row.size_mb)
+            for row in found
+            if row.is_new is is_new and row.server_id not in others
+        ]
+        for is_new, others in ((True, earlier), (False, active))
+    )
+    return came, went
+
+
 def _of(period: Period, window: Window, server_id: int | None = None) -> dict[str, Any]:
     before = period.previous(window)
     return {"period": period.name, "before": before.start, "start": window.start, "server": server_id}
@@ -371,6 +413,24 @@ WITH differing AS MATERIALIZED (
 SELECT is_new, server_id, server, database, size_mb FROM found
 WHERE counted AND (CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value)
 ORDER BY size_mb DESC, server_id, database
+"""
+_OF_ONE_WINDOW = """
+WITH servers AS MATERIALIZED (
+    SELECT server_id, min(window_start) AS first_start, max(window_start) AS last_start FROM capacity_server_growth
+    WHERE period = :period AND window_start BETWEEN :before AND :start AND counted
+    GROUP BY server_id
+)
+SELECT s.first_start = :start AS is_new, g.server_id, g.server, g.databases, g.size_mb
+FROM servers s JOIN capacity_server_growth g ON g.server_id = s.server_id AND g.window_start = s.first_start
+WHERE s.first_start = s.last_start AND g.period = :period AND g.window_start BETWEEN :before AND :start
+  AND EXISTS (SELECT FROM servers WHERE first_start = :before)
+  AND EXISTS (SELECT FROM servers WHERE last_start = :start)
+  AND (CAST(:key AS text) IS NULL OR g.labels ->> CAST(:key AS text) = :value)
+ORDER BY g.size_mb DESC, g.server_id
+"""
+_MEASURED_EARLIER = """
+SELECT DISTINCT server_id FROM capacity_server_growth
+WHERE period = :period AND window_start < :before AND server_id = ANY (CAST(:servers AS integer[]))
 """
 
 

@@ -16,8 +16,10 @@ from capacity_assets.ownership.labels import WITHOUT_LABEL
 from capacity_assets.reading.changes import (
     DatabaseOfOneWindow,
     MovedDatabase,
+    ServerOfOneWindow,
     moved_databases,
     new_and_gone,
+    servers_come_and_gone,
 )
 from capacity_assets.reading.coverage import MissedDays, coverage_of
 from capacity_assets.reading.forecasts import FillDateChange, moved_fill_dates
@@ -75,6 +77,14 @@ class ChangesPage:
     """None: nothing was measured in the window, or in the one before."""
     gone: Sequence[DatabaseOfOneWindow] = ()
     gone_databases: int | None = 0
+    """None: as for `new_databases`."""
+    came: Sequence[ServerOfOneWindow] = ()
+    """Servers that were first measured in the window; their size is not in the change of the fleet."""
+    came_servers: int | None = 0
+    """None: as for `new_databases`."""
+    went: Sequence[ServerOfOneWindow] = ()
+    """Servers out of service that were last measured in the window before; their size is not in the change either."""
+    went_servers: int | None = 0
     """None: as for `new_databases`."""
     sooner: Sequence[FillDateChange] = ()
     """Fill dates that came closer by more than a week since the first day of the window, or are new."""
@@ -148,6 +158,8 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
         changed=changed,
         new_databases=page.new_databases if are_measured_both else None,
         gone_databases=page.gone_databases if are_measured_both else None,
+        came_servers=page.came_servers if are_measured_both else None,
+        went_servers=page.went_servers if are_measured_both else None,
     )
 
 
@@ -161,6 +173,7 @@ def _of_any_grouping(
     """Read the part of the page that is the same for every grouping."""
     last = newest_day(connection, today)
     new, gone = new_and_gone(connection, period, window, None)
+    came, went = servers_come_and_gone(connection, period, window, None)
     grown, shrunk = moved_databases(connection, period, window, shown=MOVED_SHOWN)
     dates = moved_fill_dates(
         *(connection, window.start, window.end, None, thresholds, today),
@@ -177,6 +190,10 @@ def _of_any_grouping(
         new_databases=len(new),
         gone=gone[:LISTED],
         gone_databases=len(gone),
+        came=came[:LISTED],
+        came_servers=len(came),
+        went=went[:LISTED],
+        went_servers=len(went),
         sooner=dates.sooner[:LISTED],
         sooner_dates=len(dates.sooner),
         later=dates.later[:LISTED],

@@ -123,8 +123,8 @@ def test_a_week_in_which_a_database_shrank_is_no_week_as_usual(engine: Engine) -
     assert digest.declines == [], "it is named once"
     before = read_digest(engine, WEEKLY.previous(WEEK))
     assert (
-        "No database changed more than usual, none was created or removed, and no server stopped being measured."
-        in as_text(before)
+        "No database changed more than usual, none was created or removed, and no server came, went or stopped being "
+        "measured." in as_text(before)
     )
     assert mail_subject(before).endswith(", nothing unusual")
 
@@ -421,7 +421,7 @@ def test_the_command_shows_a_week_as_text_json_and_a_file(tmp_path: Path, engine
     digest = read_digest(engine, WEEK)
     assert shown.split() == as_text(digest).split()
     assert found["counts"] == {
-        **dict.fromkeys(("soon", "shrinkers", "declines", "later", "slots"), 0),
+        **dict.fromkeys(("soon", "shrinkers", "declines", "later", "slots", "came", "went"), 0),
         **NEWS_OF_THE_WEEK,
     }
     assert (tmp_path / "digest.html").read_text() == as_html(digest)

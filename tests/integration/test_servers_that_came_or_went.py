@@ -1,0 +1,80 @@
+"""Servers that come and go: they are named with their size, and their size is neither growth nor shrinkage."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.digest import as_text, read_digest
+from capacity_assets.ownership.labels import Label, declare_labels
+from tests.clocks import TODAY, fixed_clock
+from tests.computing import compute_windows
+from tests.digests import DAYS, FIRST, WEEK, WEEKLY, weekly
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.pages import Pages
+
+GROWN = [10_000] * 14 + [10_100]
+CAME = WEEK.start + timedelta(days=4)
+OF_WEEK = f"/changes?period=weekly&window={WEEK.start}"
+
+
+def coming_and_going(engine: Engine) -> None:
+    """server-1 stays and grows by 1 %; server-2 retired before the week, and server-3 came on its Friday."""
+    add_instances(engine, [1, 2, 3])
+    add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), weekly(GROWN)))
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size, 1) for size in weekly(GROWN)]))
+    add_database_sizes(engine, sizes(2, "old", FIRST.isoformat(), [3_000] * (DAYS - 7)))
+    add_instance_sizes(engine, totals(2, FIRST.isoformat(), [(3_000, 1)] * (DAYS - 7)))
+    for database in ("events", "clicks"):
+        add_database_sizes(engine, sizes(3, database, CAME.isoformat(), [10_000] * 3))
+    add_instance_sizes(engine, totals(3, CAME.isoformat(), [(20_000, 2)] * 3))
+    declare_labels(engine, [Label("server-3", None, "team", "events")], TODAY)
+    compute_windows(AggregationService(engine, fixed_clock()), "weekly", FIRST, WEEK.end)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET is_active = false WHERE id = 2"))
+
+
+PREPARED = {"pages": coming_and_going}
+
+
+def test_the_page_and_the_digest_name_servers_that_came_or_went_with_their_size(pages: Pages, engine: Engine) -> None:
+    page, digest = pages.document(OF_WEEK), read_digest(engine, WEEK)
+
+    came = {"server_id": 3, "server": "server-3", "databases": 2, "size_mb": 20_000}
+    went = {"server_id": 2, "server": "server-2", "databases": 1, "size_mb": 3_000}
+    assert (page["came"], page["came_servers"], page["went"], page["went_servers"]) == ([came], 1, [went], 1)
+    assert (page["new_databases"], page["gone_databases"]) == (0, 0)
+    assert ([vars(one) for one in digest.came], [vars(one) for one in digest.went]) == ([came], [went])
+    assert "Servers that came:\n- server-3: 19.5 GiB, 2 databases\n" in as_text(digest)
+    assert "Servers that went:\n- server-2: 2.9 GiB, 1 database\n" in as_text(digest)
+    html = pages.ask(OF_WEEK).text
+    assert '<section id="came">' in html
+    assert '<section id="went">' in html
+
+
+def test_a_label_s_digest_names_only_the_servers_with_the_label(pages: Pages, engine: Engine) -> None:
+    assert pages
+    own = read_digest(engine, WEEK, ("team", "events"))
+
+    assert ([one.server for one in own.came], own.went) == (["server-3"], [])
+
+
+def test_no_server_came_in_the_first_window_or_after_an_outage_or_went_while_it_is_in_service(
+    pages: Pages, engine: Engine
+) -> None:
+    assert pages
+    gap = WEEKLY.window_of(WEEK.start - timedelta(weeks=5))
+    with engine.begin() as connection:
+        for table in ("database_size_stats", "instance_size_stats"):
+            missed = f"DELETE FROM {table} WHERE instance_id = 2 AND collected_date BETWEEN :start AND :end"
+            connection.execute(text(missed), {"start": gap.start, "end": gap.end})
+        for table in ("database_size_aggregations", "instance_size_aggregations"):
+            missed = f"DELETE FROM {table} WHERE instance_id = 2 AND period_start = :start"
+            connection.execute(text(missed), {"start": gap.start})
+        connection.execute(text("UPDATE instances SET is_active = true WHERE id = 2"))
+
+    for week in (WEEKLY.window_of(FIRST), gap, WEEKLY.following(gap)):
+        digest = read_digest(engine, week)
+        assert (digest.came, digest.went) == ([], []), week
