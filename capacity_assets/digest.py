@@ -97,6 +97,8 @@ class Digest:
     """Replication slots that retain too much WAL, by the last measurement of the week."""
     decided: int = 0
     """Number of fill dates left out because of decisions."""
+    known_before_mb: int | None = None
+    """The size in the week before of the servers with a known change; None for a label: the size minus the change."""
     came: Sequence[ServerOfOneWindow] = ()
     """Servers first measured in the week; their size is not in `change_mb`."""
     went: Sequence[ServerOfOneWindow] = ()
@@ -173,6 +175,7 @@ def _read(
         history=[(size.window_start, size.size_mb or 0) for size in sizes],
         has_forecast=dates.as_of is not None,
         decided=dates.decided,
+        known_before_mb=newest.known_before_mb,
         is_partial=newest.is_partial,
         is_change_partial=newest.is_change_partial,
         partial_weeks=[size.window_start for size in sizes if size.is_partial],
@@ -203,6 +206,7 @@ def headline(digest: Digest) -> str:
         digest.week.end,
         digest.size_mb,
         digest.change_mb,
+        known_before_mb=digest.known_before_mb,
         is_partial=digest.is_partial,
         is_change_partial=digest.is_change_partial,
     )

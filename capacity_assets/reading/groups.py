@@ -41,7 +41,8 @@ def group_sizes(
           AND group_name IS NOT DISTINCT FROM CAST(:name AS text)
         ORDER BY window_start"""
     of_everything = """
-        SELECT window_start, window_end, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb FROM capacity_groups
+        SELECT window_start, window_end, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb,
+               coalesce(sum(size_mb - change_mb), 0) AS known_before_mb FROM capacity_groups
         WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = 'engine'
         GROUP BY window_start, window_end ORDER BY window_start"""
     of_key = """
@@ -88,6 +89,8 @@ class Group:
     """Whether a server of the group was not measured in the window, or on far fewer days than others."""
     is_change_partial: bool = False
     """Whether it was partly measured in this window or the one before. Its change is then like for like."""
+    known_before_mb: int = 0
+    """The previous size with which `change_mb` compares, MiB; 0 if no change is known."""
 
     @property
     def growth(self) -> str:
@@ -132,6 +135,7 @@ def groups_of(
             share_percent,
             is_partial=row.name in now,
             is_change_partial=row.name in either,
+            known_before_mb=0 if change_mb is None else size_mb - change_mb,
         )
         for row, (change_mb, size_mb), share_percent in zip(
             stored, changes.values(), _shares([row.size_mb for row in stored]), strict=True

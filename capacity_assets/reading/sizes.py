@@ -47,6 +47,15 @@ class SizeInWindow:
     """Whether this window or the one before is partial: then `change_mb` is neither growth nor shrinkage."""
     databases: int | None = None
     """Databases of a server, or of the fleet."""
+    known_before_mb: int | None = None
+    """Of a sum over servers or engines: the previous size of those with a known change; otherwise None."""
+
+    @property
+    def compared_mb(self) -> int:
+        """The previous size with which `change_mb` compares; 0 if no change is known."""
+        if self.known_before_mb is not None:
+            return self.known_before_mb
+        return 0 if self.size_mb is None or self.change_mb is None else self.size_mb - self.change_mb
 
 
 def windows_back(period: Period, newest: Window) -> list[Window]:
@@ -89,7 +98,7 @@ def change_sentence(whose: str, period: Period, one: SizeInWindow) -> str:
         return f"{size} {when}. Not everything was measured {within} {which}, so no change is shown."
     if one.change_mb is None:
         return f"{size} {when}; change unknown."
-    share = human_percent(one.change_mb, one.size_mb - one.change_mb)
+    share = human_percent(one.change_mb, one.compared_mb)
     return f"{size}, {human_change_mb(one.change_mb)} ({share}) {when}."
 
 
@@ -129,7 +138,11 @@ def fleet_sizes(
 def fleet_history(connection: Connection, period: Period, windows: Sequence[Window]) -> list[SizeInWindow]:
     """Return the sizes of the fleet in the windows in which it was measured."""
     return [
-        SizeInWindow(one.window_start, one.window_end, one.size_mb, one.change_mb, databases=one.databases)
+        SizeInWindow(
+            *(one.window_start, one.window_end, one.size_mb, one.change_mb),
+            databases=one.databases,
+            known_before_mb=one.known_before_mb,
+        )
         for one in fleet_sizes(connection, period, windows).values()
     ]
 

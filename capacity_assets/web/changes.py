@@ -54,6 +54,8 @@ class ChangesPage:
     headline: str = ""
     size: SizeInWindow | None = None
     """The size of the fleet; None: it was not measured in the window."""
+    before_mb: int | None = None
+    """The size of the fleet in the window before; None: it was not measured."""
     grouped_by: str = ""
     groupings: Sequence[str] = ()
     groups: Sequence[Group] = ()
@@ -147,6 +149,7 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
         page,
         headline=change_sentence(fleet_or_label(None), period, size),
         size=None if size.size_mb is None else size,
+        before_mb=before.size_mb,
         grouped_by=by,
         groupings=groupings,
         groups=[replace(one, fills_first=fills.get(one.name)) for one in groups[:GROUPS_SHOWN]],

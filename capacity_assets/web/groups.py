@@ -95,6 +95,8 @@ class GroupsPage:
     """The total of all groups of all pages."""
     change_mb: int | None = None
     """The sum of the known changes."""
+    known_before_mb: int = 0
+    """The previous size of the groups with a known change."""
     databases: int = 0
     page: int = 1
     has_more: bool = False
@@ -103,8 +105,8 @@ class GroupsPage:
 
     @property
     def growth(self) -> str:
-        """The change in percent of the size before."""
-        return "unknown" if self.change_mb is None else human_percent(self.change_mb, self.size_mb - self.change_mb)
+        """The change in percent of the previous size of the groups with a known change."""
+        return "unknown" if self.change_mb is None else human_percent(self.change_mb, self.known_before_mb)
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
         notice=notice,
         size_mb=sum(group.size_mb for group in groups),
         change_mb=sum(changes) if changes else None,
+        known_before_mb=sum(group.known_before_mb for group in groups),
         databases=sum(group.databases for group in groups),
         page=query.page,
         has_more=has_more,

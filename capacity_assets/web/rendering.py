@@ -564,20 +564,24 @@ def _tile_of(group: GroupSpace, by: str) -> Tile:
 
 
 def changes_chart(title: str, page: ChangesPage) -> Markup:
-    """Draw the change of the fleet as steps by group that add up to it; empty if it is not known."""
+    """Draw the steps from the previous size of the fleet to this one, by group; empty if its change is not known.
+
+    The last step is the size of servers measured in only one of the two windows, which is not in the change.
+    """
     if page.size is None or page.size.size_mb is None or page.rest_change_mb is None:
         return Markup()
-    changes = {group_named(one.name, page.grouped_by): one.change_mb or 0 for one in page.groups if one.change_mb}
+    before_mb = page.size.compared_mb if page.before_mb is None else page.before_mb
     steps = [
-        WaterfallStep(_shortened(name), change, "up" if change > 0 else "down")
+        WaterfallStep(name, change, "up" if change > 0 else "down")
         for name, change in (
-            *changes.items(),
+            *((_shortened(group_named(one.name, page.grouped_by)), one.change_mb or 0) for one in page.groups),
             (f"{page.other_groups} more", page.other_change_mb),
             ("other", 0 if page.is_rest_rounding else page.rest_change_mb),
+            ("servers that\ncame or went", page.size.size_mb - before_mb - (page.size.change_mb or 0)),
         )
         if change
     ]
-    return waterfall_chart(title, page.size.size_mb - (page.size.change_mb or 0), steps)
+    return waterfall_chart(title, before_mb, steps)
 
 
 def _shortened(name: str) -> str:

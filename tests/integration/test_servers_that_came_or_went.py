@@ -6,9 +6,12 @@ from datetime import timedelta
 
 from sqlalchemy import Engine, text
 
+from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.digest import as_text, read_digest
+from capacity_assets.digest import as_text, headline, read_digest
+from capacity_assets.orchestration.metadata import change_text
 from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.reading.changes import window_sizes
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.digests import DAYS, FIRST, WEEK, WEEKLY, weekly
@@ -78,3 +81,20 @@ def test_no_server_came_in_the_first_window_or_after_an_outage_or_went_while_it_
     for week in (WEEKLY.window_of(FIRST), gap, WEEKLY.following(gap)):
         digest = read_digest(engine, week)
         assert (digest.came, digest.went) == ([], []), week
+
+
+def test_a_change_of_the_fleet_is_in_percent_of_the_previous_size_of_the_servers_that_have_one(
+    pages: Pages, engine: Engine
+) -> None:
+    sentence = "The fleet: 29.4 GiB, +100 MiB (+1.0 %) in the week of 7 to 13 Jul 2025."
+    page, html = pages.document(OF_WEEK), pages.ask(f"{OF_WEEK}&by=server").text
+    of_partition = window_sizes(engine, WEEKLY, LEVELS["instance"], [WEEK])[WEEK.start]
+
+    assert change_text(of_partition) == "+100 MiB (+1.0 %)"
+    assert page["headline"] == headline(read_digest(engine, WEEK)) == sentence
+    assert page["before_mb"] == 13_000
+    assert "Before: 12.7 GiB; server-1: +100 MiB; servers that came or went: +16.6 GiB; Now: 29.4 GiB" in html
+    assert html.count("+1.0 %") == 3, "headline, group and total"
+    groups = f"/groups?by=server&period=weekly&window={WEEK.start}"
+    total = pages.ask(groups).text.partition("<td>Total</td>")[2].partition("</tr>")[0]
+    assert (pages.document(groups)["known_before_mb"], "+1.0 %" in total) == (10_000, True)
