@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import first_of, percent_of
+from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.labels import WITHOUT_LABEL, GroupFillDate
 from capacity_assets.reading.access import plan_with_loops, records, rows
@@ -69,6 +70,72 @@ def group_names(connection: Connection, by: str) -> list[str]:
     if by in of_servers:
         return sorted(row.name for row in rows(connection, of_servers[by]))
     return [*sorted(row.name for row in rows(connection, statement, by=by)), group_named(None, by)]
+
+
+@dataclass(frozen=True)
+class GroupMove:
+    """A database that left one group for another in a window, with its mean size in it, MiB; group None: no label."""
+
+    window_start: date
+    server_id: int
+    server: str
+    database: str
+    size_mb: int
+    from_group: str | None
+    to_group: str | None
+
+
+def group_moves(  # noqa: PLR0913 -- a group is a key and a name
+    connection: Connection,
+    period: Period,
+    windows: Sequence[Window],
+    by: str,
+    *,
+    shown: int,
+    every: bool = False,
+    name: str | None = None,
+) -> list[GroupMove]:
+    """Return the first `shown` databases whose label of this key changed in a window: of `every` group, or of one.
+
+    The newest window is first, and in each the largest database. Databases measured in only one of a window and the
+    previous one do not move. Engines and servers have no moves.
+    """
+    if by in WITHOUT_LABEL or not windows:
+        return []
+    spans = """
+        SELECT DISTINCT instance_id AS server_id, valid_from FROM capacity_label_spans
+        WHERE key = :by AND valid_from BETWEEN :first AND :last"""
+    changed = rows(connection, spans, by=by, first=windows[0].start, last=windows[-1].end)
+    moves: list[GroupMove] = []
+    for window in reversed(windows):
+        servers = {row.server_id for row in changed if window.start <= row.valid_from <= window.end}
+        if servers and len(moves) < shown:
+            before = period.previous(window)
+            days = {"before": before.start, "before_end": before.end, "start": window.start, "end": window.end}
+            which = {"by": by, "every": every, "name": name, "servers": list(servers), "shown": shown - len(moves)}
+            moves += records(GroupMove, connection, _MOVES, period=period.name, **days, **which)
+    return moves
+
+
+_MOVES = f"""
+WITH measured AS MATERIALIZED (
+    SELECT row_number() OVER () AS number, n.server_id, n.server, n.database, n.size_mb
+    FROM capacity_growth n JOIN capacity_growth b ON b.server_id = n.server_id AND b.database = n.database
+    WHERE n.period = :period AND n.window_start = :start AND b.period = :period AND b.window_start = :before
+      AND n.counted AND n.server_id = ANY (CAST(:servers AS integer[]))
+), subjects AS (
+    SELECT 2 * m.number + d.number AS number, m.server_id AS instance_id, m.database AS database_name, d.day
+    FROM measured m CROSS JOIN (VALUES (0, CAST(:before_end AS date)), (1, CAST(:end AS date))) AS d (number, day)
+), held AS MATERIALIZED ({LABELS_OF_SUBJECTS}), moved AS (
+    SELECT m.*, old.labels ->> :by AS from_group, new.labels ->> :by AS to_group
+    FROM measured m LEFT JOIN held old ON old.number = 2 * m.number LEFT JOIN held new ON new.number = 2 * m.number + 1
+)
+SELECT CAST(:start AS date) AS window_start, server_id, server, database, size_mb, from_group, to_group FROM moved
+WHERE from_group IS DISTINCT FROM to_group
+  AND (:every OR from_group IS NOT DISTINCT FROM CAST(:name AS text)
+       OR to_group IS NOT DISTINCT FROM CAST(:name AS text))
+ORDER BY size_mb DESC, server_id, database LIMIT :shown
+"""  # noqa: S608 -- the order of labels is defined once
 
 
 @dataclass(frozen=True)

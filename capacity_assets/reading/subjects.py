@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import Window
 from capacity_assets.base.units import counted, human_day
+from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.history.sources import ORIGINS
 from capacity_assets.ownership.bills import DECLARED_STATE
 from capacity_assets.reading.access import records, rows
@@ -67,12 +68,14 @@ class ServerVolume:
 
 @dataclass(frozen=True)
 class DeclaredStep:
-    """A declared change of size."""
+    """A declared change of size; `database` None: of the server as a whole."""
 
     day: date
     note: str
     database: str | None
     declared_by: str | None
+    server_id: int
+    server: str
     """Who declared it; None: not known."""
 
 
@@ -250,7 +253,7 @@ def declared_limits_of(connection: Connection, server_id: int, database: str | N
 def steps_of(connection: Connection, server_id: int, database: str | None) -> list[DeclaredStep]:
     """Return the declared steps of a server as a whole, or those of a database and of its server."""
     statement = """
-        SELECT day, note, database, declared_by FROM capacity_declared_steps
+        SELECT day, note, database, declared_by, server_id, server FROM capacity_declared_steps
         WHERE server_id = :server AND (database IS NULL OR database = CAST(:database AS text)) ORDER BY day"""
     return records(DeclaredStep, connection, statement, server=server_id, database=database)
 
@@ -258,9 +261,31 @@ def steps_of(connection: Connection, server_id: int, database: str | None) -> li
 def steps_between(connection: Connection, first: date, last: date) -> list[DeclaredStep]:
     """Return the declared steps of all servers from one day to another."""
     statement = """
-        SELECT day, note, database, declared_by FROM capacity_declared_steps
-        WHERE day BETWEEN :first AND :last ORDER BY day"""
+        SELECT day, note, database, declared_by, server_id, server FROM capacity_declared_steps
+        WHERE day BETWEEN :first AND :last ORDER BY day, server_id, database"""
     return records(DeclaredStep, connection, statement, first=first, last=last)
+
+
+def steps_of_group(connection: Connection, first: date, last: date, by: str, name: str | None) -> list[DeclaredStep]:
+    """Return the declared steps of a group from one day to another, by the labels of the day of each step."""
+    key = {"by": by, "name": name}
+    return records(DeclaredStep, connection, _STEPS_OF_GROUP, first=first, last=last, **key)
+
+
+_STEPS_OF_GROUP = f"""
+WITH steps AS MATERIALIZED (
+    SELECT row_number() OVER () AS number, d.*, s.engine
+    FROM capacity_declared_steps d JOIN capacity_servers s ON s.server_id = d.server_id
+    WHERE d.day BETWEEN :first AND :last
+), subjects AS (
+    SELECT number, server_id AS instance_id, database AS database_name, day FROM steps
+), held AS ({LABELS_OF_SUBJECTS})
+SELECT s.day, s.note, s.database, s.declared_by, s.server_id, s.server
+FROM steps s LEFT JOIN held ON held.number = s.number
+WHERE CASE :by WHEN 'engine' THEN s.engine WHEN 'server' THEN s.server ELSE held.labels ->> :by END
+      IS NOT DISTINCT FROM CAST(:name AS text)
+ORDER BY s.day, s.server_id, s.database
+"""  # noqa: S608 -- the order of labels is defined once
 
 
 def volumes_of(connection: Connection, server_id: int, today: date) -> list[ServerVolume]:

@@ -23,7 +23,7 @@ from capacity_assets.reading.changes import (
 )
 from capacity_assets.reading.coverage import MissedDays, coverage_of
 from capacity_assets.reading.forecasts import FillDateChange, moved_fill_dates
-from capacity_assets.reading.groups import Group, groups_of
+from capacity_assets.reading.groups import Group, GroupMove, group_moves, groups_of
 from capacity_assets.reading.lists import databases
 from capacity_assets.reading.sizes import (
     SizeInWindow,
@@ -31,6 +31,7 @@ from capacity_assets.reading.sizes import (
     fleet_history,
     with_gaps,
 )
+from capacity_assets.reading.subjects import DeclaredStep, steps_between
 from capacity_assets.reading.table_growth import are_measured
 from capacity_assets.reading.windows import newest_day
 from capacity_assets.web.bills import grouping_of
@@ -72,6 +73,11 @@ class ChangesPage:
     """
     is_rest_rounding: bool = True
     """Whether rounding alone explains it."""
+    moves: Sequence[GroupMove] = ()
+    """Databases that left one group for another in the window, the largest first."""
+    has_more_moves: bool = False
+    steps: Sequence[DeclaredStep] = ()
+    """Declared steps in the window."""
     changed: Sequence[MovedDatabase] = ()
     """Databases that grew most, then those that shrank most. A file contains all with a known change."""
     new: Sequence[DatabaseOfOneWindow] = ()
@@ -137,6 +143,7 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
             # Nothing has such a label.
             by = WITHOUT_LABEL[0]
             groups = groups_of(connection, period, window, by)
+        moves = group_moves(connection, period, [window], by, shown=LISTED + 1, every=True)
         changed = page.changed if query.page == 1 else ()
         if query.is_file:
             listed, _ = databases(connection, period, window, order="growth", page=query.page, shown=query.rows_shown)
@@ -158,6 +165,8 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
         rest_change_mb=rest if is_compared else None,
         # Each group and each server is rounded to a MiB.
         is_rest_rounding=abs(rest) <= len(groups) + sum(one.servers for one in groups),
+        moves=moves[:LISTED],
+        has_more_moves=len(moves) > LISTED,
         changed=changed,
         new_databases=page.new_databases if are_measured_both else None,
         gone_databases=page.gone_databases if are_measured_both else None,
@@ -188,6 +197,7 @@ def _of_any_grouping(
         period=period.name,
         window_start=window.start,
         window_end=window.end,
+        steps=steps_between(connection, window.start, window.end),
         changed=[*grown, *shrunk],
         new=new[:LISTED],
         new_databases=len(new),

@@ -36,9 +36,11 @@ from capacity_assets.reading.forecasts import (
 )
 from capacity_assets.reading.groups import (
     Group,
+    GroupMove,
     GroupSpace,
     ShortServer,
     changes_of_group,
+    group_moves,
     group_sizes,
     groups_of,
     like_for_like,
@@ -48,7 +50,7 @@ from capacity_assets.reading.groups import (
 from capacity_assets.reading.lists import DatabaseInList, DatabaseRow, databases, with_usage_of_databases
 from capacity_assets.reading.risks import Headline, next_to_fill
 from capacity_assets.reading.sizes import SizeInWindow, mark_partial, with_gaps
-from capacity_assets.reading.subjects import server_id_of
+from capacity_assets.reading.subjects import DeclaredStep, server_id_of, steps_of_group
 from capacity_assets.reading.table_growth import FreeSpace
 from capacity_assets.web.bills import (
     MONTHLY,
@@ -75,7 +77,7 @@ GROUP_WINDOWS = 13
 MOST_COMPARED = 13
 """Windows of a history with changes like for like; few, because each reads all databases of the group's servers."""
 FILLS_SECONDS = 30
-MEMBERS_SHOWN = 20
+MEMBERS_SHOWN = MOVES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,11 @@ class GroupPage:
     """Its line in the budget of the next twelve months; None: no forecast of it was issued."""
     budget_last_day: date | None = None
     budget_currency: str | None = None
+    steps: Sequence[DeclaredStep] = ()
+    """Declared steps of its servers and databases in the windows of the chart."""
+    moves: Sequence[GroupMove] = ()
+    """Databases that came from or went to other groups in these windows, newest window and largest database first."""
+    has_more_moves: bool = False
     every_group: Annotated[Sequence[str], Field(exclude=True)] = ()
     """Names of all groups, for the colours of charts; not in JSON."""
 
@@ -245,6 +252,8 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         members = _with_cost(connection, cost, by, name, listed)
         issued, forecast = forecast_day(connection), forecast_of_group(connection, by, name, query.today)
         notice = _notice(connection, period, windows, by)
+        steps = steps_of_group(connection, windows[0].start, windows[-1].end, by, name) if windows else []
+        moves = group_moves(connection, period, windows, by, shown=MOVES_SHOWN + 1, name=name)
     missed = _missed(reader, period, windows, by, name)
     return GroupPage(
         grouped_by=by,
@@ -266,6 +275,9 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         cost=cost,
         free_space=None if cost is None else shared_free_space(reader, cost, by, name),
         forecast=forecast,
+        steps=steps,
+        moves=moves[:MOVES_SHOWN],
+        has_more_moves=len(moves) > MOVES_SHOWN,
         every_group=shared_group_names(reader, by),
         **_budget(reader, query, by, name),
     )

@@ -1,0 +1,85 @@
+"""What changed a group besides growth: declared steps, and databases that moved, on its page and on Changes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import Engine
+
+from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.database.tables import ALWAYS
+from capacity_assets.forecast.limits import SizeStep, declare_steps
+from capacity_assets.ownership.labels import Label, declare_labels
+from tests.clocks import TODAY, fixed_clock
+from tests.computing import compute_windows
+from tests.digests import FIRST, WEEK, WEEKLY, weekly
+from tests.fleet import add_database_sizes, add_instances, sizes
+from tests.pages import Pages, values_of
+
+TUESDAY, EARLIER = WEEK.start + timedelta(days=1), WEEKLY.window_of(WEEK.start - timedelta(weeks=3))
+
+
+def moved_and_stepped(engine: Engine) -> None:
+    """server-1 is of sales: crm jumps in the week, and its audit moves to finance; three weeks before, it got ledger.
+
+    server-2 is of finance, and its orders jump too.
+    """
+    add_instances(engine, [1, 2])
+    for name, values in {"crm": [500] * 14 + [900], "audit": [300] * 15, "ledger": [200] * 15}.items():
+        add_database_sizes(engine, sizes(1, name, FIRST.isoformat(), weekly(values)))
+    add_database_sizes(engine, sizes(2, "orders", FIRST.isoformat(), weekly([100] * 15)))
+    labels = [
+        Label("server-1", None, "team", "sales", ALWAYS),
+        Label("server-1", "ledger", "team", "finance", ALWAYS),
+        Label("server-2", None, "team", "finance", ALWAYS),
+        Label("server-1", "ledger", "team", "sales", EARLIER.start),
+        Label("server-1", "audit", "team", "finance", TUESDAY),
+    ]
+    for label in labels:
+        declare_labels(engine, [label], TODAY)
+    steps = [SizeStep("server-1", "crm", TUESDAY, "history imported"), SizeStep("server-2", None, TUESDAY, "moved")]
+    declare_steps(engine, steps)
+    compute_windows(AggregationService(engine, fixed_clock()), "weekly", FIRST, WEEK.end)
+
+
+PREPARED = {"pages": moved_and_stepped}
+OF_WEEK = f"period=weekly&window={WEEK.start}"
+
+
+def test_changes_names_declared_steps_and_databases_that_moved_in_the_window(pages: Pages) -> None:
+    page, html = pages.document(f"/changes?{OF_WEEK}"), pages.ask(f"/changes?{OF_WEEK}").text
+
+    assert [(one["server"], one["database"], one["note"]) for one in page["steps"]] == [
+        ("server-1", "crm", "history imported"),
+        ("server-2", None, "moved"),
+    ]
+    [move] = page["moves"]
+    assert (move["database"], move["size_mb"], move["from_group"], move["to_group"]) == (
+        "audit",
+        300,
+        "sales",
+        "finance",
+    )
+    assert '<section id="steps">' in html
+    assert "Moved: " in html
+    assert pages.document(f"/changes?{OF_WEEK}&by=engine")["moves"] == []
+    before = pages.document(f"/changes?period=weekly&window={WEEK.start - timedelta(weeks=1)}")
+    assert (before["steps"], before["moves"]) == ([], [])
+
+
+def test_the_page_of_a_group_names_its_steps_and_moves_in_the_windows_it_shows(pages: Pages) -> None:
+    sales, finance = (pages.document(f"/group?by=team&name={name}&{OF_WEEK}") for name in ("sales", "finance"))
+
+    assert values_of(sales["steps"], "note") == ["history imported"]
+    assert values_of(finance["steps"], "note") == ["moved"]
+    for group in (sales, finance):
+        assert [(one["window_start"], one["database"], one["to_group"]) for one in group["moves"]] == [
+            (str(WEEK.start), "audit", "finance"),
+            (str(EARLIER.start), "ledger", "sales"),
+        ]
+    html = pages.ask(f"/group?by=team&name=sales&{OF_WEEK}").text
+    assert "Declared step of " in html
+    assert "Moved in " in html
+    for by, name, notes in (("engine", "postgresql", ["history imported", "moved"]), ("server", "server-2", ["moved"])):
+        group = pages.document(f"/group?by={by}&name={name}&{OF_WEEK}")
+        assert (values_of(group["steps"], "note"), group["moves"]) == (notes, [])
