@@ -102,7 +102,7 @@ class Digest:
     came: Sequence[ServerOfOneWindow] = ()
     """Servers first measured in the week; their size is not in `change_mb`."""
     went: Sequence[ServerOfOneWindow] = ()
-    """Servers out of service that were last measured in the week before; their size is not in `change_mb` either."""
+    """Servers out of service that are no longer measured; their size is not in `change_mb` either."""
     partial_weeks: Sequence[date] = ()
     """Weeks of `history` in which a part was not measured."""
 

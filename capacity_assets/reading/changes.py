@@ -7,9 +7,9 @@ both windows; otherwise it is *not comparable*, because its change is unknown.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar
@@ -24,8 +24,9 @@ from capacity_assets.base.units import LARGEST_MB
 from capacity_assets.database.label_rules import ENGINE, FLEET, TOTAL, WITHOUT
 from capacity_assets.database.tables import instances
 from capacity_assets.reading.access import records, rows
+from capacity_assets.reading.coverage import measured_ends
 from capacity_assets.reading.lists import DatabaseRow, most_changed
-from capacity_assets.reading.sizes import fleet_sizes
+from capacity_assets.reading.sizes import fleet_sizes, last_sizes
 from capacity_assets.reading.table_growth import ListedObject, objects_behind
 
 
@@ -257,7 +258,10 @@ def new_and_gone(
 
 @dataclass(frozen=True)
 class ServerOfOneWindow:
-    """A server that came or went, with its mean size and number of databases in the window with samples, MiB."""
+    """A server that came or went, with its mean size and number of databases in its stored window, MiB.
+
+    Without a stored window, they are those of its last day.
+    """
 
     server_id: int
     server: str
@@ -270,31 +274,36 @@ def servers_come_and_gone(
 ) -> tuple[list[ServerOfOneWindow], list[ServerOfOneWindow]]:
     """Return the servers with this label that came in a window, and those that went, the largest first.
 
-    A server came if it was measured in no earlier window. It went if it was measured in the previous window, not in
-    this one, and is out of service. If the fleet was measured in only one of the two windows, both lists are empty.
+    A server came if it was measured in no earlier window. It went if it is out of service and was last measured in the
+    previous window. A server without stored windows, for example because it was retired before they were computed,
+    went in the window of the first day without a sample. If the fleet was measured in only one of the two windows, no
+    stored window counts.
     """
     key, value = label or (None, None)
+    retired = {row.server_id for row in rows(connection, _RETIRED, key=key, value=value)}
     found = rows(connection, _OF_ONE_WINDOW, **_of(period, window), key=key, value=value)
-    if not found:
-        return [], []
-    earlier = {
-        row.server_id
-        for row in rows(
-            *(connection, _MEASURED_EARLIER),
-            **_of(period, window),
-            servers=[row.server_id for row in found if row.is_new],
-        )
-    }
-    active = {row.server_id for row in rows(connection, "SELECT server_id FROM capacity_servers WHERE is_active")}
-    came, went = (
-        [
-            ServerOfOneWindow(row.server_id, row.server, row.databases, row.size_mb)
-            for row in found
-            if row.is_new is is_new and row.server_id not in others
-        ]
-        for is_new, others in ((True, earlier), (False, active))
-    )
-    return came, went
+    spans = rows(connection, _STORED_SPANS, period=period.name, servers=[row.server_id for row in found])
+    first, last = ({row.server_id: getattr(row, name) for row in spans} for name in ("first_start", "last_start"))
+    came, went = [], _retired_without_windows(connection, period, window, retired)
+    for row in found:
+        one = ServerOfOneWindow(row.server_id, row.server, row.databases, row.size_mb)
+        if row.is_new and first[row.server_id] == window.start:
+            came.append(one)
+        elif not row.is_new and row.server_id in retired and last[row.server_id] < window.start:
+            went.append(one)
+    return came, sorted(went, key=lambda one: (-one.size_mb, one.server_id))
+
+
+def _retired_without_windows(
+    connection: Connection, period: Period, window: Window, retired: Collection[int]
+) -> list[ServerOfOneWindow]:
+    """Return the servers among `retired` that went in a window by their samples, and have no row in any window."""
+    ends = measured_ends(connection, retired, date.max, newest=True)
+    day = timedelta(days=1)
+    went = [server for server, last in ends.items() if window.start <= last + day <= window.end]
+    stored = {row.server_id for row in rows(connection, _STORED_SPANS, period=period.name, servers=went)}
+    sizes = last_sizes(connection, [server for server in went if server not in stored], window.end)
+    return [ServerOfOneWindow(one.server_id, one.server, one.databases, one.size_mb) for one in sizes.values()]
 
 
 def _of(period: Period, window: Window, server_id: int | None = None) -> dict[str, Any]:
@@ -428,9 +437,14 @@ WHERE s.first_start = s.last_start AND g.period = :period AND g.window_start BET
   AND (CAST(:key AS text) IS NULL OR g.labels ->> CAST(:key AS text) = :value)
 ORDER BY g.size_mb DESC, g.server_id
 """
-_MEASURED_EARLIER = """
-SELECT DISTINCT server_id FROM capacity_server_growth
-WHERE period = :period AND window_start < :before AND server_id = ANY (CAST(:servers AS integer[]))
+_STORED_SPANS = """
+SELECT server_id, min(window_start) AS first_start, max(window_start) AS last_start FROM capacity_server_growth
+WHERE period = :period AND server_id = ANY (CAST(:servers AS integer[])) GROUP BY server_id
+"""
+_RETIRED = """
+SELECT server_id FROM capacity_servers
+WHERE NOT is_active AND counted_by IS NULL
+  AND (CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value)
 """
 
 

@@ -91,7 +91,7 @@ class ChangesPage:
     came_servers: int | None = 0
     """None: as for `new_databases`."""
     went: Sequence[ServerOfOneWindow] = ()
-    """Servers out of service that were last measured in the window before; their size is not in the change either."""
+    """Servers out of service that are no longer measured; their size is not in the change either."""
     went_servers: int | None = 0
     """None: as for `new_databases`."""
     sooner: Sequence[FillDateChange] = ()

@@ -19,6 +19,7 @@ from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, s
 from tests.pages import Pages
 
 GROWN = [10_000] * 14 + [10_100]
+DAY = timedelta(days=1)
 CAME = WEEK.start + timedelta(days=4)
 OF_WEEK = f"/changes?period=weekly&window={WEEK.start}"
 
@@ -98,3 +99,30 @@ def test_a_change_of_the_fleet_is_in_percent_of_the_previous_size_of_the_servers
     groups = f"/groups?by=server&period=weekly&window={WEEK.start}"
     total = pages.ask(groups).text.partition("<td>Total</td>")[2].partition("</tr>")[0]
     assert (pages.document(groups)["known_before_mb"], "+1.0 %" in total) == (10_000, True)
+
+
+def test_a_server_that_was_retired_before_its_windows_were_computed_went_on_the_first_day_without_a_sample(
+    pages: Pages, engine: Engine
+) -> None:
+    assert pages
+    add_instances(engine, [4], is_active=False)
+    add_instance_sizes(engine, totals(4, FIRST.isoformat(), [(700, 2)] * (DAYS - 5)))
+    before, of_week, after = (
+        read_digest(engine, week) for week in (WEEKLY.previous(WEEK), WEEK, WEEKLY.window_of(WEEK.end + DAY))
+    )
+
+    assert vars(of_week.went[-1]) == {"server_id": 4, "server": "server-4", "databases": 2, "size_mb": 700}
+    assert (before.went, after.went) == ([], [])
+    assert [one.server for one in of_week.went] == ["server-2", "server-4"]
+
+
+def test_a_server_out_of_service_did_not_go_in_an_outage_before(pages: Pages, engine: Engine) -> None:
+    assert pages
+    gap = WEEKLY.window_of(WEEK.start - timedelta(weeks=5))
+    with engine.begin() as connection:
+        missed = "DELETE FROM instance_size_aggregations WHERE instance_id = 2 AND period_start = :start"
+        connection.execute(text(missed), {"start": gap.start})
+        missed = "DELETE FROM database_size_aggregations WHERE instance_id = 2 AND period_start = :start"
+        connection.execute(text(missed), {"start": gap.start})
+
+    assert [read_digest(engine, week).went for week in (gap, WEEKLY.following(gap))] == [[], []]
