@@ -1,4 +1,4 @@
-# One short list of commands, the same here and in CI. Everything they need is set up by themselves.
+# One short list of commands, the same here and in CI. They install what they need.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -120,7 +120,7 @@ CHECKS: tuple[Check, ...] = (
         name="samples_complete",
         description="Every server was measured on every day of the window, counted from its first sample on.",
         severity=CheckSeverity.WARN,
-        advice="Means and changes of these windows rest on fewer days. See why the collection missed them.",
+        advice="Means and changes of these windows are based on fewer days. See why the collection missed them.",
         statement="""
 SELECT period_start, expected - measured AS weight,
        format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected) AS place
@@ -178,7 +178,7 @@ WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:every AS date
         description="Lists every size that changed by more than CAPACITY_JUMP_PERCENT, or grew from 0 to "
         f"{JUMP_FROM_ZERO_MB:,} MiB or more.",
         severity=CheckSeverity.WARN,
-        advice="Load, purge or wrong measurement? Nothing is to be done if the change is real.",
+        advice="Check whether it is a load, a purge or a wrong measurement. If the change is real, do nothing.",
         statement="""
 SELECT a.period_start, coalesce(abs({percent}), 'infinity') AS weight,
        format('%s, %s: %s (%s MiB) in the window from %s', i.name, {database}, coalesce({percent} || ' %', 'from 0'),

@@ -118,7 +118,7 @@ def write_growth_report(
 def digest(
     settings: Settings, /, *, day: date | None, label: tuple[str, str] | None, output: str, send: bool, again: bool
 ) -> Report:
-    """Show what was out of the ordinary in a week.
+    """Show what was unusual in a week.
 
     Lists databases that grew or shrank more than usual, forecasts that moved, servers that are no longer measured, and
     databases that were created or removed. A week without such news has one line.

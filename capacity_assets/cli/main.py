@@ -76,7 +76,7 @@ COMMANDS = [
     LazyCommand("groups", "growth:groups", "Show the size and growth of each team, or any other group."),
     LazyCommand("explain", "aggregates:explain", "Trace figures to their samples, or a group's sum to its parts."),
     LazyCommand("report", "documents:report", "Write the growth report of a window."),
-    LazyCommand("digest", "documents:digest", "Show what was out of the ordinary in a week."),
+    LazyCommand("digest", "documents:digest", "Show what was unusual in a week."),
     LazyCommand("export", "documents:export", "Write stored aggregates or runways as CSV, Excel or Parquet."),
     LazyCommand("maintain", "database:maintain", "Add partitions ahead of time, and drop expired ones."),
     LazyCommand("copy", "database:copy", "Copy everything in the capacity database to an empty one."),

@@ -186,7 +186,7 @@ class Runway(RunwayFigures, DatabaseOrVolume):
         holds = f"{self.size_text} of {limit}{self.files_text and ','}{self.files_text}."
         if self.state == FULL:
             return f"{self.display_name} on {self.server}: full. {holds}"
-        middle = "not full within a year" if self.middle_day is None else f"full on {human_day(self.middle_day)}"
+        middle = "not full within a year" if self.middle_day is None else f"full by {human_day(self.middle_day)}"
         return (
             f"{self.display_name} on {self.server}: {middle}{self._range_text}, within {within_days} days with a "
             f"probability of {human_probability(self.probabilities[within_days])}. {holds} "

@@ -222,7 +222,7 @@ def _reason(
     probability = runway.probability_within(thresholds.days)
     if runway.state != FORECAST or probability is None or severity_of(runway, thresholds):
         return None
-    day = "not full within a year" if runway.full_middle is None else f"full on {human_day(runway.full_middle)}"
+    day = "not full within a year" if runway.full_middle is None else f"full by {human_day(runway.full_middle)}"
     return f"{day}, within {thresholds.days} days with a probability of {human_probability(probability)}"
 
 

@@ -70,7 +70,7 @@ def test_missing_days_are_counted_from_the_first_sample_on_and_up_to_today(
         "server-3: days measured in the window from 2025-07-01: 0 of 20",
         "server-1: days measured in the window from 2025-07-01: 10 of 20",
     )
-    assert outcome.text.startswith("2 found. Means and changes of these windows rest on fewer days.")
+    assert outcome.text.startswith("2 found. Means and changes of these windows are based on fewer days.")
     assert outcome.severity == "warn"
 
 

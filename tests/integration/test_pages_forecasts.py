@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import time
 from datetime import date, timedelta
 from decimal import Decimal
@@ -346,3 +347,9 @@ def test_pages_without_a_date_say_why_and_what_to_do(engine: Engine) -> None:
         "No fill date is known yet. 1 database has too little history: 10 of 57 days measured. "
         "1 database has no known limit.",
     ]
+
+
+def test_the_card_with_a_probability_names_what_it_is_of(pages: Pages) -> None:
+    shown = " ".join(re.sub(r"<[^>]+>", " ", pages.ask("/server?server=1").text).split())
+
+    assert re.search(r"Full within 30 days \S+ %? ?probability for disk /data", shown), shown

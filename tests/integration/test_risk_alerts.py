@@ -143,7 +143,7 @@ def test_a_resolved_message_says_why(engine: Engine, chat: Receiver) -> None:
     [message] = chat.texts
     assert message.startswith("Resolved: crm on server-1, and 1 more\n")
     assert "- Why: it is no longer there\n" in message
-    assert "- Why: full on 19 Oct 2025, within 30 days with a probability of 5 %\n" in message
+    assert "- Why: full by 19 Oct 2025, within 30 days with a probability of 5 %\n" in message
     assert "server-2" not in message, "a server that was not measured is not over"
     told(chat)
 

@@ -94,7 +94,7 @@ def test_the_partition_of_a_day_shows_what_fills_first_and_its_check_says_when_a
     assert (metadata["Fills soon"], metadata["subjects"], metadata["unknown_limits"]) == (1, 4, 1)
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert str(check.description) == (
-        f"As of {human_day(TODAY)}:\n\n- orders on server-1: full on {day} (80 % range: 2 Aug to 1 Oct 2025), within "
+        f"As of {human_day(TODAY)}:\n\n- orders on server-1: full by {day} (80 % range: 2 Aug to 1 Oct 2025), within "
         "30 days with a probability of 79 %. 2.9 GiB of 3.1 GiB (own limit, declared). "
         "Forecast growth: +10 MiB per day."
     )
@@ -183,4 +183,4 @@ def test_a_past_day_that_is_materialised_again_shows_what_is_stored_and_changes_
     assert event.materialization.metadata["written_records"].value == 0
     assert "3.1 GiB" in str(event.materialization.metadata["Fills first"].value), "as it was issued"
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
-    assert str(check.description).startswith(f"As of {human_day(TODAY)}:\n\n- orders on server-1: full on ")
+    assert str(check.description).startswith(f"As of {human_day(TODAY)}:\n\n- orders on server-1: full by ")
