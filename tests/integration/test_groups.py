@@ -213,7 +213,7 @@ UNEXPLAINED = [
         ["--label", "team=nobody", "--period", "monthly", "--window", "2025-04-01"],
         "Nothing has team=nobody in April 2025. team has platform there.",
     ),
-    (["--label", "team", "--period", "monthly"], "write team=payments"),
+    (["--label", "team", "--period", "monthly"], "such as team=payments"),
     (["--label", "taem=a", "--period", "monthly"], "Did you mean 'team'?"),
     (["--label", "team=a"], "Give --period, one of"),
     (["orders", "--label", "team=a", "--period", "monthly"], "--label explains a whole group"),
