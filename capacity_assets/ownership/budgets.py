@@ -489,6 +489,11 @@ def _forecasts(
     """
     parameters = {"keys": [by, FLEET], "stale": today - timedelta(days=STALE_DAYS)}
     rows = connection.execute(text(_FORECASTS), parameters).all()
+    if rows and last < rows[0].last_day:
+        raise NotFoundError(
+            f"The newest forecasts go up to {human_day(rows[0].last_day)}, which lies ahead of today, "
+            f"{human_day(today)}. Check the clock of this machine."
+        )
     forecasts = {row.group_name: _forecast(row, (last - row.last_day).days) for row in rows}
     if FLEET not in forecasts:
         raise NotFoundError(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
-from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.ownership.budgets import SCALE, daily_sizes
 from tests.bills import fill_two_months_to_bill
@@ -223,3 +223,16 @@ def test_without_a_forecast_a_bill_or_a_possible_grouping_the_command_says_what_
     assert "No amounts: the first bill, that of July 2025, can be issued from 1 Aug 2025 on." in printed("budget")
     begins = "Samples begin on 1 Jul 2025: `capacity bill --month 2025-07` bills that month."
     assert begins in " ".join(capacity("bill").output.split())
+
+
+@pytest.mark.usefixtures("today")
+def test_a_budget_of_a_clock_that_is_far_behind_the_forecasts_says_so(
+    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(engine, service)
+    monkeypatch.setattr(Clock, "today", lambda _self: TODAY - timedelta(days=500))
+
+    refused = capacity("budget")
+
+    assert refused.exit_code == 2
+    assert "which lies ahead of today, 7 Mar 2024. Check the clock of this machine." in " ".join(refused.output.split())
