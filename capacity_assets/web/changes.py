@@ -73,6 +73,8 @@ class ChangesPage:
     """
     is_rest_rounding: bool = True
     """Whether rounding alone explains it."""
+    once_measured_mb: int = 0
+    """The size added by servers measured in only one of the two windows; 0 if rounding alone explains it."""
     moves: Sequence[GroupMove] = ()
     """Databases that left one group for another in the window, the largest first."""
     has_more_moves: bool = False
@@ -152,6 +154,10 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
     fills = shared_fills_first(reader, by)
     is_compared = size.change_mb is not None and not size.is_change_partial
     rest = (size.change_mb or 0) - _sum_of(groups)
+    before_mb = size.compared_mb if before.size_mb is None else before.size_mb
+    once_mb = (size.size_mb or 0) - before_mb - (size.change_mb or 0)
+    # Each group and each server is rounded to a MiB.
+    rounding_mb = len(groups) + sum(one.servers for one in groups)
     return replace(
         page,
         headline=change_sentence(fleet_or_label(None), period, size),
@@ -163,8 +169,8 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
         other_groups=len(groups[GROUPS_SHOWN:]),
         other_change_mb=_sum_of(groups[GROUPS_SHOWN:]),
         rest_change_mb=rest if is_compared else None,
-        # Each group and each server is rounded to a MiB.
-        is_rest_rounding=abs(rest) <= len(groups) + sum(one.servers for one in groups),
+        is_rest_rounding=abs(rest) <= rounding_mb,
+        once_measured_mb=once_mb if is_compared and abs(once_mb) > rounding_mb else 0,
         moves=moves[:LISTED],
         has_more_moves=len(moves) > LISTED,
         changed=changed,

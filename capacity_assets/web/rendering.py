@@ -571,16 +571,13 @@ def changes_chart(title: str, page: ChangesPage) -> Markup:
     if page.size is None or page.size.size_mb is None or page.rest_change_mb is None:
         return Markup()
     before_mb = page.size.compared_mb if page.before_mb is None else page.before_mb
-    once_mb = page.size.size_mb - before_mb - (page.size.change_mb or 0)
-    # Each server's change is rounded to whole MiB.
-    is_rounding = abs(once_mb) <= sum(one.servers for one in page.groups)
     steps = [
         WaterfallStep(name, change, "up" if change > 0 else "down")
         for name, change in (
             *((_shortened(group_named(one.name, page.grouped_by)), one.change_mb or 0) for one in page.groups),
             (f"{page.other_groups} more", page.other_change_mb),
             ("other", 0 if page.is_rest_rounding else page.rest_change_mb),
-            ("servers that\ncame or went", 0 if is_rounding else once_mb),
+            ("servers that\ncame or went", page.once_measured_mb),
         )
         if change
     ]
