@@ -10,7 +10,8 @@ DEVELOPER := $(VENV)/.installed-dev
 # where bytecode is not kept.
 export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder -q
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# Python compiles what is imported when it is first imported; most of what is installed never is.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: servers help demo own up test test-fast test-integration test-citus test-kubernetes test-image test-dagster test-focus test-clickhouse test-nightly verify coverage check docs screenshots bench format clean
 help: ## Show this list
@@ -102,18 +103,29 @@ format: $(DEVELOPER) ## Format the code
 clean: ## Remove the virtual environment and caches; the data under .capacity and .capacity-own stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-$(READY): pyproject.toml constraints.txt
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "This Python cannot make virtual environments (on Debian: apt-get install python3-venv)."; exit 1; }
-	@echo "Installing packages into $(VENV), some 420 MB on disk ..."
-	@# A line per package, as a sign of life; a pipe would hide a failure.
-	@rm -f $(VENV)/.failed; { $(INSTALL) -e . || touch $(VENV)/.failed; } | grep -E '^(Collecting|Installing|Successfully)' || true
-	@test ! -e $(VENV)/.failed
+	@# The pip that comes with Python 3.11 takes twice the processor time of this one. It works too.
+	@$(INSTALL) --quiet --upgrade pip || true
 	@touch $@
 
-$(DEVELOPER): $(READY)
-	@echo "Installing the tools for tests and lint ..."
-	@$(INSTALL) --quiet -e '.[dev]'
+# A line per package, as a sign of life; a pipe would hide a failure.
+define INSTALL_WITH
+	@echo "Installing packages into $(VENV), some $(2) MB on disk ..."
+	@rm -f $(VENV)/.failed; { $(INSTALL) -e '.$(1)' || touch $(VENV)/.failed; } | grep -E '^(Collecting|Installing|Successfully)' || true
+	@test ! -e $(VENV)/.failed
+	@touch $(READY)
+endef
+
+$(READY): pyproject.toml constraints.txt $(VENV)/.made
+	$(call INSTALL_WITH,,420)
+
+# Both in one step, unless `make -j` installs the packages alone at the same time.
+$(DEVELOPER): pyproject.toml constraints.txt $(VENV)/.made | $(filter $(READY),$(if $(filter demo own up,$(MAKECMDGOALS)),$(READY)))
+	$(call INSTALL_WITH,[dev],900)
+	@# Compiled once, not by each of the test processes that start together.
 	@$(BIN)/python -m compileall -q capacity_assets
+	@$(BIN)/python -c 'import capacity_assets.definitions, dagster_webserver.app, hypothesis, playwright.sync_api'
 	@touch $@
