@@ -108,7 +108,7 @@ $(VENV)/.made:
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "This Python cannot make virtual environments (on Debian: apt-get install python3-venv)."; exit 1; }
 	@# The pip that comes with Python 3.11 takes twice the processor time of this one. It works too.
-	@$(INSTALL) --quiet --upgrade pip || true
+	@$(INSTALL) --quiet --upgrade pip 2> /dev/null || true
 	@touch $@
 
 # A line per package, as a sign of life; a pipe would hide a failure.
