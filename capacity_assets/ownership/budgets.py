@@ -428,7 +428,7 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
     refuse_unknown_grouping(by, keys)
     if by == SERVER:
         raise ValidationError("A budget is made by engine or by the key of a label, not by server.")
-    as_of, forecasts, younger_mb = _forecasts(connection, by, today, months[-1].end)
+    as_of, forecasts, younger_mb = _forecasts(connection, by, today, months)
     fleet = forecasts.pop(FLEET)
     nothing = [0] * len(fleet.middle)
     bill = connection.execute(text(_LAST_BILL)).first()
@@ -481,20 +481,22 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
 
 
 def _forecasts(
-    connection: Connection, by: str, today: date, last: date
+    connection: Connection, by: str, today: date, months: Sequence[Window]
 ) -> tuple[date, dict[str | None, GroupForecast], dict[str, int]]:
-    """Return the forecasts of the groups by name, and of the fleet, up to a day; and the sizes of younger groups, MiB.
+    """Return the forecasts of the groups by name, and of the fleet, up to the end of the months.
 
-    Raises NotFoundError.
+    The third value are the sizes of younger groups, MiB. Raises NotFoundError.
     """
     parameters = {"keys": [by, FLEET], "stale": today - timedelta(days=STALE_DAYS)}
     rows = connection.execute(text(_FORECASTS), parameters).all()
-    if rows and last < rows[0].last_day:
+    measured_until = max((row.last_day for row in rows), default=date.min)
+    if measured_until >= months[0].start:
+        # Forecasts have no sizes for days up to their last measured one.
         raise NotFoundError(
-            f"The newest forecasts go up to {human_day(rows[0].last_day)}, which lies ahead of today, "
-            f"{human_day(today)}. Check the clock of this machine."
+            f"The newest forecasts begin after {human_day(measured_until)}, but today is {human_day(today)} by the "
+            "clock of this machine. Check this clock."
         )
-    forecasts = {row.group_name: _forecast(row, (last - row.last_day).days) for row in rows}
+    forecasts = {row.group_name: _forecast(row, (months[-1].end - row.last_day).days) for row in rows}
     if FLEET not in forecasts:
         raise NotFoundError(
             "There is no forecast of groups. `capacity runway --issue` issues them from the groups of each "

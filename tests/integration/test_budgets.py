@@ -17,6 +17,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS, Clock
+from capacity_assets.base.units import human_day
 from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.ownership.budgets import SCALE, daily_sizes
 from tests.bills import fill_two_months_to_bill
@@ -226,13 +227,16 @@ def test_without_a_forecast_a_bill_or_a_possible_grouping_the_command_says_what_
 
 
 @pytest.mark.usefixtures("today")
-def test_a_budget_of_a_clock_that_is_far_behind_the_forecasts_says_so(
-    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("days", [500, 372, 40])
+def test_a_budget_of_a_clock_that_is_behind_the_forecasts_says_so(
+    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch, days: int
 ) -> None:
     filled(engine, service)
-    monkeypatch.setattr(Clock, "today", lambda _self: TODAY - timedelta(days=500))
+    wrong = TODAY - timedelta(days=days)
+    monkeypatch.setattr(Clock, "today", lambda _self: wrong)
 
     refused = capacity("budget")
 
     assert refused.exit_code == 2
-    assert "which lies ahead of today, 7 Mar 2024. Check the clock of this machine." in " ".join(refused.output.split())
+    said = f"begin after 20 Jul 2025, but today is {human_day(wrong)} by the clock of this machine. Check this clock."
+    assert said in " ".join(refused.output.split())
