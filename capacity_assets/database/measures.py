@@ -56,6 +56,8 @@ class PartKind:
 
 
 WAL, SLOT, TEMPORARY = "wal", "slot", "temporary"
+DISCONNECTED = "its consumer is not connected"
+"""Part of the detail of a slot that nothing reads."""
 BINARY_LOG, RELAY_LOG, UNDO, REDO = "binary_log", "relay_log", "undo", "redo"
 TRANSACTION_LOG, ARCHIVED_LOG, RECOVERY_AREA = "transaction_log", "archived_log", "recovery_area"
 BACKUP = "backup"

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.units import BYTES_PER_MB, human_day, human_mb
-from capacity_assets.database.measures import PART_KINDS, SLOT
+from capacity_assets.database.measures import DISCONNECTED, PART_KINDS, SLOT
 from capacity_assets.ownership.bills import CENT
 from capacity_assets.reading.access import plan_with_loops, rows
 from capacity_assets.reading.subjects import ServerVolume
@@ -84,12 +84,27 @@ class LargeSlot:
     detail: str
 
     @property
+    def percent(self) -> int:
+        """What it retains, in whole percent of the volume or of the databases."""
+        return 100 * self.retained_mb // max(self.of_mb, 1)
+
+    @property
+    def advice(self) -> str:
+        """What to do, with a statement in backquotes."""
+        if DISCONNECTED not in self.detail:
+            return "Its consumer is behind. The server deletes this WAL once the consumer has read it."
+        return (
+            "The server deletes this WAL only once the slot is read or dropped. Start its consumer, or drop the slot "
+            f"if nothing needs it: `SELECT pg_drop_replication_slot('{self.slot}')`."
+        )
+
+    @property
     def text(self) -> str:
         """A line of text about it."""
         place = f"the disk {self.volume}" if self.volume else "the size of its databases"
         return (
             f"Replication slot {self.slot} of {self.server} retains {human_mb(self.retained_mb)} of WAL, "
-            f"{100 * self.retained_mb // max(self.of_mb, 1)} % of {place} ({human_day(self.day)}): {self.detail}"
+            f"{self.percent} % of {place} ({human_day(self.day)}): {self.detail}"
         )
 
 
@@ -183,18 +198,26 @@ def _title(kind: str) -> str:
 
 
 def large_slots(
-    connection: Connection, first: date, last: date, label: tuple[str, str] | None = None
+    connection: Connection,
+    first: date,
+    last: date,
+    label: tuple[str, str] | None = None,
+    server_id: int | None = None,
 ) -> list[LargeSlot]:
-    """Return the slots that retain too much on the newest day of each server in a range of days, largest first."""
+    """Return the slots that retain too much on the newest day of each server in a range of days, largest first.
+
+    Only of servers in service; with `label` or `server_id`, only of these.
+    """
     key, value = label or (None, None)
     # Not joined: if tables are distributed, readers have no rights on the tables behind the view of servers.
-    wanted = [row.server_id for row in rows(connection, _SERVERS, key=key, value=value, last=last)]
+    wanted = [row.server_id for row in rows(connection, _SERVERS, key=key, value=value, last=last, server=server_id)]
     newest = rows(connection, _NEWEST, first=first, last=last, servers=wanted)
     if not newest:
         return []
-    parameters = {"servers": [row.server_id for row in newest], "first": first, "last": last}
+    parameters: dict[str, object] = {"servers": [row.server_id for row in newest], "first": first, "last": last}
     days = {row.server_id: row.day for row in newest}
     slots = [row for row in rows(connection, _SLOTS, **parameters, slot=SLOT) if row.day == days[row.server_id]]
+    parameters["servers"] = list({row.server_id for row in slots})
     volumes: dict[int, dict[str, int]] = {}
     for row in rows(connection, _VOLUMES, **parameters) if slots else ():
         if row.day == days[row.server_id]:
@@ -214,9 +237,9 @@ def large_slots(
     return sorted(found, key=lambda one: -one.retained_mb)
 
 
-def slots_named_on(connection: Connection, today: date) -> list[LargeSlot]:
-    """Return the slots that retain too much by the newest measurements of the week that ends today."""
-    return large_slots(connection, today - timedelta(days=SLOT_DAYS - 1), today)
+def slots_named_on(connection: Connection, today: date, server_id: int | None = None) -> list[LargeSlot]:
+    """Return the slots that retain too much by the newest measurements of the week that ends today, of all or one."""
+    return large_slots(connection, today - timedelta(days=SLOT_DAYS - 1), today, server_id=server_id)
 
 
 _DATABASES_OF_SERVER = """
@@ -256,7 +279,8 @@ ORDER BY size_bytes DESC NULLS LAST, kind, part
 """
 _SERVERS = """
 SELECT server_id FROM capacity_servers
-WHERE is_active AND (CAST(:key AS text) IS NULL OR server_id IN (
+WHERE is_active AND (CAST(:server AS integer) IS NULL OR server_id = :server)
+  AND (CAST(:key AS text) IS NULL OR server_id IN (
       SELECT instance_id FROM capacity_label_spans
       WHERE key = :key AND value = :value AND database_pattern = '' AND valid_from <= :last AND :last < valid_until))
 """

@@ -43,7 +43,15 @@ from capacity_assets.reading.lists import (
 )
 from capacity_assets.reading.risks import Headline, PageSubject, headline_of
 from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, used_history, volume_history
-from capacity_assets.reading.space import SpaceDay, SpaceUsage, in_cents, space_history, space_usage
+from capacity_assets.reading.space import (
+    LargeSlot,
+    SpaceDay,
+    SpaceUsage,
+    in_cents,
+    slots_named_on,
+    space_history,
+    space_usage,
+)
 from capacity_assets.reading.table_growth import ORDERS as TABLE_ORDERS
 from capacity_assets.reading.table_growth import (
     DatabaseGrowth,
@@ -120,6 +128,8 @@ class SubjectPage:
     """Decisions on it, and on the server or volumes that it shares, whether or not they are open."""
     origins: Sequence[subjects.SampleOrigin] = ()
     """Origins of imported samples."""
+    slots: Sequence[LargeSlot] = ()
+    """Replication slots that retain too much WAL: of the server, or on the volume that is shown or binds."""
     behind: WindowSamples | None = None
 
 
@@ -336,7 +346,13 @@ def _values(  # noqa: PLR0913, PLR0917 -- the subject, and what its headline say
         last_measured = newest_measured_days(connection, [number], query.today).get(number)
     about = PageSubject(server.server, subject, name, server.is_active, last_measured, is_gone=is_gone)
     headline = headline_of(about, own, first, thresholds, issued=issued, also=also)
-    return {"server": server, "headline": headline, "runway": own, "binding": binding}
+    volume = name if subject == "volume" else None if binding is None else binding.name
+    slots = [
+        one
+        for one in slots_named_on(connection, query.today, number)
+        if subject == "server" or (one.volume is not None and one.volume == volume)
+    ]
+    return {"server": server, "headline": headline, "runway": own, "binding": binding, "slots": slots}
 
 
 def _history(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -122,6 +123,23 @@ def test_the_page_names_the_slots_and_what_is_not_known(own_pages: Pages) -> Non
     assert "Replication slot gone retains" in shown
     assert "of the WAL: logical, its consumer is not connected" in shown
     assert "its login may not see it: pg_monitor is missing" in shown
+
+
+@pytest.mark.usefixtures("fleet")
+def test_pages_begin_with_the_slots_that_keep_a_disk_full_and_say_what_to_do(own_pages: Pages) -> None:
+    command = "<code>SELECT pg_drop_replication_slot(&#39;gone&#39;)</code>"
+    places = ("/", "/filling", "/server?server=1", "/volume?server=1&name=/data", "/volume?server=2&name=D:%5C")
+    shown = {place: own_pages.ask(place).text for place in places}
+    named = {place: [one["slot"] for one in own_pages.document(place)["slots"]] for place in places}
+
+    assert list(named.values()) == [["late", "gone"], ["late", "gone"], ["gone"], ["gone"], []]
+    for place in places[1:4]:
+        begins = re.sub("<[^>]+>", "", shown[place].split('<p class="warning">Replication slot gone')[1])
+        assert begins.startswith(
+            " on server-1 retains 201 MiB of WAL, 10 % of disk /data on 20 Jul 2025: logical, its consumer is not "
+            "connected. The server deletes this WAL only once the slot is read or dropped. Start its consumer, or drop"
+        ), place
+        assert command in shown[place]
 
 
 @pytest.mark.usefixtures("settings", "today")

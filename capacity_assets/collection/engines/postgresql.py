@@ -61,7 +61,7 @@ from capacity_assets.collection.engines.base import (
     too_much,
     volume_of,
 )
-from capacity_assets.database.measures import SLOT, TEMPORARY, WAL
+from capacity_assets.database.measures import DISCONNECTED, SLOT, TEMPORARY, WAL
 from capacity_assets.database.sql import quoted
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def slots_of(connection: psycopg.Connection, scope: PartScope) -> list[ServerPar
     parts = []
     for name, is_active, retained_bytes, kind, status, inactive_since in _rows(connection, SLOTS):
         since = f" since {human_day(inactive_since)}" if inactive_since and not is_active else ""
-        consumer = f"{kind}, its consumer is {'' if is_active else 'not '}connected{since}"
+        consumer = f"{kind}, its consumer is connected" if is_active else f"{kind}, {DISCONNECTED}{since}"
         detail = consumer if status in {None, "reserved"} else f"{consumer}; wal_status {status}"
         # A lost slot retains nothing: the WAL that it needs has been removed.
         parts.append(ServerPart(SLOT, name, 0 if status == "lost" else retained_bytes, detail, volume))
