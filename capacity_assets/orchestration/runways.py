@@ -95,7 +95,7 @@ def runway_definitions(graph: Graph) -> dg.Definitions:
             for key in context.partition_keys:
                 issued = service.issue(date.fromisoformat(key), overwrite=config.overwrite)
                 # Stored forecasts are shown, because another run may have issued them.
-                shown = issue_of(service.engine, issued.as_of, today)
+                shown = issue_of(service.engine, issued.as_of, today, dated=SHOWN)
                 context.add_asset_metadata(runway_metadata(issued, shown, settings), partition_key=key)
             # The check uses the newest day, whichever days were requested, so that a backfill does not change today's
             # result.
@@ -119,8 +119,8 @@ def runway_schedule(graph: Graph) -> dg.ScheduleDefinition:
 
 
 def runway_metadata(issued: "IssuedRunways", issue: "ForecastIssue | None", settings: Settings) -> MetadataMapping:
-    """Return the metadata of a day's materialisation: the largest risks first, then the counts, which plot."""
-    risks = [_risk_cells(risk) for risk in issue.risks[:SHOWN]] if issue else []
+    """Return the metadata of a day's materialisation: what fills first, then the counts, which plot."""
+    risks = [_risk_cells(risk) for risk in issue.fills_first] if issue else []
     columns = ["Server", "What", "Size", "Limit", "Binds", "Early", "Middle", "Late", "Within 30 days", "Decision"]
     return {
         "Fills first": markdown(markdown_table(columns, risks) if risks else "nothing within a year"),

@@ -71,7 +71,7 @@ class Accuracy:
         days = self.horizon_days
         values = {
             f"scored_{days}_days": self.forecasts,
-            f"error_{days}_days_percent": self.error_percent,
+            f"mean_error_{days}_days_percent": self.error_percent,
             f"relative_error_{days}_days": self.relative_error,
             f"covered_{days}_days_percent": self.covered_percent,
             f"above_{days}_days_percent": self.above_percent,

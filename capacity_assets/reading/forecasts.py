@@ -262,15 +262,22 @@ _R = _NEWEST.c
 _SERVERS = sa.table("capacity_servers", sa.column("server_id"), sa.column("server"))
 
 
-def fills_first(
-    connection: sa.Connection, today: date, *, shown: int, skipped: int = 0, server: str | None = None
+def fills_first(  # noqa: PLR0913 -- which part of which issue
+    connection: sa.Connection,
+    today: date,
+    *,
+    shown: int,
+    skipped: int = 0,
+    server: str | None = None,
+    as_of: date | None = None,
 ) -> list[StoredRunway]:
-    """Return what fills within a year, of all servers or of one, earliest first.
+    """Return what fills within a year, of all servers or of one, earliest first; by the newest issue or that of a day.
 
     If a volume or server limits several databases, only the volume or server is listed.
     """
     # An index has the order of the dates of a day; those of one server are few.
-    source = _issued_on(forecast_day(connection)) if server is None else _NEWEST
+    is_newest = server is not None and as_of is None
+    source = _NEWEST if is_newest else _issued_on(as_of or forecast_day(connection))
     of = source.c
     chosen = _select(source).where(of.stands_for_itself, of.full_middle.is_not(None))
     if server is not None:
@@ -596,14 +603,26 @@ class ForecastIssue:
     """Databases without a known limit."""
     scores: Sequence[Accuracy]
     """Scores of the forecasts that came due in the chosen days, by horizon."""
+    fills_first: Sequence[StoredRunway] = ()
+    """What has a fill date, the earliest first, as `fills_first` returns it."""
     histories: Mapping[tuple[int, str, str], Mapping[date, int]] = field(default_factory=dict)
-    """Sizes of the risks by day in the last HISTORY_SHOWN_DAYS; `with_histories` adds them."""
+    """Sizes of `fills_first` by day in the last HISTORY_SHOWN_DAYS; `with_histories` adds them."""
 
 
 def newest_issue(  # noqa: PLR0913 -- which issue, and which part of it
-    connection: sa.Connection, first: date, last: date, server: str | None = None, *, shown: int, today: date
+    connection: sa.Connection,
+    first: date,
+    last: date,
+    server: str | None = None,
+    *,
+    shown: int,
+    dated: int = 0,
+    today: date,
 ) -> ForecastIssue | None:
-    """Return the newest issue from `first` to `last`, of all servers or one; None: there is none. Raises DBAPIError."""
+    """Return the newest issue from `first` to `last`, of all servers or one; None: there is none. Raises DBAPIError.
+
+    It has the `shown` greatest risks and the first `dated` fill dates.
+    """
     as_of = newest_day_of_issue(connection, first, last)
     if as_of is None:
         return None
@@ -613,7 +632,8 @@ def newest_issue(  # noqa: PLR0913 -- which issue, and which part of it
     return ForecastIssue(
         as_of=as_of,
         **rows(connection, facts)[0]._mapping,  # noqa: SLF001 -- SQLAlchemy's public name
-        risks=greatest_risks(connection, as_of, today, server, shown=shown),
+        risks=greatest_risks(connection, as_of, today, server, shown=shown) if shown else (),
+        fills_first=fills_first(connection, today, shown=dated, server=server, as_of=as_of) if dated else (),
         headroom_mb=_headroom(connection, source, server),
         scores=scores_of(connection, first, last, server),
     )
@@ -625,10 +645,10 @@ def recent_issue(engine: sa.Engine, today: date, *, shown: int = MOST_RISKS) -> 
         return newest_issue(connection, today - timedelta(days=STALE_DAYS), today, shown=shown, today=today)
 
 
-def issue_of(engine: sa.Engine, as_of: date, today: date) -> ForecastIssue | None:
-    """Return the issue of a day; None: there is none. Raises DatabaseError."""
+def issue_of(engine: sa.Engine, as_of: date, today: date, *, dated: int = 0) -> ForecastIssue | None:
+    """Return the issue of a day with the first `dated` fill dates; None: there is none. Raises DatabaseError."""
     with database_errors(doing="reading runways"), engine.connect() as connection:
-        return newest_issue(connection, as_of, as_of, shown=MOST_RISKS, today=today)
+        return newest_issue(connection, as_of, as_of, shown=MOST_RISKS, dated=dated, today=today)
 
 
 def figures_of(issue: ForecastIssue | None) -> dict[str, object]:
@@ -788,10 +808,10 @@ HISTORY_SHOWN_DAYS = 180
 
 
 def with_histories(connection: sa.Connection, issue: ForecastIssue) -> ForecastIssue:
-    """Return an issue with the histories of its risks, which should be few; raises DBAPIError."""
+    """Return an issue with the histories of what fills first, which should be few; raises DBAPIError."""
     days = [issue.as_of - timedelta(days=back) for back in range(HISTORY_SHOWN_DAYS + 1)]
-    used = [risk.key for risk in issue.risks if risk.allocated_mb is not None]
-    histories = sizes_by_day(connection, [risk.key for risk in issue.risks], days, used)
+    used = [one.key for one in issue.fills_first if one.allocated_mb is not None]
+    histories = sizes_by_day(connection, [one.key for one in issue.fills_first], days, used)
     return replace(issue, histories=histories)
 
 

@@ -223,7 +223,7 @@ def read_report(  # noqa: PLR0913 -- one argument per choice of a report
         plan_with_loops(connection, allowed=True)
         report = replace(report, databases=_with_objects(connection, window, report.databases))
         issued = newest_issue(
-            connection, window.start, window.end, server, shown=RISKS_LISTED, today=today or window.end
+            connection, window.start, window.end, server, shown=0, dated=RISKS_LISTED, today=today or window.end
         )
         report = replace(report, runways=with_histories(connection, issued) if issued else None)
         if by is None or server is not None:
@@ -639,7 +639,7 @@ def forecast_charts(issue: ForecastIssue) -> list[tuple[str, Markup]]:
             f"{risk.display_name} on {risk.server}",
             history_chart(_history(risk, issue.histories.get(risk.key, {}))),
         )
-        for risk in issue.risks
+        for risk in issue.fills_first
     ]
 
 

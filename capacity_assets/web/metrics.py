@@ -48,7 +48,7 @@ DESCRIPTIONS = {
     "build_info": "Always 1; the label has the version of capacity_assets.",
     "fleet_size_bytes": "Last known sizes of all servers in service; replicas are not counted twice.",
     "forecast_timestamp_seconds": "Day for which the newest forecasts were issued.",
-    "forecast_error_ratio": "Median absolute error of the forecasts that were due in the last 90 days, by horizon.",
+    "forecast_median_error_ratio": "Median absolute error of forecasts that came due in the last 90 days, by horizon.",
     "forecast_covered_ratio": "Share of sizes within the 80 % range of these forecasts, by horizon.",
     "window_timestamp_seconds": "First day of the newest computed window, by period.",
     "stale_windows": "Computed windows whose samples or labels changed since, by period and level.",
@@ -133,7 +133,7 @@ def _samples(reader: Reader, today: date, scope: MetricsScope) -> Iterator[Metri
     with suppress(DBAPIError):
         for one in shared_accuracy(reader, today).horizons:
             horizon = _labels(horizon_days=one.horizon_days)
-            yield "forecast_error_ratio", _ratio(one.median_error_percent), horizon
+            yield "forecast_median_error_ratio", _ratio(one.median_error_percent), horizon
             yield "forecast_covered_ratio", _ratio(one.covered_percent), horizon
     with suppress(DBAPIError), reader.transaction() as connection:
         limit_seconds(connection, OUTSTANDING_SECONDS)

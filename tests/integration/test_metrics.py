@@ -285,7 +285,7 @@ def test_the_text_is_that_of_prometheus_and_of_openmetrics(
     assert promtool("check", "metrics", given=plain.text) == "", "it has nothing to complain about"
     families = set(re.findall("^# TYPE capacity_(\\S+) gauge$", plain.text, re.MULTILINE))
     assert families == set(DESCRIPTIONS), "every metric has a value here"
-    assert found['capacity_forecast_error_ratio{horizon_days="7"}'] == judged["median_error_percent"] / 100
+    assert found['capacity_forecast_median_error_ratio{horizon_days="7"}'] == judged["median_error_percent"] / 100
     assert found['capacity_forecast_covered_ratio{horizon_days="7"}'] == judged["covered_percent"] / 100
 
 

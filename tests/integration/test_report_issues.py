@@ -14,7 +14,8 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import Window
 from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, declare_limits
-from capacity_assets.reading.forecasts import ForecastDay
+from capacity_assets.reading.forecasts import ForecastDay, fills_first
+from capacity_assets.reading.forecasts import issue_of as issue_of_day
 from capacity_assets.report.page import (
     DRAWN_DAYS,
     forecast_charts,
@@ -27,6 +28,7 @@ from capacity_assets.report.page import (
     write_report,
 )
 from tests.computing import compute_windows
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.report_pages import FEBRUARY, MONTHLY, months, server_with
 from tests.runways import add_volume
@@ -159,7 +161,7 @@ def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were
 
     issued = report.runways
     assert issued is not None
-    [risk] = issued.risks
+    [risk] = issued.fills_first
     assert (risk.display_name, risk.size_mb, risk.limit_mb) == ("orders", 2524, 2724)
     assert risk.ahead[1] == ForecastDay(date(2025, 3, 30), 2824, 2824, 2824)
     history = issued.histories[risk.key]
@@ -193,7 +195,7 @@ def test_the_dotted_line_of_a_chart_is_the_forecast_and_the_limit_has_the_middle
 
     chart = dict(forecast_charts(issued))["disk /data on server-1"]
 
-    [risk] = [risk for risk in issued.risks if risk.subject == "volume"]
+    [risk] = [risk for risk in issued.fills_first if risk.subject == "volume"]
     assert risk.change_mb_per_day == 0
     [line] = re.findall(r'<polyline class="middle" points="([^"]+)"', chart)
     (first_x, first_y), *_, (_, last_y) = (tuple(map(float, point.split(","))) for point in line.split())
@@ -229,5 +231,25 @@ def test_the_headroom_and_the_risks_of_a_servers_page_are_its_own(filling: Engin
     assert fleet is not None
     assert one is not None
     assert (fleet.headroom_mb, one.headroom_mb) == (5000 - 3024 + 50, 50)
-    assert [risk.server for risk in fleet.risks] == ["server-1", "server-2", "server-1"]
-    assert [risk.display_name for risk in one.risks] == ["whole server"]
+    assert [risk.server for risk in fleet.fills_first] == ["server-1", "server-2", "server-1"]
+    assert [risk.display_name for risk in one.fills_first] == ["whole server"]
+
+
+def test_the_page_the_report_and_the_metadata_of_a_day_list_what_fills_first_in_one_order(filling: Engine) -> None:
+    """A later date may have the greater risk of the next days."""
+    add_instances(filling, [2])
+    add_database_sizes(filling, sizes(2, "log", "2024-10-01", [100 + day for day in range(151)]))
+    declare_limits(filling, [Limit("server-2", "log", 300)])
+    last = date(2025, 2, 28)
+    issue_runways(filling, last, last)
+    execute(filling, "UPDATE capacity_runways SET probability_30 = 0.99 WHERE name = 'log'")
+
+    report, stored = read_report(filling, MONTHLY, FEBRUARY).runways, issue_of_day(filling, last, last, dated=10)
+    with filling.connect() as connection:
+        listed = [one.name for one in fills_first(connection, last, shown=10)]
+
+    assert report is not None
+    assert stored is not None
+    assert [one.name for one in stored.risks] == ["log", "orders"]
+    assert [one.name for one in report.fills_first] == [one.name for one in stored.fills_first] == listed
+    assert listed == ["orders", "log"]

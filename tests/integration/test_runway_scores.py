@@ -62,7 +62,7 @@ def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine) -
     # off by 70, 70 and 100.
     assert (score.horizon_days, score.forecasts) == (7, 3)
     assert (score.error_percent, score.relative_error, score.covered_percent) == (5.56, round(100 / 240, 3), 66.7)
-    assert figures_of(stored)["error_7_days_percent"] == 5.56
+    assert figures_of(stored)["mean_error_7_days_percent"] == 5.56
 
 
 def test_forecasts_that_came_due_while_no_run_was_made_are_scored_by_the_next_one(engine: Engine) -> None:
