@@ -23,7 +23,7 @@ from capacity_assets.database.engine import snapshot
 from capacity_assets.ownership import labels as ownership
 from capacity_assets.ownership.bills import group_heading, group_named
 from capacity_assets.ownership.labels import refuse_unknown_label
-from capacity_assets.reading.groups import Group, groups_of, measured_notes
+from capacity_assets.reading.groups import Group, groups_of, measured_notes, out_of_service_note
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.subjects import was_ever_sampled
 from capacity_assets.reading.table_growth import (
@@ -296,6 +296,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
             update_group_forecasts(runner.service.engine, Clock(settings.zone))
         with database_errors(doing="reading groups"), runner.service.engine.connect() as connection:
             rows = groups_of(connection, chosen, window, by, ownership.first_fill_date_of_groups(connection, by))
+            out_of_service = out_of_service_note(connection, chosen, window, by)
             changed_at = None if by == "server" else ownership.groups_changed_at(connection, chosen, [window])
     if not rows:
         raise ValidationError(
@@ -310,7 +311,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
         Table(title, headings, [_group_cells(group, by) for group in rows]),
         f"Total: {human_mb(sum(group.size_mb for group in rows))}{change}.",
     ]
-    lines += measured_notes(rows, by)
+    lines += [*measured_notes(rows, by), *([out_of_service] if out_of_service else [])]
     if changed_at:
         lines.append(ownership.stale_groups_notice(changed_at))
     if [group.name for group in rows] == [None]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from operator import attrgetter
 from types import MappingProxyType
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from capacity_assets.base.periods import Period, Window
-from capacity_assets.base.units import first_of, percent_of
+from capacity_assets.base.units import first_of, human_mb, percent_of
 from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.labels import WITHOUT_LABEL, GroupFillDate
@@ -19,7 +20,7 @@ from capacity_assets.reading.access import plan_with_loops, records, rows
 from capacity_assets.reading.coverage import NOTICEABLE, measured_before
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.sizes import SizeInWindow
-from capacity_assets.reading.windows import of_windows
+from capacity_assets.reading.windows import newest_day, of_windows
 
 TENTHS = 1000
 """A whole in tenths of a percent."""
@@ -250,6 +251,41 @@ def measured_notes(groups: Sequence[Group], by: str) -> list[str]:
     ]
 
 
+def out_of_service_note(connection: Connection, period: Period, window: Window, by: str) -> str | None:
+    """Return a sentence on servers that groups contain and the size of the fleet does not; None: there are none.
+
+    These are out of service, were measured in the window, and have no row of it. Groups by server do not contain them.
+    """
+    if by == "server":
+        return None
+    # Not joined, so that distributed tables are read on the nodes.
+    retired = {row.server_id: row.server for row in rows(connection, _OUT_OF_SERVICE)}
+    of_window = {"period": period.name, "start": window.start}
+    stored = rows(connection, _STORED, **of_window, servers=list(retired)) if retired else ()
+    left = list(retired.keys() - {row.server_id for row in stored})
+    sums = rows(connection, _SUMS, start=window.start, last=window.end, servers=left) if left else ()
+    if not sums:
+        return None
+    measured = rows(connection, _MEASURED_DAYS, **of_window)[0].days or len(window.dates)
+    sizes = ((retired[row.server_id], int(row.sum_mb) // measured) for row in sums)
+    named = first_of((f"{server} ({human_mb(size_mb)})" for server, size_mb in sizes), GROUPS_NAMED)
+    return f"Groups also contain servers that are out of service now: {named}. The size of the fleet does not."
+
+
+_OUT_OF_SERVICE = "SELECT server_id, server FROM capacity_servers WHERE NOT is_active AND counted_by IS NULL"
+_STORED = """
+SELECT server_id FROM capacity_server_growth
+WHERE period = :period AND window_start = :start AND server_id = ANY (CAST(:servers AS integer[]))
+"""
+_SUMS = """
+SELECT server_id, sum(size_mb) AS sum_mb FROM capacity_server_samples
+WHERE day BETWEEN :start AND :last AND server_id = ANY (CAST(:servers AS integer[]))
+GROUP BY server_id ORDER BY sum_mb DESC, server_id
+"""
+_MEASURED_DAYS = """
+SELECT max(measured_days) AS days FROM capacity_server_growth
+WHERE period = :period AND window_start = :start AND counted
+"""
 _GROUPS = """
 SELECT group_name AS name, servers, databases, CAST(size_mb AS bigint) AS size_mb,
        CAST(change_mb AS bigint) AS change_mb
@@ -412,7 +448,8 @@ def changes_of_databases(
 ) -> dict[tuple[date, str | None], tuple[int, int]]:
     """Return changes like for like by first day of the window, and engine or label; of some servers or of all.
 
-    Each is the sum of the known changes of databases, and the size of these; MiB.
+    Each is the sum of the known changes of databases, and the size of these; MiB. A database that moved between groups
+    counts in both with its days, so that groups add up to the sum over all databases.
     """
     statement = """
         SELECT window_start,
@@ -424,9 +461,66 @@ def changes_of_databases(
           AND (CAST(:servers AS integer[]) IS NULL OR server_id = ANY (CAST(:servers AS integer[])))
         GROUP BY 1, 2"""
     parameters = {**of_windows(period, starts), "grouped_by": grouped_by, "servers": servers}
-    return {
+    found = {
         (row.window_start, row.name): (row.change_mb, row.size_mb) for row in rows(connection, statement, **parameters)
     }
+    for row in _moved_sizes(connection, period, starts, grouped_by, servers):
+        change_mb, size_mb = found.get((row.window_start, row.name), (0, 0))
+        found[row.window_start, row.name] = (change_mb + row.change_mb, size_mb + row.size_mb)
+    return found
+
+
+def _moved_sizes(
+    connection: Connection, period: Period, starts: Sequence[date], grouped_by: str, servers: Sequence[int] | None
+) -> Iterator[Row[Any]]:
+    """Yield what moves add to the sums of groups by their labels at the end of each window; over all groups it is 0."""
+    if grouped_by in WITHOUT_LABEL:
+        return
+    windows = [period.window_of(start) for start in starts]
+    ends = {"first": min(period.previous(one).start for one in windows), "last": max(one.end for one in windows)}
+    spans = rows(connection, _LABEL_CHANGES, by=grouped_by, servers=servers, **ends)
+    for window in windows:
+        before = period.previous(window)
+        changed = [row for row in spans if before.start < row.valid_from <= window.end]
+        if not changed:
+            continue
+        last = min(newest_day(connection, window.end) or window.end, window.end)
+        days = sorted({before.start, window.start, *(row.valid_from for row in changed)})
+        until = [*(day - timedelta(days=1) for day in days[1:]), window.end]
+        spanned: dict[str, object] = {"days": days, "is_last": [day == days[-1] for day in days]}
+        for name, first, end in (("before", before.start, before.end), ("now", window.start, last)):
+            parts = [max((min(to, end) - max(day, first)).days + 1, 0) for day, to in zip(days, until, strict=True)]
+            spanned |= {f"{name}_days": parts, f"{name}_all": max(sum(parts), 1)}
+        of_window = {"period": period.name, "start": window.start, "by": grouped_by}
+        yield from rows(connection, _MOVED_SIZES, **of_window, **spanned, servers=[row.server_id for row in changed])
+
+
+_LABEL_CHANGES = """
+SELECT DISTINCT instance_id AS server_id, valid_from FROM capacity_label_spans
+WHERE key = :by AND valid_from > :first AND valid_from <= :last
+  AND (CAST(:servers AS integer[]) IS NULL OR instance_id = ANY (CAST(:servers AS integer[])))
+"""
+# The labels of a database are read on each day on which those of its server changed.
+_MOVED_SIZES = f"""
+WITH measured AS MATERIALIZED (
+    SELECT server_id, database, size_mb, change_mb FROM capacity_growth
+    WHERE period = :period AND window_start = :start AND counted AND change_mb IS NOT NULL
+      AND server_id = ANY (CAST(:servers AS integer[]))
+), parts AS MATERIALIZED (
+    SELECT row_number() OVER () AS number, m.*, p.* FROM measured m
+    CROSS JOIN unnest(CAST(:days AS date[]), CAST(:now_days AS integer[]), CAST(:before_days AS integer[]),
+                      CAST(:is_last AS boolean[])) AS p (day, now_days, before_days, is_last)
+), subjects AS (
+    SELECT number, server_id AS instance_id, database AS database_name, day FROM parts
+), held AS MATERIALIZED ({LABELS_OF_SUBJECTS})
+SELECT CAST(:start AS date) AS window_start, h.labels ->> :by AS name,
+       CAST(round(sum(p.size_mb * CAST(p.now_days AS numeric) / :now_all
+                      - (p.size_mb - p.change_mb) * CAST(p.before_days AS numeric) / :before_all
+                      - CASE WHEN p.is_last THEN p.change_mb ELSE 0 END)) AS bigint) AS change_mb,
+       CAST(round(sum(p.size_mb * CAST(p.now_days AS numeric) / :now_all
+                      - CASE WHEN p.is_last THEN p.size_mb ELSE 0 END)) AS bigint) AS size_mb
+FROM parts p LEFT JOIN held h USING (number) GROUP BY 2
+"""  # noqa: S608 -- the order of labels is defined once
 
 
 def changes_of_group(

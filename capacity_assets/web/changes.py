@@ -23,7 +23,7 @@ from capacity_assets.reading.changes import (
 )
 from capacity_assets.reading.coverage import MissedDays, coverage_of
 from capacity_assets.reading.forecasts import FillDateChange, moved_fill_dates
-from capacity_assets.reading.groups import Group, GroupMove, group_moves, groups_of
+from capacity_assets.reading.groups import Group, GroupMove, group_moves, groups_of, out_of_service_note
 from capacity_assets.reading.lists import databases
 from capacity_assets.reading.sizes import (
     SizeInWindow,
@@ -65,6 +65,8 @@ class ChangesPage:
     """Number of groups that are not listed."""
     other_change_mb: int = 0
     """The sum of the known changes of these."""
+    out_of_service: str | None = None
+    """A sentence on servers that the groups contain and the size of the fleet does not."""
     rest_change_mb: int | None = None
     """The change of the fleet minus the changes of all groups; None: no change of the fleet is shown.
 
@@ -145,6 +147,7 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
             # Nothing has such a label.
             by = WITHOUT_LABEL[0]
             groups = groups_of(connection, period, window, by)
+        out_of_service = out_of_service_note(connection, period, window, by)
         moves = group_moves(connection, period, [window], by, shown=LISTED + 1, every=True)
         changed = page.changed if query.page == 1 else ()
         if query.is_file:
@@ -168,6 +171,7 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
         groups=[replace(one, fills_first=fills.get(one.name)) for one in groups[:GROUPS_SHOWN]],
         other_groups=len(groups[GROUPS_SHOWN:]),
         other_change_mb=_sum_of(groups[GROUPS_SHOWN:]),
+        out_of_service=out_of_service,
         rest_change_mb=rest if is_compared else None,
         is_rest_rounding=abs(rest) <= rounding_mb,
         once_measured_mb=once_mb if is_compared and abs(once_mb) > rounding_mb else 0,

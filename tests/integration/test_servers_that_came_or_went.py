@@ -126,3 +126,23 @@ def test_a_server_out_of_service_did_not_go_in_an_outage_before(pages: Pages, en
         connection.execute(text(missed), {"start": gap.start})
 
     assert [read_digest(engine, week).went for week in (gap, WEEKLY.following(gap))] == [[], []]
+
+
+def test_pages_and_the_command_say_where_groups_contain_a_server_out_of_service(
+    pages: Pages, engine: Engine, service: AggregationService
+) -> None:
+    """Of the week, server-4 was measured on two days: 700 * 2 / 7 = 200. Server-3 has three: 20000 * 3 / 7 = 8571."""
+    add_instances(engine, [4], is_active=False)
+    add_instance_sizes(engine, totals(4, FIRST.isoformat(), [(700, 2)] * (DAYS - 5)))
+    compute_windows(service, "weekly", WEEK.start, WEEK.end)
+
+    groups, changes = pages.document(OF_WEEK.replace("changes", "groups")), pages.document(OF_WEEK)
+    said = (
+        "Groups also contain servers that are out of service now: server-4 (200 MiB). The size of the fleet does not."
+    )
+    assert groups["out_of_service"] == changes["out_of_service"] == said
+    assert said in pages.ask(OF_WEEK.replace("changes", "groups")).text
+    assert said in pages.ask(OF_WEEK).text
+    by_server = pages.document(f"{OF_WEEK.replace('changes', 'groups')}&by=server")
+    assert (by_server["out_of_service"], "server-4" in str(by_server["groups"])) == (None, False)
+    assert groups["size_mb"] == 10_100 + 8_571 + 200

@@ -14,7 +14,7 @@ from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.digests import FIRST, WEEK, WEEKLY, weekly
 from tests.fleet import add_database_sizes, add_instances, sizes
-from tests.pages import Pages, values_of
+from tests.pages import Pages, served_pages, values_of
 
 TUESDAY, EARLIER = WEEK.start + timedelta(days=1), WEEKLY.window_of(WEEK.start - timedelta(weeks=3))
 
@@ -83,3 +83,30 @@ def test_the_page_of_a_group_names_its_steps_and_moves_in_the_windows_it_shows(p
     for by, name, notes in (("engine", "postgresql", ["history imported", "moved"]), ("server", "server-2", ["moved"])):
         group = pages.document(f"/group?by={by}&name={name}&{OF_WEEK}")
         assert (values_of(group["steps"], "note"), group["moves"]) == (notes, [])
+
+
+def test_a_database_that_moved_is_no_growth_of_all_groups_where_one_is_compared_like_for_like(
+    engine: Engine, service: AggregationService
+) -> None:
+    """audit moves from sales to finance on Tuesday. Of sales, server-2 was measured on four days of the week."""
+    add_instances(engine, [1, 2, 3])
+    for server, name, size in ((1, "crm", 500), (1, "audit", 700), (3, "orders", 100)):
+        add_database_sizes(engine, sizes(server, name, FIRST.isoformat(), weekly([size] * 15)))
+    add_database_sizes(engine, sizes(2, "log", FIRST.isoformat(), weekly([900] * 15)[:-3]))
+    teams = {"server-1": "sales", "server-2": "sales", "server-3": "finance"}
+    declare_labels(engine, [Label(server, None, "team", team, ALWAYS) for server, team in teams.items()], TODAY)
+    declare_labels(engine, [Label("server-1", "audit", "team", "finance", TUESDAY)], TODAY)
+    compute_windows(service, "weekly", FIRST, WEEK.end)
+
+    with served_pages(engine.url) as pages:
+        page, changes = pages.document(f"/groups?{OF_WEEK}"), pages.document(f"/changes?{OF_WEEK}")
+        sales = pages.document(f"/group?by=team&name=sales&{OF_WEEK}")
+
+    moved = 700 * 6 // 7
+    assert {one["name"]: (one["change_mb"], one["is_change_partial"]) for one in page["groups"]} == {
+        "sales": (-moved, True),
+        "finance": (moved, False),
+    }
+    assert {one["name"]: one["known_before_mb"] for one in page["groups"]} == {"sales": 2100, "finance": 100}
+    assert page["change_mb"] == changes["size"]["change_mb"] == 0
+    assert (changes["rest_change_mb"], sales["sizes"][-1]["change_mb"]) == (0, -moved)
