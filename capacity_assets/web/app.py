@@ -84,6 +84,7 @@ from capacity_assets.web.reader import (
     known_values,
     shared_notice,
     shared_revision,
+    shared_windows,
 )
 from capacity_assets.web.rendering import FileList, PageRoute, page_templates
 from capacity_assets.web.subjects import (
@@ -491,6 +492,9 @@ class PageServer:
 
         def render() -> bytes:
             values = {"page": answer.content, "crumbs": _crumbs(page, answer.content), "read_at": answer.read_at}
+            if getattr(answer.content, "window_start", None):
+                newest, _ = shared_windows(self._reader, query, PERIODS[answer.content.period])
+                values["newest"] = newest and newest.start
             template = self._templates.get_template(f"{page.name}.html.j2")
             html = template.render(**values, notice=notice, query=query, title=page.title, user=user, listed=page.table)
             return gzip.compress(html.encode(), mtime=0)

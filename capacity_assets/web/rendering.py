@@ -271,6 +271,11 @@ def after(period: str, start: date) -> date:
     return PERIODS[period].following(PERIODS[period].window_of(start)).start
 
 
+def is_open(period: str, day: date, today: date) -> bool:
+    """Whether the window that contains a day is not over, as `complete_window` sees it; a measured day is over."""
+    return PERIODS[period].days != 1 and PERIODS[period].window_of(day).end >= today
+
+
 def menu_class(number: int) -> str:
     """Return the class of an entry of the menu, which sets up to which width of the screen it is under *More*."""
     return next((name for last, name in MENU_CLASSES if number <= last), "last")
@@ -361,7 +366,7 @@ LISTS = {
 }
 """The names of lists of files for people, if they differ from the name of the field."""
 FUNCTIONS = (
-    share_bar, sparkline, decide_command, window_name, before, after, shared_labels, label_keys, label_heads,
+    share_bar, sparkline, decide_command, window_name, before, after, is_open, shared_labels, label_keys, label_heads,
     billed_groups, is_left_out, menu_class, address, subject_address, table_address, dagster_partition,
 )  # fmt: skip
 

@@ -104,6 +104,17 @@ def test_the_page_leads_back_and_forward_and_to_what_it_names(pages: Pages) -> N
     assert 'rel="next"' not in pages.ask("/changes?period=daily").text
 
 
+def test_a_window_that_is_not_over_is_a_click_away_and_marked(pages: Pages) -> None:
+    week = PERIODS["weekly"].window_of(TODAY)
+    for path in ("/changes?period=weekly", "/groups?period=weekly", "/databases?period=weekly"):
+        html = pages.ask(path).text
+        assert f'rel="next" href="{path.replace("&", "&amp;")}&amp;window={week.start}">This week so far →</a>' in html
+        assert "<strong>so far</strong>" not in html
+        current = pages.ask(f"{path}&window={week.start}").text
+        assert '<p class="under">14 to 20 Jul 2025 <strong>so far</strong>, change since' in current
+        assert 'rel="next"' not in current
+
+
 def test_a_window_without_a_measurement_says_so_and_has_no_zeros(pages: Pages) -> None:
     for window, sentence in (
         ("2020-01-06", "Nothing was measured of the fleet in the week of 6 to 12 Jan 2020."),
