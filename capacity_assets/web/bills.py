@@ -80,7 +80,7 @@ class BillPage:
 
 def shared_group_names(reader: Reader, by: str) -> list[str]:
     """Return the names of all groups, so that each has the same colour on every page."""
-    return reader.read_cached(("group names", by), partial(group_names, by=by), NAMES_SECONDS)
+    return reader.read_cached(("group names", by, shared_revision(reader)), partial(group_names, by=by), NAMES_SECONDS)
 
 
 def grouping_of(query: PageQuery) -> str:

@@ -241,9 +241,8 @@ def _break_off(connection: Any) -> None:
 
 def found_names(reader: Reader, query: str, shown: int, today: date, kind: str = "") -> list[NameMatch]:
     """Return the names of a kind, or all, that have all words of a query, from a cached index; raises DBAPIError."""
-    index = reader.read_cached(
-        ("names", today), lambda connection: name_index(connection, today), NAMES_SECONDS, is_for_all=True
-    )
+    key = ("names", today, shared_revision(reader))
+    index = reader.read_cached(key, partial(name_index, today=today), NAMES_SECONDS, is_for_all=True)
     return index.search(query, shown, kind)
 
 
@@ -297,9 +296,9 @@ def notice_of(found: UncomputedSamples, today: date) -> str:
 
 
 def shared_revision(reader: Reader) -> tuple[object, ...]:
-    """Return a value that changes when forecasts change.
+    """Return a value that changes when forecasts, labels, prices or decisions change.
 
-    It is part of the cache key of every value with forecasts, so updates show within seconds.
+    It is part of the cache key of every value with one of these, so updates show within seconds.
     """
     return reader.read_cached("forecasts", forecasts_revision, FORECASTS_SECONDS, is_for_all=True)
 

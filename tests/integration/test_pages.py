@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import time
 from datetime import UTC, date, datetime, timedelta
 from html import unescape
 from urllib.parse import urlencode
@@ -19,6 +20,7 @@ from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.web.app import PAGES
+from capacity_assets.web.reader import FORECASTS_SECONDS
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute
@@ -736,3 +738,15 @@ def test_the_last_month_is_one_that_is_over_as_commands_see_it(pages: Pages, eng
         assert windows["monthly"] == "2025-05-01", "30 June has just begun"
         assert before.document("/groups?by=team")["window_start"] == "2025-05-01"
     assert pages.document("/groups?by=team")["window_start"] == "2025-06-01"
+
+
+def test_the_search_finds_a_label_seconds_after_it_was_declared(engine: Engine, database: URL) -> None:
+    filled(engine)
+    with served_pages(database) as pages:
+        assert pages.document("/search?q=treasury")["found"] == []
+        declare_labels(engine, [Label("server-2", None, "team", "treasury")], TODAY)
+        deadline = time.monotonic() + 5 * FORECASTS_SECONDS
+        while not (found := pages.document("/search?q=treasury")["found"]) and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+    assert [(one["kind"], one["server"], one["name"]) for one in found] == [("group", "team", "treasury")]
