@@ -48,6 +48,8 @@ from capacity_assets.reading.accuracy import Accuracy, scores_of
 
 MOST_RISKS = 1_000
 """Most risks that are read of an issue."""
+NOTICEABLE_RANGE = 0.01
+"""Width of a range, as a share of the size, above which it is seen in a chart."""
 
 
 class SubjectKey(NamedTuple):
@@ -104,6 +106,20 @@ class SizesAhead:
     def is_level(self) -> bool:
         """Whether sizes changed, but the last one was a better forecast than a trend."""
         return self.change_mb_per_day == 0 and any(one.upper_mb > one.lower_mb for one in self.ahead)
+
+    @property
+    def end_of_range(self) -> str | None:
+        """The end of the range at which the last forecast size is, lower or upper; None: it is between them.
+
+        A forecast is at an end if at least nine of ten sizes were on the same side of past forecasts.
+        """
+        last = self.ahead[-1] if self.ahead else None
+        # A range that nobody sees needs no explanation.
+        if last is None or last.upper_mb - last.lower_mb < last.size_mb * NOTICEABLE_RANGE:
+            return None
+        # The forecast and the ends are rounded differently.
+        is_lower, is_upper = last.size_mb - last.lower_mb <= 1, last.upper_mb - last.size_mb <= 1
+        return None if is_lower == is_upper else "lower" if is_lower else "upper"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from capacity_assets.ownership.prices import Price, declare_prices
 from capacity_assets.web.reader import FORECASTS_SECONDS
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.pages import Pages, served_pages
 from tests.pages_fleet import filled
@@ -106,6 +107,26 @@ def test_a_chart_says_why_the_range_of_a_forecast_narrows_and_why_it_is_level(pa
     assert (said in even, said in narrowing) == (False, True)
     level = "The forecast is level because in the past the last size was closer than a trend"
     assert (level in even, level in narrowing) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ("lower_365_mb = forecast_365_mb - 1, upper_365_mb = forecast_365_mb + 999", "lower end of its range"),
+        ("upper_365_mb = forecast_365_mb, lower_365_mb = forecast_365_mb - 999", "upper end of its range"),
+        ("upper_365_mb = forecast_365_mb + 1, lower_365_mb = forecast_365_mb", None),
+        ("upper_365_mb = forecast_365_mb + 999, lower_365_mb = forecast_365_mb - 999", None),
+    ],
+)
+def test_a_chart_says_why_a_forecast_is_at_an_end_of_its_range(engine: Engine, ends: str, said: str | None) -> None:
+    filled(engine)
+    execute(engine, f"UPDATE capacity_runways SET {ends} WHERE name = 'orders' AND subject = 'database'")
+
+    with served_pages(engine.url) as pages:
+        html = pages.ask("/database?server=1&name=orders").text
+
+    assert ("end of its range, because sizes" in html) == (said is not None)
+    assert (said or "") in html
 
 
 def test_forecasts_say_that_limits_or_steps_of_their_servers_were_declared_since(pages: Pages, engine: Engine) -> None:
