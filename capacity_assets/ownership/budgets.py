@@ -446,7 +446,7 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
     budgets = _budgets(connection, by, months, currency)
     found = []
     for assumed in scenarios:
-        of_groups = list(groups_of_effects(connection, by, today, assumed)) if assumed else []
+        of_groups = list(groups_of_effects(connection, by, fleet.last_day, assumed)) if assumed else []
         new = {name: GroupForecast(name, fleet.last_day, nothing, nothing, nothing) for name, _ in of_groups}
         groups = {**forecasts, **{name: one for name, one in new.items() if name not in forecasts}}
         each_price = {name: prices.get(name, at_mean) for name in groups}
@@ -519,12 +519,15 @@ def _forecasts(
 
 
 def groups_of_effects(
-    connection: Connection, by: str, today: date, assumed: Sequence[Effect]
+    connection: Connection, by: str, day: date, assumed: Sequence[Effect]
 ) -> Iterator[tuple[str | None, Effect]]:
-    """Yield effects of a scenario, each with the group that its database is in; raises DBAPIError."""
+    """Yield effects of a scenario, each with the group that its database is in on a day; raises DBAPIError.
+
+    A budget has the groups of its `fleet_day`. A group that began after it has no line yet.
+    """
     names = {"servers": [one.server for one in assumed], "databases": [one.database for one in assumed]}
     query = with_queries(_GROUPS_OF, subjects=SUBJECTS, labels_held=LABELS_OF_SUBJECTS)
-    for row in connection.execute(query, {**names, "by": by, "day": today}):
+    for row in connection.execute(query, {**names, "by": by, "day": day}):
         yield row.group_name, assumed[row.number - 1]
 
 

@@ -203,7 +203,7 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
     except NotFoundError as error:
         return ScenarioResult(*common, comparison.notes, without_budget=str(error))
     grown = [one for one in comparison.effects if isinstance(one.of, Growth)]
-    grouped = list(groups_of_effects(connection, by, today, grown)) if grown else []
+    grouped = list(groups_of_effects(connection, by, base.fleet_day, grown)) if grown else []
     before_by_name = {line.name: line for line in base.lines}
     return ScenarioResult(
         *common,

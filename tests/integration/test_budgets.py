@@ -19,7 +19,9 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.units import human_day
 from capacity_assets.forecast.issuing import issue_runways
+from capacity_assets.forecast.scenarios import Growth, Scenario
 from capacity_assets.ownership.budgets import SCALE, daily_sizes
+from capacity_assets.ownership.scenario_results import result_of
 from tests.bills import fill_two_months_to_bill
 from tests.clocks import TODAY
 from tests.command import capacity, printed
@@ -187,6 +189,9 @@ def test_a_budget_names_a_group_that_is_younger_than_the_last_complete_day_of_th
 
     after = budget()
     assert after["younger_mb"] == {"shop": 6 * GIB}
+    faster = Scenario(growth=[Growth(factor=Decimal(2), label=("team", "shop"))])
+    found = result_of(engine, TODAY, faster, "team", ("team",))
+    assert {one.name for one in found.budget} == set(by_name(after)), "what it adds is in the group of that day"
     assert set(by_name(after)) == set(by_name(before)) == {"search", "payments"}
     said = " ".join(printed("budget").split())
     assert "Without a line yet: shop (6.0 GiB). These groups began after " in said
