@@ -279,6 +279,8 @@ SECONDS_BETWEEN_READING_AHEAD = 20
 READ_AHEAD_CHANGES = ("weekly", "daily")
 # A page that is still being read waits for it again after this pause.
 SECONDS_BETWEEN_ASKING = 1
+# After so many seconds without any answer, a page that waits says that the database may hang.
+SILENT_SECONDS = 10
 # More threads than connections, because many requests wait for the same query.
 THREADS = 32
 STATEMENT_CANCELLED = "57014"
@@ -513,8 +515,17 @@ class PageServer:
         if page is None:
             return PlainTextResponse(f"{_slow(ANSWER_SECONDS)}\n", 503)
         what = page.description[0].lower() + page.description[1:]
-        text = f"Reading from the database: {what} The page opens by itself as soon as it has been read."
-        answer = self._page_of_text(request, 202, text, f"{page.title}: being read")
+        text, title = f"Reading from the database: {what}", f"{page.title}: being read"
+        silent = int(self._reader.silent_seconds)
+        if silent >= SILENT_SECONDS:
+            title = f"{page.title}: the database does not answer"
+            text = (
+                f"The database has answered nothing for {counted(silent, 'second')}. It hangs, is overloaded, or a "
+                "lock blocks the reading. `capacity check`, `pg_stat_activity` and its log show why."
+            )
+        answer = self._page_of_text(
+            request, 202, f"{text} The page opens by itself as soon as it has been read.", title
+        )
         # The page loads itself again by a header, which works without scripts too.
         answer.headers["Refresh"] = str(SECONDS_BETWEEN_ASKING)
         return answer

@@ -93,6 +93,8 @@ class Reader:
         self._reading: dict[Hashable, Future[Any]] = {}
         self._lock, self._computing = threading.Lock(), threading.Lock()
         self._opened: WeakSet[Any] = WeakSet()
+        self._asked: dict[object, float] = {}
+        self._answered_at = 0.0
         self._is_ended = False
         self.watch(engine)
         self._background = ThreadPoolExecutor(CONNECTIONS - FOR_READERS, thread_name_prefix="background")
@@ -125,8 +127,20 @@ class Reader:
         """Return a context with a connection that sees one snapshot of the tables throughout."""
         if self._is_ended:
             raise DatabaseError("The pages are being stopped.")
-        with snapshot(self._engine) as connection:
-            yield connection
+        transaction = object()
+        self._asked[transaction] = time.monotonic()
+        try:
+            with snapshot(self._engine) as connection:
+                yield connection
+            self._answered_at = time.monotonic()
+        finally:
+            del self._asked[transaction]
+
+    @property
+    def silent_seconds(self) -> float:
+        """For how long the database has not answered, although a transaction waits for it; 0: none waits."""
+        oldest = min(list(self._asked.values()), default=None)
+        return 0.0 if oldest is None else time.monotonic() - max(oldest, self._answered_at)
 
     def refuse_a_newer_schema(self) -> None:
         """Raise DatabaseError if a newer version has upgraded the schema since the connections were opened."""

@@ -252,12 +252,19 @@ def test_what_all_readers_share_may_take_longer_than_a_page_and_holds_up_neither
     monkeypatch.setattr(app, "ANSWER_SECONDS", 1)
     monkeypatch.setattr("capacity_assets.web.reader.ANSWER_SECONDS", 1)
     monkeypatch.setattr(access, "STATEMENT_TIMEOUT_SECONDS", 2)
+    monkeypatch.setattr(app, "SILENT_SECONDS", 3)
     with ThreadPoolExecutor(40) as pool, engine.connect() as connection:
         with served_pages(database, reads_ahead=True) as pages:
             connection.execute(text("LOCK TABLE capacity_decisions IN ACCESS EXCLUSIVE MODE"))
             began = time.monotonic()
-            while time.monotonic() - began < 4:
-                assert {answer.status for answer in pool.map(pages.ask, ["/"] * 40)} == {202}
+            texts = []
+            while time.monotonic() - began < 5:
+                answers = list(pool.map(pages.ask, ["/"] * 40))
+                assert {answer.status for answer in answers} == {202}
+                texts.append(answers[0].text)
+            assert "Reading from the database: size and growth of the fleet" in texts[0]
+            assert re.search(r"The database has answered nothing for \d seconds\. It hangs", texts[-1])
+            assert "Fleet: the database does not answer" in texts[-1]
             assert pages.ask("/static/icon.svg").status == 200
             connection.rollback()
             deadline = time.monotonic() + 30
