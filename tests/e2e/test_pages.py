@@ -430,3 +430,11 @@ def test_every_page_over_an_empty_database_says_how_to_begin(browser: Browser, e
             page.goto(path)
             expect(page.locator("main")).not_to_be_empty()
         page.context.close()
+
+
+def test_a_table_that_is_wider_than_a_phone_says_that_it_scrolls(page: Page) -> None:
+    said = page.get_by_text("The table scrolls sideways.")
+    page.goto("/budget")
+    expect(said).to_be_hidden()
+    page.set_viewport_size({"width": 390, "height": 844})
+    expect(said).to_be_visible()
