@@ -357,12 +357,13 @@ def declare_sample(engine: Engine, today: date) -> None:
 
 def _steps(engine: Engine, today: date) -> list[SizeStep]:
     with engine.connect() as connection:
-        measured = {tuple(row) for row in connection.execute(text(_MEASURED), {"today": today})}
+        rows = connection.execute(text(_MEASURED), {"today": today})
+        first_days = {(row.server, row.database): row.first_day for row in rows}
     return [
         SizeStep(server, database, date(year, event.month, 1), event.note)
         for (server, database), event in {**EVENTS, FIXED_FILES: PURGE}.items()
         for year in range(today.year - 2, today.year + 1)
-        if (server, database) in measured and date(year, event.month, 1) <= today
+        if first_days.get((server, database), date.max) < date(year, event.month, 1) <= today
     ]
 
 
@@ -433,8 +434,9 @@ WHERE s.collected_date = :today AND b.collected_date = CAST(:today AS date) - 90
 ORDER BY s.size_mb - b.size_mb DESC, i.name, s.database_name LIMIT 1
 """
 _MEASURED = """
-SELECT i.name, s.database_name FROM database_size_stats s JOIN instances i ON i.id = s.instance_id
-WHERE s.collected_date = :today
+SELECT i.name AS server, s.database_name AS database, min(s.collected_date) AS first_day
+FROM database_size_stats s JOIN instances i ON i.id = s.instance_id
+GROUP BY i.name, s.database_name HAVING max(s.collected_date) = :today
 """
 # MySQL reports no volumes: those of the sample come from monitoring, as in reality. A volume also contains files of no
 # database, and is extended by 64 GiB when less than a tenth is free.
@@ -495,44 +497,54 @@ ON CONFLICT DO NOTHING
 
 
 # An audit log that is never purged takes what the database grows by. An index of the orders doubles from July on, as
-# its pages are split, and is built again at New Year. Shares of the size, in permille; the rest is unexplained.
+# its pages are split, and is built again at New Year, when the dead rows of the actors are removed, too. Nobody writes
+# to the orders of 2019. Shares of the size, in permille; the rest is unexplained.
 _OBJECTS = """
 WITH measured AS (
     SELECT s.instance_id, i.name, s.database_name, s.collected_date AS day, s.collected_at,
            s.size_mb * 1048576 AS size_bytes,
            least(100 + (s.collected_date - date '2024-01-01') / 3, 700) AS logged,
-           least(greatest(CAST(extract(doy FROM s.collected_date) AS integer) - 180, 0), 100) AS split
+           least(greatest(CAST(extract(doy FROM s.collected_date) AS integer) - 180, 0), 100) AS split,
+           CAST(extract(doy FROM s.collected_date) AS integer) AS day_of_year,
+           s.collected_date - date '2024-01-01' AS age
     FROM sample s JOIN instances i ON i.id = s.instance_id
     WHERE (i.name, s.database_name) IN (('postgresql-core-01', 'audit'), ('mysql-orders-01', 'orders'))
       AND extract(isodow FROM s.collected_date) = 1
 ), shares AS (
     SELECT m.*, o.kind, o.schema_name, o.table_name, o.object_name, o.permille, o.indexed, o.object_count,
-           o.free_percent
+           o.free_permille, o.daily_rows, o.fixed_bytes
     FROM measured m CROSS JOIN LATERAL (VALUES
-        ('audit', 'table', 'public', '', 'audit_log', logged, logged / 8, NULL, 2),
-        ('audit', 'index', 'public', 'audit_log', 'audit_log_pkey', logged / 8, NULL, NULL, NULL),
-        ('audit', 'table', 'public', '', 'actors', (880 - logged - logged / 8) / 2, 0, NULL, 35),
-        ('audit', 'others', '', '', '', 100, NULL, 143, NULL),
-        ('orders', 'table', '', '', 'order_lines', 420, 120 + 120 * split / 100, NULL, 18),
-        ('orders', 'index', '', 'order_lines', 'by_product', 120 + 120 * split / 100, NULL, NULL, NULL),
-        ('orders', 'table', '', '', 'orders', 240, 0, NULL, 0),
-        ('orders', 'others', '', '', '', 60, NULL, 12, NULL)
-    ) AS o (database_name, kind, schema_name, table_name, object_name, permille, indexed, object_count, free_percent)
+        ('audit', 'table', 'public', '', 'audit_log', logged, logged / 8, NULL, 20, 90000, NULL),
+        ('audit', 'index', 'public', 'audit_log', 'audit_log_pkey', logged / 8, NULL, NULL, NULL, NULL, NULL),
+        ('audit', 'table', 'public', '', 'actors', (880 - logged - logged / 8) / 2, 0, NULL, 200 + day_of_year, 4000,
+         NULL),
+        ('audit', 'others', '', '', '', 100, NULL, 143, NULL, NULL, NULL),
+        ('orders', 'table', '', '', 'order_lines', 420, 120 + 120 * split / 100, NULL, 180, 70000, NULL),
+        ('orders', 'index', '', 'order_lines', 'by_product', 120 + 120 * split / 100, NULL, NULL, NULL, NULL, NULL),
+        ('orders', 'table', '', '', 'orders', 140, 0, NULL, 0, 20000, NULL),
+        ('orders', 'table', '', '', 'orders_2019', NULL, 0, NULL, 0, 0, 1610612736),
+        ('orders', 'others', '', '', '', 60, NULL, 12, NULL, NULL, NULL)
+    ) AS o (database_name, kind, schema_name, table_name, object_name, permille, indexed, object_count, free_permille,
+            daily_rows, fixed_bytes)
     WHERE o.database_name = m.database_name
 ), entered AS (
     SELECT day, instance_id, database_name, collected_at, kind, schema_name, table_name, object_name,
-           size_bytes * permille / 1000 AS size_bytes, size_bytes * CAST(indexed AS bigint) / 1000 AS index_bytes,
+           coalesce(fixed_bytes, size_bytes * permille / 1000) AS size_bytes,
+           size_bytes * CAST(indexed AS bigint) / 1000 AS index_bytes,
            CAST(object_count AS integer) AS object_count,
-           size_bytes * permille / 1000 * CAST(free_percent AS integer) / 100 AS free_bytes
+           coalesce(fixed_bytes, size_bytes * permille / 1000) * CAST(free_permille AS integer) / 1000 AS free_bytes,
+           CAST(daily_rows AS bigint) * age AS written_rows,
+           CASE WHEN daily_rows IS NOT NULL THEN timestamp '2024-01-01' END AS counted_since
     FROM shares
     UNION ALL
     SELECT day, instance_id, database_name, collected_at, 'unexplained', '', '', '',
-           size_bytes - CAST(sum(size_bytes * permille / 1000) AS bigint), NULL, NULL, NULL
+           size_bytes - CAST(sum(coalesce(fixed_bytes, size_bytes * permille / 1000)) AS bigint), NULL, NULL, NULL,
+           NULL, NULL
     FROM shares GROUP BY day, instance_id, database_name, collected_at, size_bytes
 )
 INSERT INTO object_size_stats
     (collected_date, instance_id, database_name, collected_at, kind, schema_name, table_name, object_name, size_bytes,
-     index_bytes, object_count, free_bytes, is_exact)
+     index_bytes, object_count, free_bytes, written_rows, counted_since, is_exact)
 SELECT *, kind = 'table' FROM entered
 ON CONFLICT DO NOTHING
 """

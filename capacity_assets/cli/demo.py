@@ -8,6 +8,7 @@ shares a database with other servers.
 
 from __future__ import annotations
 
+import sys
 from datetime import date
 
 import click
@@ -23,6 +24,7 @@ from capacity_assets.base.units import counted
 from capacity_assets.cli.growth import top_databases, top_table
 from capacity_assets.cli.options import CommandFailedError, Table, command, progress_bar, say
 from capacity_assets.cli.runway import runway_lines
+from capacity_assets.cli.serve import HOST, PAGES_PORT
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.demo import LoadedFleet
 from capacity_assets.forecast.decisions import OpenDecisions, stored_decisions
@@ -53,6 +55,9 @@ def demo(settings: Settings, /, *, remove: bool) -> None:
 def _run(settings: Settings) -> None:
     with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         settings = load_settings()
+        # Partitions in Dagster link to the pages that `capacity up` serves.
+        pages_url = settings.pages_url or f"http://{HOST}:{PAGES_PORT}"
+        settings = settings.model_copy(update={"pages_url": pages_url})
         today = Clock(settings.zone).today()
         first_day = sample_fleet.first_sample_day(settings.start_date, today)
         if first_day > today:
@@ -64,12 +69,21 @@ def _run(settings: Settings) -> None:
             mark_days(settings, instance, engine, today)
             work = open_work(instance, first_day, today, fleet)
             total = sum(len(chunk.windows) for chunk in work.chunks)
+            begun: set[str] = set()
             with progress_bar("windows computed, reports written", total) as update:
+
+                def on_progress(subject: str, windows: int) -> None:
+                    update(description=subject, advance=windows)
+                    # On a terminal, the bar shows it.
+                    if subject not in begun and not sys.stderr.isatty():
+                        say(f"Computing {subject}.")
+                    begun.add(subject)
+
                 written, recomputed = materialise(
                     settings,
                     instance,
                     work,
-                    on_windows=lambda windows: update(advance=windows),
+                    on_progress=on_progress,
                     recompute=lambda check_cancelled: _recomputed(engine, settings, first_day, today, check_cancelled),
                 )
             if sample_fleet.declare_sample_decision(engine, today):
@@ -93,6 +107,7 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
             f"This database holds other servers than the sample fleet ({others}), and the two do not mix. "
             "Set CAPACITY_HOME to another folder, or CAPACITY_DATABASE_URL to an empty database."
         )
+    say("Loading the sample fleet.")
     fleet = sample_fleet.load_sample_fleet(engine, first_day, today)
     # Samples older than the retention period may be in the default partition; this moves them out of it.
     retention_service(engine, settings).prepare()

@@ -163,13 +163,14 @@ def materialise(
     instance: dg.DagsterInstance,
     work: OpenWork,
     *,
-    on_windows: Callable[[int], None],
+    on_progress: Callable[[str, int], None],
     recompute: Callable[[Guard], RunSummary],
 ) -> tuple[int, RunSummary]:
     """Run the jobs, and recompute the windows while their documents, which only read, are created.
 
     Returns the number of written rows, and the result of `recompute`, whose argument it calls before each commit and
-    which ends it if the other work has failed or was interrupted. `on_windows` gets the windows of each run.
+    which ends it if the other work has failed or was interrupted. `on_progress` gets the subject
+    of each run and the number of its computed windows: 0 when it begins, all of them when it has ended.
 
     Raises RunFailedError, and KeyboardInterrupt if a run was interrupted.
     """
@@ -188,8 +189,9 @@ def materialise(
     def run(chunks: Sequence[PlannedRun]) -> int:
         written = 0
         for chunk in chunks:
+            on_progress(chunk.subject, 0)
             written += _written_by(definitions.resolve_job_def(chunk.job), instance, chunk)
-            on_windows(len(chunk.windows))
+            on_progress(chunk.subject, len(chunk.windows))
         return written
 
     with ThreadPoolExecutor(1, thread_name_prefix="recompute") as thread:

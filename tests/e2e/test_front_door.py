@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import DAGSTER_DRIVER
 from capacity_assets.database.embedded import EmbeddedServer
 from tests.e2e.conftest import FIRST_DAY, Demo
@@ -45,6 +46,11 @@ def test_the_demo_computes_every_period_and_prints_what_a_dba_asks_for(demo: Dem
     for period in ("daily", "weekly", "monthly", "quarterly", "yearly"):
         assert re.search(rf"{period} +\d+ +[\d,]+ +0 +[\d,]+ +[\d,]+", done.stdout), done.stdout
     assert written_rows(done.stdout) > 8_000
+    stages = re.findall(r"^Computing (.+)\.$", done.stdout, re.MULTILINE)
+    assert stages == [
+        *(f"the {period} windows" for period in PERIODS),
+        *("the runways", "the growth reports", "the bills", "the digests", "the tables' partitions"),
+    ], "a line for each, not minutes of silence"
     assert "Fastest growing databases" in done.stdout
     assert "Next: `make up`" in done.stdout
     assert "Traceback" not in done.stderr

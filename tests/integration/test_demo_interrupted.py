@@ -59,7 +59,7 @@ def test_a_run_that_waits_for_the_database_is_ended_and_not_repeated(orders: Eng
         thread.start()
         started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            materialise(settings, instance, OpenWork([DAILY], [], []), on_windows=print, recompute=nothing)
+            materialise(settings, instance, OpenWork([DAILY], [], []), on_progress=print, recompute=nothing)
         assert time.monotonic() - started < SECONDS
         ended.set()
         thread.join()
@@ -78,13 +78,13 @@ def test_the_recomputation_beside_the_documents_ends_before_its_next_commit(orde
             commits.append(time.monotonic())
         return RunSummary()
 
-    def interrupt(_windows: int) -> None:
+    def interrupt(_subject: str, _windows: int) -> None:
         if commits:
             raise KeyboardInterrupt
 
     work = OpenWork([], [PlannedRun("weekly_aggregation_job", "the weekly windows", [WEEK])] * 20, [])
     with dg.DagsterInstance.ephemeral() as instance, pytest.raises(KeyboardInterrupt):
-        materialise(settings, instance, work, on_windows=interrupt, recompute=recompute)
+        materialise(settings, instance, work, on_progress=interrupt, recompute=recompute)
 
     assert time.monotonic() - commits[-1] < SECONDS
     assert len(commits) < 1000

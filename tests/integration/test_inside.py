@@ -24,7 +24,8 @@ from capacity_assets.collection.engines.base import DatabaseObjects, DatabaseSiz
 from capacity_assets.collection.measuring import ProbeOutcome
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.tables import ALWAYS
-from capacity_assets.demo import FIXED_FILES, load_sample_fleet
+from capacity_assets.demo import FIXED_FILES, declare_sample, load_sample_fleet
+from capacity_assets.forecast.limits import stored_steps
 from capacity_assets.forecast.results import FORECAST, OWN_CEILING
 from capacity_assets.forecast.runway import compute_runways
 from capacity_assets.ownership.bills import issue_bill
@@ -357,6 +358,11 @@ def test_the_sample_fleet_has_two_databases_with_a_story_inside_and_one_that_fil
             found = growth_inside(connection, numbers[server], name, date(2025, 7, 1), date(2025, 12, 31))
             assert found is not None
             stories[name] = found.objects[0]
+        days = date(2025, 10, 1), date(2025, 12, 31)
+        listed = {
+            order: [one.name for one in list_objects(connection, *days, order=order, shown=9).objects]
+            for order in ("free", "unwritten")
+        }
         samples = connection.execute(text("SELECT count(DISTINCT collected_date) FROM object_size_stats")).scalar_one()
         sums = (
             "SELECT count(*) FROM (SELECT sum(o.size_bytes) - max(d.size_mb) * 1048576 AS off FROM object_size_stats o "
@@ -365,9 +371,15 @@ def test_the_sample_fleet_has_two_databases_with_a_story_inside_and_one_that_fil
         sums += "o.collected_date, o.instance_id, o.database_name) x WHERE off <> 0"
         assert connection.execute(text(sums)).scalar_one() == 0
     assert 50 <= samples <= 52
+    assert listed == {"free": ["actors"], "unwritten": ["orders_2019"]}
     assert stories["audit"].label == "public.audit_log"
     assert stories["orders"].label == "by_product on order_lines"
     assert round(stories["orders"].after_bytes / stories["orders"].before_bytes) == 2
+    declare_sample(engine, date(2025, 12, 31))
+    declared = {(one.declaration.server, one.declaration.day) for one in stored_steps(engine)}
+    assert declared == {("oracle-archive-01", date(2025, 3, 1)), ("sqlserver-bi-01", date(2025, 6, 1))}, (
+        "after the first"
+    )
     fixed = {row.database: row for row in compute_runways(engine, date(2025, 12, 1), server=FIXED_FILES[0]).rows}
     shipping = fixed[FIXED_FILES[1]]
     assert (shipping.binds, shipping.state, shipping.headroom_mb) == (OWN_CEILING, FORECAST, 4367), "inside its files"
