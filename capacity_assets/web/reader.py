@@ -33,7 +33,7 @@ from capacity_assets.database.engine import snapshot
 from capacity_assets.database.schema import newer_schema
 from capacity_assets.reading.access import CONNECTIONS, STATEMENT_TIMEOUT_SECONDS, limit_seconds
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
-from capacity_assets.reading.forecasts import forecasts_revision, outdated_servers
+from capacity_assets.reading.forecasts import forecast_day, forecasts_revision, outdated_servers
 from capacity_assets.reading.lists import NAME_KINDS, NameMatch, name_index
 from capacity_assets.reading.sizes import SizeInWindow, mark_partial, partial_windows, windows_back
 from capacity_assets.reading.subjects import address
@@ -278,12 +278,21 @@ def shared_outdated(reader: Reader) -> list[str]:
 
 
 def shared_notice(reader: Reader, today: date) -> str:
-    """Return the notice about samples that the figures do not include yet; empty if there are none, or unknown."""
+    """Return the notice about a clock that is behind, or samples that the figures do not include yet.
+
+    It is empty if there are none, or unknown.
+    """
 
     def read() -> str:
         # While the database is busy, pages are shown without the notice.
         with suppress(DBAPIError), reader.transaction() as connection:
             limit_seconds(connection, OUTSTANDING_SECONDS)
+            issued = forecast_day(connection)
+            if issued is not None and (issued - today).days > 1:
+                return (
+                    f"The newest forecasts are of {human_day(issued)}, but today is {human_day(today)} by the clock of "
+                    "this machine. Check this clock."
+                )
             return notice_of(uncomputed_samples(connection, today), today)
         return ""
 

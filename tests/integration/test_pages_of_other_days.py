@@ -7,6 +7,7 @@ from datetime import date, timedelta
 import pytest
 from sqlalchemy import URL, Engine
 
+from capacity_assets.base.units import human_day
 from tests.clocks import TODAY, fixed_clock
 from tests.databases import execute
 from tests.fleet import add_database_sizes, sizes
@@ -44,6 +45,10 @@ def test_no_page_fails_by_a_clock_far_behind_or_ahead(database: URL, days: int) 
         answers = {address: pages.ask(address) for address in (*ADDRESSES, *SCENARIOS, *MORE)}
 
     assert {address: one.text for address, one in answers.items() if one.status not in {200, 202, 404}} == {}
+    today = human_day(TODAY + timedelta(days=days))
+    behind = f"The newest forecasts are of 20 Jul 2025, but today is {today} by the clock of this machine."
+    assert [behind in answers[address].text for address in ("/", "/servers")] == [days < 0] * 2
+    assert ("Newest measurement: " in answers["/"].text) == (days > 0)
 
 
 def test_what_if_by_a_clock_a_year_behind_says_why_it_has_no_budget(database: URL, engine: Engine) -> None:
