@@ -129,7 +129,7 @@ def read_digest(
 
     `today` None: the day after the week.
     """
-    with database_errors(doing="reading the digest", kept="Nothing was sent."), snapshot(engine) as connection:
+    with database_errors(doing="reading the digest"), snapshot(engine) as connection:
         return _read(connection, week, label, thresholds, today or week.end + timedelta(days=1))
 
 
@@ -466,7 +466,7 @@ def _send_to(
 
 def _delivered(engine: Engine, week: Window, receiver: Receiver) -> list[str]:
     query = text("SELECT channel FROM capacity_digests WHERE week = :week AND receiver = :receiver")
-    with database_errors(doing="reading who got a digest", kept="Nothing was sent."), engine.connect() as connection:
+    with database_errors(doing="reading who got a digest"), engine.connect() as connection:
         return list(connection.execute(query, {"week": week.start, "receiver": receiver.name}).scalars())
 
 

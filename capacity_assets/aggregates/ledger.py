@@ -103,7 +103,7 @@ class Ledger:
     engine: Engine
     periods: Collection[str] = tuple(PERIODS)
 
-    def gather(self, kept: str = "No change was lost.", within_seconds: int | None = None) -> None:
+    def gather(self, kept: str = "", within_seconds: int | None = None) -> None:
         """Read the queue of changes, with the records of the nodes of a cluster; see `take_over` for the parameters."""
         self.take_over(kept, within_seconds)
         with self._work("reading the queue of changes", kept) as connection:
@@ -124,7 +124,7 @@ class Ledger:
             "year_before_ends": [window.end for window in years_before],
         }
         wanted: dict[str, dict[date, int]] = {level.name: {} for level in levels}
-        with self._work("recording that a computation begins", "Nothing was written.") as connection:
+        with self._work("recording that a computation begins") as connection:
             # A crash that loses this commit loses the later ones, too.
             connection.execute(text("SET LOCAL synchronous_commit = off"))
             gather_changes(connection)
@@ -144,7 +144,7 @@ class Ledger:
             "starts": [window.start for _, _, window in listed],
         }
         stored = " ".join(f"WHEN '{level.name}' THEN {self._lookup('stored', level)}" for level in parts)
-        with self._work("looking for unchanged windows", "Nothing was written.") as connection:
+        with self._work("looking for unchanged windows") as connection:
             known = _KNOWN.format(stored=f"CASE w.level {stored} END")
             named = {"stale": STALE_WHEN_GATHERED, "tracking": TRACKING}
             query = with_queries(known, materialized=named, **named)
@@ -176,7 +176,7 @@ class Ledger:
         starts = {start for window in windows for start in (window.start, period.following(window).start)}
         names = [level.name for level in levels]
         parameters = {"period_type": period.name, "levels": names, "starts": sorted(starts)}
-        with self._work("recording that rows are to be replaced", "Nothing was written.") as connection:
+        with self._work("recording that rows are to be replaced") as connection:
             connection.execute(text(_INVALIDATE), parameters)
 
     def computed(self, period: Period, level: Level) -> list[ComputedWindow]:
@@ -206,12 +206,12 @@ class Ledger:
 
         Either their samples changed since, or their rows may no longer be as computed.
         """
-        self.take_over("")
+        self.take_over()
         return self._stale("looking for windows that are out of date", of_samples=False)
 
     def _stale(self, doing: str, *, of_samples: bool) -> list[StaleWindow]:
         parameters = {"periods": list(self.periods), "of_samples": of_samples}
-        with self._work(doing, "No change was lost.") as connection:
+        with self._work(doing) as connection:
             rows = connection.execute(text(_STALE), parameters).all()
         return [StaleWindow(name, level, Window(start, end), *rest) for name, level, start, end, *rest in rows]
 
@@ -222,7 +222,7 @@ class Ledger:
 
         A window does not count as stale for changes younger than `patience_seconds`, for which runs are requested.
         """
-        self.take_over("")
+        self.take_over()
         with self._work("looking for incomplete windows") as connection:
             return self.left(connection, level, {period: windows}, patience_seconds=patience_seconds)
 
@@ -271,7 +271,7 @@ class Ledger:
         reason = f"{row.lost:,} of its {row.records:,} aggregates are gone: materialise it again"
         return IncompleteWindow(period.name, level.name, Window(row.period_start, row.period_end), reason)
 
-    def take_over(self, kept: str, within_seconds: int | None = None) -> None:
+    def take_over(self, kept: str = "", within_seconds: int | None = None) -> None:
         """Collect the changes that the nodes of a cluster recorded; each has `within_seconds` to answer.
 
         `kept` is part of the error if a node does not.

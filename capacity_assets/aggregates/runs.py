@@ -372,7 +372,7 @@ class AggregationRunner:
         started = time.perf_counter()
         summaries: list[PeriodSummary] = [self._empty(whole.period, window) for window in whole.windows]
         done, logged_at = 0, started
-        with database_errors(doing="asking where the tables lie", kept="Nothing of this level was written."):
+        with database_errors(doing="reading where the tables are"):
             self._distributed = self.level.has_servers and is_distributed(self.engine)
         slices = list(self._slices(whole))
         for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
@@ -393,7 +393,7 @@ class AggregationRunner:
             return
         if len(whole.instances) * whole.rows_read > INSTANCE_DAYS_PER_SLICE:
             # Days before the first sample, such as those of the year before, do not count.
-            with database_errors(doing="looking for the first sample", kept="Nothing of this level was written."):
+            with database_errors(doing="looking for the first sample"):
                 with self.engine.connect() as connection:
                     first_day = connection.execute(sa.select(sa.func.min(self.level.source.c.collected_date))).scalar()
                 whole = replace(whole, since=first_day or date.min)
@@ -541,7 +541,7 @@ class AggregationRunner:
     def _failure(self, error: DatabaseFailure, work: AggregationWork) -> Exception:
         first, last = work.windows[0].start, work.windows[-1].end
         doing = f"computing {work.period.name} {self.level.name} aggregates from {first} to {last}"
-        kept = "What was committed before was kept; the slice at work was rolled back whole."
+        kept = "Completed slices were kept; the current slice was rolled back."
         return database_error(error, doing=doing, kept=kept)
 
 

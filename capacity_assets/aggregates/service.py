@@ -76,7 +76,7 @@ class PartitionRange:
         """
         first, last = first_day or self.first_day, last_day or self._last(period).end
         if first is None:
-            raise ValidationError("The first day is missing. Nothing was written.")
+            raise ValidationError("The first day is missing.")
         earliest = self._first_start(period) or first
         for day in (first, last):
             # Checked before windows are built: a mistyped year would build millions.
@@ -90,7 +90,7 @@ class PartitionRange:
         try:
             return list(period.windows_between(first, last))
         except ValueError as error:
-            raise ValidationError(f"{error}. Nothing was written.") from error
+            raise ValidationError(f"{error}.") from error
 
     def window_holding(self, period: Period, day: date | None) -> Window:
         """Return the window of a day, by default the last complete one; raises ValidationError outside the range."""
@@ -172,11 +172,11 @@ class AggregationService:
         try:
             wanted = in_order(chosen, windows)
         except ValueError as error:
-            raise ValidationError(f"{error}. Nothing was written.") from error
+            raise ValidationError(f"{error}.") from error
         if not wanted or not runners:
-            raise ValidationError("No window or no level was asked for. Nothing was written.")
+            raise ValidationError("No window or no level was asked for.")
         self.partitions.refuse_windows_outside(chosen, wanted)
-        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was written.")
+        refuse_an_unfit_database(self.engine, self.clock.zone)
         if options.instance_ids is not None:
             self.instances(options.instance_ids)
         with self._guarded(chosen, options) as guarded:
@@ -205,7 +205,7 @@ class AggregationService:
 
         Returns up to which change each window is computed, by level and first day.
         """
-        self.ledger.take_over("Nothing was written.")
+        self.ledger.take_over()
         if options.overwrite and not options.dry_run:
             self.ledger.invalidate(period, levels, windows)
         is_recorded = options.instance_ids is None and not options.dry_run
@@ -297,15 +297,13 @@ class AggregationService:
 
     def _runner(self, level: str) -> AggregationRunner:
         if level not in self._runners:
-            raise ValidationError(
-                f"Unknown level {level!r}; known: {', '.join(self._runners)}, {SCOPE_ALL}. Nothing was written."
-            )
+            raise ValidationError(f"Unknown level {level!r}; known: {', '.join(self._runners)}, {SCOPE_ALL}.")
         return self._runners[level]
 
     def instances(self, instance_ids: Sequence[int] | None) -> list[InstanceRef]:
         """Return all registered instances, or those with the given ids; raises NotFoundError for an unknown id."""
         with (
-            database_errors(doing="reading the servers", kept="Nothing was written."),
+            database_errors(doing="reading the servers"),
             self.engine.connect() as connection,
         ):
             rows = connection.execute(text(_INSTANCES)).all()
@@ -315,7 +313,7 @@ class AggregationService:
         missing = sorted(set(instance_ids) - known.keys())
         if missing:
             listed = ", ".join(map(str, missing))
-            raise NotFoundError(f"No server with id {listed} is registered. Nothing was written.")
+            raise NotFoundError(f"No server with id {listed} is registered.")
         return [known[instance_id] for instance_id in sorted(set(instance_ids))]
 
     # The methods of the replaced system.
@@ -330,7 +328,7 @@ class AggregationService:
         try:
             windows = self.period(period_type).windows_between(start_date, end_date)
         except ValueError as error:
-            raise ValidationError(f"{error}. Nothing was written.") from error
+            raise ValidationError(f"{error}.") from error
         return self.aggregate(period_type, windows, RunOptions(self.levels_of(scope), overwrite=overwrite))
 
     def aggregate_current_period(self, period_type: str = "daily", *, scope: str = SCOPE_ALL) -> RunSummary:

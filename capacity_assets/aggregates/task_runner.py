@@ -133,7 +133,7 @@ class AggregationTaskRunner:
 
     def _ledger(self) -> Ledger:
         service = self.service
-        refuse_an_unfit_database(service.engine, service.partitions.clock.zone, kept="Nothing was written.")
+        refuse_an_unfit_database(service.engine, service.partitions.clock.zone)
         return service.ledger
 
     def _has_partition(self, period: str, window: Window) -> bool:

@@ -122,9 +122,7 @@ def _say_changed_bills(session: DeclarationSession, changes: PriceChanges, *, re
     months = [*(bill.text for bill in changes.bills), *map(bills.month_named, changes.older_months)]
     named = first_of(months, price_list.MONTHS_COMPUTED)
     if not restate and not session.dry_run:
-        raise ValidationError(
-            f"Bills of closed months would change: {named}. Nothing was changed. To restate them, add --restate."
-        )
+        raise ValidationError(f"Bills of closed months would change: {named}. To restate them, add --restate.")
     say(f"Bills of closed months that change: {named}.{'' if restate else ' Requires --restate.'}")
 
 

@@ -22,7 +22,7 @@ from capacity_assets.database.engine import (
     ensure_reachable,
     safe_url,
 )
-from capacity_assets.history.other_databases import KEPT, address_of, copy_database
+from capacity_assets.history.other_databases import address_of, copy_database
 from capacity_assets.history.retention import MaintenanceError, MaintenanceReport
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage
 from capacity_assets.runtime import open_engine, prepare_database, retention_service
@@ -184,9 +184,9 @@ def copy(settings: Settings, /, *, address: str, password_from: str | None) -> R
       capacity copy postgresql://capacity@db.example/capacity --password-from env:CAPACITY_OWNER_PASSWORD
     """
     with disposed(capacity_engine(address_of(address, password_from, settings))) as target:
-        with options.open_database(settings, kept="Nothing was copied.") as source:
+        with options.open_database(settings) as source:
             ensure_reachable(target, "ADDRESS")
-            with database_errors(doing="preparing the target", kept=KEPT):
+            with database_errors(doing="preparing the target"):
                 prepare_database(target, settings)
             copied = copy_database(source, target, lambda table, rows: say(f"  {table}: {counted(rows, 'row')}"))
         try:

@@ -149,7 +149,7 @@ def _remove(settings: Settings) -> None:
         raise CommandFailedError(f"There is no sample fleet under {settings.home.resolve()}.")
     with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         with open_engine(load_settings()) as engine:
-            refuse_an_unfit_database(engine, kept="Nothing was removed.")
+            refuse_an_unfit_database(engine)
             if not sample_fleet.holds_sample_fleet(engine):
                 raise CommandFailedError("This database holds no sample fleet.")
             if others := sample_fleet.other_instances(engine):

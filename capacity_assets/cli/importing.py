@@ -167,7 +167,7 @@ def import_(settings: Settings, /, *, source: str, **values: Any) -> int:
     chosen = ImportOptions(**values)
     work_of, taken, kind = _kind_of(source, chosen)
     chosen.refuse_others(taken, kind)
-    with options.open_database(settings, kept="Nothing was imported.") as engine:
+    with options.open_database(settings) as engine:
         refuse_the_sample_fleet(engine)
         # A dry run writes nothing, and must not delay a collection.
         unlocked = nullcontext(HeldLock(lambda: None))
@@ -279,7 +279,7 @@ class _Import:
         return days
 
     def _known(self) -> set[str]:
-        reading = database_errors(doing="reading servers", kept="Nothing was imported.")
+        reading = database_errors(doing="reading servers")
         with reading, self.engine.connect() as connection:
             return set(connection.execute(sa.text("SELECT name FROM instances")).scalars())
 
@@ -334,7 +334,7 @@ class _Import:
             place=place,
         )
         with _rows_read("Detecting the format") as on_rows:
-            survey = surveyor.survey(_before_anything(source.rows(0)), on_rows)
+            survey = surveyor.survey(source.rows(0), on_rows)
         # Formats of this project's own files are not mentioned.
         if survey.conventions.dates != rows.ISO:
             say(f"Date format: {survey.conventions.dates}.")
@@ -410,13 +410,6 @@ def _rows_read(description: str) -> Iterator[Callable[[int], None]]:
     """Show the number of rows that were read; yields its update."""
     with options.progress_bar(description) as update:
         yield lambda read: update(completed=read)
-
-
-def _before_anything(positioned: Iterator[sources.PositionedRow]) -> Iterator[sources.PositionedRow]:
-    try:
-        yield from positioned
-    except ValidationError as error:
-        raise ValidationError(f"{error} Nothing was imported.") from None
 
 
 def _report_lines(report: LoadReport, level: Level, place: Callable[[int], str]) -> Iterator[Line]:

@@ -209,13 +209,13 @@ def _as_json(value: object) -> object:
 
 
 @contextmanager
-def open_database(settings: Settings, zone: ZoneInfo | None = None, *, kept: str = "") -> Iterator[Engine]:
+def open_database(settings: Settings, zone: ZoneInfo | None = None) -> Iterator[Engine]:
     """Open the capacity database; refuse one without this version's schema or, with `zone`, with days of another zone.
 
-    `kept` is a sentence about what was not done, for the error's text. Raises CapacityError.
+    Raises CapacityError.
     """
     with open_engine(settings, existing=True) as engine:
-        refuse_an_unfit_database(engine, zone, kept=kept)
+        refuse_an_unfit_database(engine, zone)
         yield engine
 
 

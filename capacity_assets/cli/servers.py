@@ -423,7 +423,7 @@ def collect(settings: Settings, /, *, servers: Sequence[str], again: bool, share
             prepare_database(engine, settings)
             refuse_the_sample_fleet(engine)
             _register_own(engine)
-        refuse_an_unfit_database(engine, kept="Nothing was measured.")
+        refuse_an_unfit_database(engine)
         service = collection_service(engine, settings)
         chosen = [*servers, *([OWN_SERVER] if own and servers else [])] or None
         with _progress() as on_outcome:

@@ -146,7 +146,7 @@ def with_engine_defaults(server: Server) -> Server:
         checked_reference(server.password_from)
     for wrong, problem in problems:
         if wrong:
-            raise ValidationError(f"Server {server.name!r}: {problem}. Nothing was registered.")
+            raise ValidationError(f"Server {server.name!r}: {problem}.")
     return replace(server, port=port, tls=tls, sizing=sizing)
 
 
@@ -354,7 +354,7 @@ def register_servers(
     names = [server.name for server in wanted]
     twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
-        raise ValidationError(f"Declared more than once: {', '.join(twice)}. Nothing was registered.")
+        raise ValidationError(f"Declared more than once: {', '.join(twice)}.")
     try:
         with engine.connect() as connection, connection.begin() as transaction:
             # Two registrations of one server would both add it.
@@ -370,10 +370,10 @@ def register_servers(
         if sqlstate_of(error) == NOT_NULL_VIOLATION:
             raise DatabaseError(
                 "The table instances also belongs to another application, with columns of its own: "
-                f"{reason_of(error)}. Nothing was registered. Register the server there; `capacity instances add NAME` "
+                f"{reason_of(error)}. Register the server there; `capacity instances add NAME` "
                 "then adds how to reach it."
             ) from error
-        raise database_error(error, doing="registering servers", kept="Nothing was registered.") from error
+        raise database_error(error, doing="registering servers") from error
     return changes
 
 
@@ -443,13 +443,12 @@ def _refuse_chains(wanted: Sequence[Server], before: Mapping[str, RegisteredServ
             continue
         if server.counted_by not in names | before.keys():
             raise ValidationError(
-                f"Server {server.name!r}: counted_by names {server.counted_by!r}, which is not registered. "
-                "Nothing was registered."
+                f"Server {server.name!r}: counted_by names {server.counted_by!r}, which is not registered."
             )
         if counting.get(server.counted_by) or server.name in counting.values():
             raise ValidationError(
                 f"Server {server.name!r}: counted_by must name a server that no other one counts, and a server that "
-                "counts others cannot have a counted_by. Nothing was registered."
+                "counts others cannot have a counted_by."
             )
         counting[server.name] = server.counted_by
 

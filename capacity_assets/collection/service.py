@@ -73,7 +73,7 @@ def parse_share(name: str) -> CollectionShare:
         return CollectionShare(name, key=labelled[1], value=labelled[2] or None)
     number, of = (int(part) for part in numbered.groups()) if numbered else (0, 0)
     if not 1 <= number <= of <= MOST_SHARES:
-        raise ValidationError(f"{name!r} is not a share of the servers: {HOW_TO_WRITE}. Nothing was measured.")
+        raise ValidationError(f"{name!r} is not a share of the servers: {HOW_TO_WRITE}.")
     # `02/4` is the same share, and has the same lock.
     return CollectionShare(f"{number}/{of}", number=number - 1, of=of)
 
@@ -83,7 +83,7 @@ def servers_of_share(engine: Engine, share: CollectionShare, server_ids: Sequenc
     labels: dict[int, str] = {}
     if share.key is not None:
         with (
-            database_errors(doing="reading labels of servers", kept="Nothing was measured."),
+            database_errors(doing="reading labels of servers"),
             engine.connect() as connection,
         ):
             rows = connection.execute(text(_LABELS), {"key": share.key, "day": day})
@@ -294,7 +294,7 @@ class CollectionService:
             DatabaseError: the capacity database failed; stored batches are kept, and another run continues.
         """
         self._refuse_another_day(day)
-        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
+        refuse_an_unfit_database(self.engine, self.clock.zone)
         began = time.monotonic()
         with self.locks.job_lock(samples_lock(share.name) if share else SAMPLES) as held:
             tasks, skipped, elsewhere = self._tasks(day, names, again=again, share=share)
@@ -326,7 +326,7 @@ class CollectionService:
 
     def left(self, day: date, share: CollectionShare | None = None) -> int:
         """Count the servers in service, or in a share, that remain to be measured on a day; raises DatabaseError."""
-        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
+        refuse_an_unfit_database(self.engine, self.clock.zone)
         query = with_queries(_LEFT, in_service=SERVERS_IN_SERVICE)
         left = [row.instance_id for row in self._read(query, {"day": day}, "counting servers that are left")]
         return len(left if share is None else servers_of_share(self.engine, share, left, day))
@@ -337,7 +337,7 @@ class CollectionService:
             return
         when = "is over" if day < today else "has not begun"
         raise ValidationError(
-            f"{day} {when}, and a server only reports how large its databases are now. Nothing was measured. Measure "
+            f"{day} {when}, and a server only reports how large its databases are now. Measure "
             f"today, {today}; `capacity import` reads samples of other days that were taken elsewhere."
         )
 
@@ -387,7 +387,7 @@ class CollectionService:
         return history, {row.instance_id for row in rows if row.done}
 
     def _read(self, query: Executable, parameters: dict[str, object], doing: str) -> Sequence[Row[Any]]:
-        with database_errors(doing=doing, kept="Nothing was measured."), self.engine.connect() as connection:
+        with database_errors(doing=doing), self.engine.connect() as connection:
             return connection.execute(query, parameters).all()
 
     def _measured(
@@ -429,8 +429,7 @@ def _refuse_unmeasurable(servers: Sequence[RegisteredServer]) -> None:
     for one in servers:
         if not one.active:
             raise ValidationError(
-                f"Server {one.server.name!r} is disabled. Nothing was measured. `capacity instances enable` "
-                "puts it back into service."
+                f"Server {one.server.name!r} is disabled. `capacity instances enable` puts it back into service."
             )
         if not one.is_collected:
             raise ValidationError(

@@ -480,7 +480,7 @@ def _duplicates(connection: sa.Connection, wanted: sa.Table, key: WantedIndex) -
         return
     duplicates = (
         f"{wanted.name} holds {counted(keys, 'key')} ({', '.join(key.columns)}) with more than one row, "
-        f"{counted(superfluous, 'row')} too many; a unique key cannot be added. No row was removed. See them: "
+        f"{counted(superfluous, 'row')} too many; a unique key cannot be added. List them: "
         f"{_in_one_line(copies)}; -- "
     )
     if "collected_date" not in wanted.columns and "period_type" not in wanted.columns:

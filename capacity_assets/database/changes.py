@@ -456,7 +456,7 @@ class NodeRefusedError(CapacityError):
     """A node refused the table for its changes."""
 
 
-def prepare_nodes(connection: Connection, *, kept: str) -> None:
+def prepare_nodes(connection: Connection) -> None:
     """Create the table on each node that its triggers write to, with grants, and record the nodes.
 
     The changes recorded by a removed node are lost, so every window may be wrong then. `kept` is the sentence for an
@@ -470,7 +470,7 @@ def prepare_nodes(connection: Connection, *, kept: str) -> None:
         on_workers = text("SELECT success, result FROM run_command_on_workers(:one)")
         failed = [row.result for row in connection.execute(on_workers, {"one": statement}) if not row.success]
         if failed:
-            raise NodeRefusedError(f"{kept} A worker refused a table for changes: {failed[0]}.")
+            raise NodeRefusedError(f"A worker refused a table for changes: {failed[0]}.")
     if connection.execute(text(LOST_NODES)).first():
         distrust_windows(connection)
     connection.execute(text(_RECORD_NODES))

@@ -110,7 +110,7 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTabl
     """
     with engine.begin() as connection:
         execute(connection, [_ROW_NUMBER])
-        prepare_nodes(connection, kept="No table was distributed.")
+        prepare_nodes(connection)
         done = distributed_tables(connection, [table.name for table in BY_SERVER])
     left = [table for table in BY_SERVER if table.name not in done]
     first = BY_SERVER[0].name

@@ -280,7 +280,7 @@ def _listen_on(process: PostgresServer, sql_port: int | None, *, is_alone: bool)
         if sql_port is not None:
             raise EmbeddedServerError(
                 f"The embedded PostgreSQL under {process.pgdata} is in use by another program, and has to be restarted "
-                f"to listen on port {sql_port}. Nothing was changed. Stop that program, such as another `capacity` "
+                f"to listen on port {sql_port}. Stop that program, such as another `capacity` "
                 "command, and try again.",
                 transient=False,
             )

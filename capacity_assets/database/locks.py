@@ -72,11 +72,6 @@ def lock_subject(period: str) -> str:
     return period if period.startswith(SAMPLES) else f"{period} aggregates"
 
 
-def nothing_written_text(period: str) -> str:
-    """Return the sentence that nothing of a period was written."""
-    return f"Nothing of the {lock_subject(period)} was written."
-
-
 def owner_name() -> str:
     """Return the name of this process for messages of others that find the lock held."""
     return f"process {os.getpid()} on {socket.gethostname()}"
@@ -87,14 +82,14 @@ def lock_held_error(period: str, who: str | None) -> LockHeldError:
     writer, when = f"are being written by {who}", "when it is done"
     if not who:
         writer, when = "were being written by another session", "now: that session has finished"
-    return LockHeldError(f"The {lock_subject(period)} {writer}. {nothing_written_text(period)} Run this again {when}.")
+    return LockHeldError(f"The {lock_subject(period)} {writer}. Run this again {when}.")
 
 
 def lock_lost_error(period: str, why: str) -> LockLostError:
     """Return the error for a lock that was lost, with the reason."""
     return LockLostError(
         f"The lock of the {lock_subject(period)} was lost during the work: {why}. The open transaction was rolled "
-        "back, what was committed before was kept. Run this again."
+        "back; committed work was kept. Run this again."
     )
 
 
@@ -219,7 +214,7 @@ def _redis_errors(period: str) -> Iterator[None]:
             case _:
                 why, advice = "the address in CAPACITY_REDIS_URL cannot be used", "Fix it."
         raise LockUnavailableError(
-            f"The lock of the {lock_subject(period)} cannot be taken: {why}. {nothing_written_text(period)} {advice}",
+            f"The lock of the {lock_subject(period)} cannot be taken: {why}. {advice}",
             transient=transient,
         ) from error
 
@@ -268,7 +263,7 @@ def _row_lock(engine: Engine, period: str) -> Iterator[HeldLock]:
     """Hold a row locked, in a transaction that stays open while the lock is held."""
     parameters = {"name": period, "application": f"{LOCK_SESSION}{owner_name()}"[:63]}
     with ExitStack() as opened:
-        with database_errors(doing=f"taking the lock of {period}", kept=nothing_written_text(period)):
+        with database_errors(doing=f"taking the lock of {period}"):
             connection = opened.enter_context(engine.connect())
             taken = _take_row(connection, parameters)
             if not taken:

@@ -81,7 +81,7 @@ class SchemaProblemsError(CapacityError):
     def __init__(self, problems: list[str]) -> None:
         """Store the problems; the text contains all of them."""
         self.problems = problems
-        super().__init__("The schema was not changed, no row was touched.\n" + "\n".join(f"- {p}" for p in problems))
+        super().__init__("The schema cannot be upgraded:\n" + "\n".join(f"- {p}" for p in problems))
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
         taken = _drop_blocking_views(connection, ours=revision != SCHEMA_REVISION)
         done = [*locks, *created, *_adopt(connection)]
         if distributed_tables(connection):
-            prepare_nodes(connection, kept="The schema was not changed.")
+            prepare_nodes(connection)
         # Before migrations read recorded changes: the locks of new triggers keep writers out until the commit.
         done += _track_changes(connection, revision)
         _migrate(connection, revision)
@@ -442,26 +442,24 @@ def newer_schema(connection: Any) -> str | None:
     return newer_schema_text(row[0]) if row else None
 
 
-def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, kept: str = "") -> None:
+def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None) -> None:
     """Refuse a database without this version's schema or, if `zone` is given, with days of another zone.
 
-    `kept` is a sentence for the error's text about what was not done. Raises DatabaseError, also if the database does
-    not answer; ValidationError for days of another zone.
+    Raises DatabaseError, also if the database does not answer; ValidationError for days of another zone.
     """
-    with database_errors(doing="reading the schema version", kept=kept):
+    with database_errors(doing="reading the schema version"):
         revision = schema_revision(engine)
         problem = another_zone(engine, zone.key) if zone and revision == SCHEMA_REVISION else None
-    kept = kept and f" {kept}"
     if revision is not None and revision > SCHEMA_REVISION:
-        raise DatabaseError(f"{newer_schema_text(revision)}{kept}")
+        raise DatabaseError(newer_schema_text(revision))
     if revision != SCHEMA_REVISION:
         state = f"at revision {revision}" if revision else "missing"
         raise DatabaseError(
-            f"The capacity schema is {state}; this version needs revision {SCHEMA_REVISION}.{kept} "
+            f"The capacity schema is {state}; this version needs revision {SCHEMA_REVISION}. "
             "Run `capacity init`, which creates or upgrades the tables without losing a row, then run this again."
         )
     if problem:
-        raise ValidationError(f"{problem}{kept}")
+        raise ValidationError(problem)
 
 
 _REGISTER = """

@@ -115,7 +115,7 @@ def issue_runways(engine: Engine, as_of: date, today: date, *, overwrite: bool =
         DatabaseError: the database failed; nothing was changed.
     """
     with (
-        database_errors(doing=f"issuing the runways of {as_of}", kept="None was changed."),
+        database_errors(doing=f"issuing the runways of {as_of}"),
         engine.begin() as connection,
     ):
         wait_for_lock(connection, "runways")

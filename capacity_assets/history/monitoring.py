@@ -175,7 +175,7 @@ def zabbix_history(zabbix: Engine, days: ImportDays, zone: ZoneInfo, layout: Imp
     """
     where = safe_url(zabbix.url)
     needed = {"hosts", "items", "trends", "trends_uint"}
-    with database_errors(doing=f"reading {where}", kept="Nothing was imported."):
+    with database_errors(doing=f"reading {where}"):
         missing = needed - set(sa.inspect(zabbix).get_table_names())
     if missing:
         raise ValidationError(f"{where} has no table {min(missing)}: it is no database of Zabbix.")

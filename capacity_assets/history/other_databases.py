@@ -60,8 +60,7 @@ def address_of(source: str, password_from: str | None, settings: Settings) -> UR
         raise ValidationError(f"The source is not a PostgreSQL database; {WRITE_IT}.")
     if named is None and (url.password or SECRET_PARAMETERS.intersection(url.query)):
         raise ValidationError(
-            f"The address holds a password, which the list of processes shows to everybody here: {WRITE_IT}. "
-            "Nothing was read."
+            f"The address holds a password, which the list of processes shows to everybody here: {WRITE_IT}."
         )
     if password_from is not None:
         url = url.set(password=password_of(password_from, SecretFolders.of(settings)))
@@ -84,7 +83,7 @@ def legacy_tables(legacy: Engine) -> set[str]:
         with legacy.connect() as connection:
             names = set(inspect(connection).get_table_names())
     except DATABASE_FAILURES as error:
-        raise DatabaseError(f"{where} cannot be read: {reason_of(error)}. Nothing was imported.") from None
+        raise DatabaseError(f"{where} cannot be read: {reason_of(error)}.") from None
     if "instances" not in names:
         raise DatabaseError(f"{where} has no table `instances`: is it the right database?")
     return names
@@ -129,7 +128,7 @@ class LegacyServers:
 def unknown_servers(legacy: Engine, engine: Engine) -> LegacyServers:
     """Find the servers that are to be registered, by name; raises DatabaseError of either database."""
     query = text("SELECT name, db_type, host, port, is_active, deleted_at FROM instances ORDER BY id")
-    with database_errors(doing="comparing servers", kept="No server was registered."):
+    with database_errors(doing="comparing servers"):
         with legacy.connect() as there:
             rows = [dict(row) for row in there.execute(query).mappings()]
         with engine.connect() as connection:
@@ -140,7 +139,7 @@ def unknown_servers(legacy: Engine, engine: Engine) -> LegacyServers:
 
 def add_servers(servers: LegacyServers, engine: Engine) -> None:
     """Register them, all or none; raises DatabaseError."""
-    with database_errors(doing="copying servers", kept="No server was registered."), engine.begin() as connection:
+    with database_errors(doing="copying servers"), engine.begin() as connection:
         servers.add(connection)
 
 
@@ -203,7 +202,6 @@ def _insert_aggregates(connection: Connection, level: Level, names: list[str], r
 OnTable = Callable[[str, int], None]
 # Each database has its own locks.
 COPIED = tuple(table for table in metadata.sorted_tables if table is not capacity_locks)
-KEPT = "Nothing was copied; no row was changed."
 
 
 def copy_database(source: Engine, target: Engine, on_table: OnTable) -> dict[str, int]:
@@ -213,7 +211,7 @@ def copy_database(source: Engine, target: Engine, on_table: OnTable) -> dict[str
 
     Raises ValidationError if the target contains rows, DatabaseError if one of the two failed; nothing was copied then.
     """
-    with database_errors(doing="copying the database", kept=KEPT):
+    with database_errors(doing="copying the database"):
         reading = source.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         with reading, target.begin() as writing:
             for connection in (reading, writing):
@@ -232,7 +230,7 @@ def _refuse_rows(writing: Connection) -> None:
     for table in COPIED:
         filled = select(select(literal(1)).select_from(table).exists())
         if table is not capacity_settings and writing.execute(filled).scalar_one():
-            raise ValidationError(f"The target holds rows in {table.name}. {KEPT} Name an empty database.")
+            raise ValidationError(f"The target holds rows in {table.name}. Name an empty database.")
 
 
 def _copy_table(reading: Connection, writing: Connection, table: Table) -> int:

@@ -488,7 +488,7 @@ class RetentionService:
         If today's date may be wrong, partitions are added ahead of a day that is certain and none is dropped, unless
         `despite_clock` confirms the date.
         """
-        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was written.")
+        refuse_an_unfit_database(self.engine, self.clock.zone)
         today = self.clock.today()
         if despite_clock:
             return self.tables.run(today, dry_run=dry_run)

@@ -103,7 +103,7 @@ def column_positions(
         mapped = " ".join(f"--map {name}={_alike(name, headings)}" for name in missing)
         raise ValidationError(
             f"The source has no column {', '.join(missing)}. Say which columns these are: {mapped}. {whose}It has "
-            f"{_listed(headings)}. Nothing was imported."
+            f"{_listed(headings)}."
         )
     return places
 
@@ -284,7 +284,7 @@ class FileSurveyor:
             (first, one), (second, other) = (ways[order] for order in ORDERED)
             raise ValidationError(
                 f"{DAY} {one!r:.40} in {self.place(first)} can only be day-first, {other!r:.40} in "
-                f"{self.place(second)} only month-first. Nothing was imported. Correct the file, or say which with "
+                f"{self.place(second)} only month-first. Correct the file, or say which with "
                 "--date-format."
             )
         if not _shown(ways) and "?" in ways:
@@ -292,8 +292,7 @@ class FileSurveyor:
             readings = [human_day(ValueFormats(order).moment(text).date()) for order in ORDERED]
             raise ValidationError(
                 f"{DAY} {text!r:.40} in {self.place(position)} is {readings[0]} (--date-format day-first) or "
-                f"{readings[1]} (--date-format month-first), and the file contains no date that decides it. "
-                "Nothing was imported."
+                f"{readings[1]} (--date-format month-first), and the file contains no date that decides it."
             )
         # With day and month of the same number, both orders are right.
         return next(iter(_shown(ways)), DAY_FIRST if ways else ISO)
@@ -310,7 +309,7 @@ class FileSurveyor:
             (first, one), (second, other) = (ways[mark] for mark in (POINT, COMMA))
             raise ValidationError(
                 f"{column} {one!r:.40} in {self.place(first)} has a decimal point, {other!r:.40} in "
-                f"{self.place(second)} a decimal comma. Nothing was imported. Correct the file, or say which with "
+                f"{self.place(second)} a decimal comma. Correct the file, or say which with "
                 "--decimal . or --decimal ,"
             )
         if not marks and ways and len(elsewhere) == 1:
@@ -322,7 +321,7 @@ class FileSurveyor:
         with_point, with_comma = (decimals, digits) if POINT in text else (digits, decimals)
         raise ValidationError(
             f"{column} {text!r:.40} in {self.place(position)} is {with_point} (--decimal .) or {with_comma} "
-            "(--decimal ,), and the file does not tell which. Nothing was imported."
+            "(--decimal ,), and the file does not tell which."
         )
 
 

@@ -109,13 +109,13 @@ class CsvSource:
         except (gzip.BadGzipFile, zlib.error, EOFError):
             raise ValidationError(f"{path} ends in {GZIP} and is not a gzip file.") from None
         except UnicodeError:
-            raise ValidationError(f"{path} {self._undecodable()}. Nothing was imported.") from None
+            raise ValidationError(f"{path} {self._undecodable()}.") from None
         except LineTooLongError as error:
-            raise ValidationError(f"{path} is not CSV: {error}. Nothing was imported.") from None
+            raise ValidationError(f"{path} is not CSV: {error}.") from None
         if "\0" in first:
             raise ValidationError(
                 f"{path} is not CSV: it holds bytes that are not text. If it is UTF-16 without a byte order mark, add "
-                "--encoding utf-16-le or utf-16-be. Nothing was imported."
+                "--encoding utf-16-le or utf-16-be."
             )
         if not first.strip():
             raise ValidationError(f"{path} is empty; its first line must name the columns.")

@@ -271,7 +271,7 @@ def _told(engine: Engine, receivers: Sequence[str], clock: Clock) -> dict[Destin
     told: dict[Destination, dict[SubjectKey, SentAlert]] = {}
     alerts = capacity_alerts.c
     open_ones = select(capacity_alerts).where(alerts.receiver.in_(receivers), alerts.resolved.is_(None))
-    with database_errors(doing="reading what was sent", kept="No alert was sent."), engine.connect() as connection:
+    with database_errors(doing="reading what was sent"), engine.connect() as connection:
         for row in connection.execute(open_ones):
             sent_on = None if row.sent_at is None else row.sent_at.astimezone(clock.zone).date()
             of_destination = told.setdefault(Destination(row.receiver, row.channel), {})
@@ -285,7 +285,7 @@ def _open_alerts_for(engine: Engine, destination: Destination, updates: Sequence
     new = [_row(destination, one.key) | {"opened": one.opened} for one in updates if one.told is None]
     unsaid = [one for one in updates if one.kind == RESOLVED and one.told is not None and one.told.sent_on is None]
     again = {"sent_at": None, "probability": None, "full_by": None, "resolved": None}
-    with database_errors(doing="storing what is to be sent", kept="No alert was sent."), engine.begin() as connection:
+    with database_errors(doing="storing what is to be sent"), engine.begin() as connection:
         if new:
             entered = insert(capacity_alerts).values(new)
             opened = {"opened": entered.excluded.opened, **again}

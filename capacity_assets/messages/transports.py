@@ -350,7 +350,7 @@ def _send_mail(url: str, mail: EmailMessage, seconds: float) -> str:
 def one_at_a_time(engine: Engine, what: str) -> Iterator[None]:
     """Hold a lock while sending, so that no receiver gets a message twice; it ends with its connection."""
     with ExitStack() as stack:
-        with database_errors(doing=f"locking the {what}", kept="Nothing was sent."):
+        with database_errors(doing=f"locking the {what}"):
             connection = stack.enter_context(engine.connect())
             connection.execute(text(NO_TIME_LIMIT))
             wait_for_lock(connection, what)

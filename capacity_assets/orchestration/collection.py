@@ -302,7 +302,7 @@ def registered_servers(graph: Graph, path: Path) -> dg.AssetsDefinition:
 
         with dagster_failures():
             engine, declarer = Services.of(context).engine, graph.settings.declarer
-            refuse_an_unfit_database(engine, kept="Nothing was registered.")
+            refuse_an_unfit_database(engine)
             refuse_the_sample_fleet(engine)
             declared = declared_servers(path)
             changes = register_servers(engine, declared.servers, by=declarer)

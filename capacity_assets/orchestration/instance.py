@@ -151,7 +151,7 @@ def kept_home(settings: Settings) -> Path:
         for folder in (settings.home.resolve(), settings.dagster_home):
             own_folder(folder)
     except FolderRefusedError as error:
-        raise CapacityError(f"Nothing was started. {error}") from None
+        raise CapacityError(str(error)) from None
     return settings.dagster_home
 
 

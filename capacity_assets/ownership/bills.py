@@ -238,9 +238,9 @@ def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str])
         ValidationError: the database uses another time zone than the clock.
         DatabaseError: the database failed; no bill was changed.
     """
-    refuse_an_unfit_database(engine, clock.zone, kept="No bill was changed.")
+    refuse_an_unfit_database(engine, clock.zone)
     parameters = _parameters(month, keys)
-    with database_errors(doing="computing a bill", kept="No bill was changed."), engine.begin() as connection:
+    with database_errors(doing="computing a bill"), engine.begin() as connection:
         wait_for_lock(connection, "bills")
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         latest = next(iter(_issues(connection, month)), None)

@@ -191,7 +191,7 @@ def _changes(
 def _refuse_restating(months: Sequence[date], *, restate: bool) -> None:
     if months and not restate:
         names = first_of((f"{month:%Y-%m}" for month in months), MONTHS_COMPUTED)
-        raise ValidationError(f"Bills of closed months would change: {names}. Nothing was changed.")
+        raise ValidationError(f"Bills of closed months would change: {names}.")
 
 
 def refuse_currencies(currencies: set[str]) -> None:

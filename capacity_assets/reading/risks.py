@@ -119,7 +119,7 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
     Raises:
         DatabaseError: the database failed.
     """
-    with database_errors(doing="reading what fills soon", kept="No alert was sent."), snapshot(engine) as connection:
+    with database_errors(doing="reading what fills soon"), snapshot(engine) as connection:
         newest = newest_day_of_issue(connection, today - timedelta(days=STALE_DAYS), today)
         as_of = newest or today
         risks = greatest_risks(connection, newest, today, shown=MOST_RISKS) if newest else []

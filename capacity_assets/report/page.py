@@ -214,7 +214,7 @@ def read_report(  # noqa: PLR0913 -- one argument per choice of a report
     A window is open on its last day too, because servers that failed are measured later. Without `today`, it is over.
     Raises NotFoundError if the server is not registered, and DatabaseError.
     """
-    reading = database_errors(doing="reading the report's figures", kept="Nothing was written.")
+    reading = database_errors(doing="reading the report's figures")
     with reading, snapshot(engine) as connection:
         # Right after a load, table statistics do not cover the new windows, and the planner would choose nested loops.
         plan_with_loops(connection, allowed=False)
@@ -397,7 +397,7 @@ def path_of_issue(path: Path, issue: ReportIssue) -> Path:
 
 def _reason(engine: Engine, report: Report, since: datetime) -> str:
     """Return a sentence on samples of the two windows that were added or corrected since a time."""
-    reading = database_errors(doing="counting late samples", kept="No page was written.")
+    reading = database_errors(doing="counting late samples")
     with reading, engine.connect() as connection:
         late = late_samples(connection, report.before.start, report.window.end, since, report.server_id)
     if not late:

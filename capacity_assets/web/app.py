@@ -456,7 +456,7 @@ class PageServer:
 
     def defect(self, request: Request, _error: Exception) -> Response:
         """Answer for a page with a defect; the server's log has the traceback."""
-        text = "This page has a defect; see the server's log. Nothing was changed. The other pages work."
+        text = "This page has a defect; see the server's log. The other pages work."
         return self._refused(request, 500, text)
 
     def _query(self, path: str, given: Mapping[str, str]) -> PageQuery:

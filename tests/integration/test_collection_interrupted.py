@@ -167,7 +167,7 @@ def test_two_collections_at_once_are_refused(measured_postgres: PostgresServer, 
 
     with (
         service.locks.job_lock(SAMPLES),
-        pytest.raises(LockHeldError, match=r"The samples are being written by .* Nothing of the samples was written"),
+        pytest.raises(LockHeldError, match=r"The samples are being written by .* Run this again when it is done"),
     ):
         service.collect(TODAY)
 

@@ -74,7 +74,6 @@ def test_every_row_is_there_a_target_with_rows_is_left_alone_and_the_work_goes_o
     refused = capacity("copy", "env:NEW_URL")
     assert refused.exit_code == 2
     assert "The target holds rows in" in refused.output
-    assert "Nothing was copied" in refused.output
     assert rows(target, "database_size_stats") == rows(filled, "database_size_stats")
 
     monkeypatch.setenv("CAPACITY_DATABASE_URL", target.url.render_as_string(hide_password=False))

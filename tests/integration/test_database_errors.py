@@ -33,7 +33,7 @@ LOOKS: dict[str, Callable[[Engine], object]] = {
     "registry.registered": registered_servers,
     "coverage": lambda engine: coverage_of(engine, [DATABASE], [MARCH], TODAY),
     "movers": lambda engine: window_sizes(engine, MONTHLY, DATABASE, [MARCH]),
-    "readiness": lambda engine: refuse_an_unfit_database(engine, SHANGHAI, kept="Nothing was written."),
+    "readiness": lambda engine: refuse_an_unfit_database(engine, SHANGHAI),
     "explanation": lambda engine: find_subjects(engine, "orders", None),
     "collection standing": collection_state,
     "observing": lambda engine: data_versions(engine, RAW_TABLES[0], TODAY),
@@ -59,5 +59,5 @@ def test_a_pool_without_a_free_connection_is_a_sentence_and_may_be_tried_again(e
 
 
 def test_a_legacy_database_without_a_free_connection_is_named(exhausted: Engine) -> None:
-    with pytest.raises(DatabaseError, match=r"cannot be read: no connection became free. Nothing was imported\.$"):
+    with pytest.raises(DatabaseError, match=r"cannot be read: no connection became free\.$"):
         legacy_tables(exhausted)

@@ -189,7 +189,7 @@ def test_a_change_that_commits_after_the_samples_were_read_is_followed_and_one_t
         assert stale(service) == set()
         connection.commit()
     late.dispose()
-    service.ledger.take_over("")
+    service.ledger.take_over()
     begun = service.ledger.begin(PERIODS["monthly"], [DATABASE], march)[DATABASE.name]
     parts = AggregationRunner(DATABASE, engine).aggregate(
         AggregationWork(PERIODS["monthly"], march, service.instances(None))

@@ -80,7 +80,7 @@ def test_a_lock_lost_in_mid_work_stops_it_before_it_commits(
 
     redis_server.signal(signal.SIGCONT) if redis_server.process else None
     assert caught.value.transient
-    assert "what was committed before was kept" in str(caught.value)
+    assert "committed work was kept" in str(caught.value)
     assert [row["instance_id"] for row in stored(engine, DATABASE)] == [1]
 
 

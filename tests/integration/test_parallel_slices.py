@@ -129,7 +129,7 @@ def test_after_a_lost_connection_no_further_slice_is_begun_and_a_repetition_comp
         if calls == 5:
             end_sessions(wide_engine)
 
-    with pytest.raises(DatabaseError, match="What was committed before was kept") as caught:
+    with pytest.raises(DatabaseError, match="Completed slices were kept") as caught:
         parallel.aggregate("monthly", MARCH, RunOptions(("instance",), guard=kill_all_at_the_fifth))
 
     kept = len(stored(wide_engine, INSTANCE))

@@ -36,8 +36,6 @@ def test_whoever_writes_in_another_zone_is_refused_and_told_what_to_set(
         assert "This database holds days of the time zone Asia/Shanghai" in words
         assert "Set CAPACITY_TIMEZONE=Asia/Shanghai" in words
     assert "where it is" not in checked.output, "one verdict on the zone, the database's"
-    assert "Nothing was written." in computed.output
-    assert "Nothing was measured." in measured.output
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM database_size_aggregations")).scalar() == 0
 

@@ -66,21 +66,21 @@ def test_data_errors_are_those_of_the_rows(sqlstate: str, data: bool) -> None:
 
 
 def test_the_text_says_what_failed_what_was_kept_and_what_to_do_and_no_more() -> None:
-    error = database_error(raised("40P01", "deadlock detected"), doing="writing", kept="Nothing was written.")
+    error = database_error(raised("40P01", "deadlock detected"), doing="writing", kept="One slice was kept.")
 
     assert str(error) == (
-        "The database failed while writing: deadlock detected. Nothing was written. "
+        "The database failed while writing: deadlock detected. One slice was kept. "
         "This can pass by itself: run it again."
     )
     assert error.transient
 
 
 def test_a_pool_without_a_free_connection_is_transient() -> None:
-    assert database_error(PoolTimeoutError(), doing="writing", kept="Nothing was written.").transient
+    assert database_error(PoolTimeoutError(), doing="writing", kept="One slice was kept.").transient
 
 
 def test_a_missing_table_says_capacity_init() -> None:
-    error = database_error(raised("42P01"), doing="writing", kept="Nothing was written.")
+    error = database_error(raised("42P01"), doing="writing", kept="One slice was kept.")
 
     assert "run `capacity init`" in str(error)
     assert not error.transient
@@ -96,7 +96,7 @@ def test_a_missing_table_says_capacity_init() -> None:
     ],
 )
 def test_what_a_person_can_repair_is_said(sqlstate: str, advice: str) -> None:
-    error = database_error(raised(sqlstate), doing="writing", kept="Nothing was written.")
+    error = database_error(raised(sqlstate), doing="writing", kept="One slice was kept.")
 
-    assert str(error).endswith(f"Nothing was written. {advice}")
+    assert str(error).endswith(f"One slice was kept. {advice}")
     assert not error.transient

@@ -196,7 +196,7 @@ def test_a_worker_that_dies_in_mid_run_loses_nothing(
 
     slices = AggregationService(distributed, fixed_clock(), instances_per_slice=2, parallel_slices=1)
     event.listen(distributed, "before_cursor_execute", kill)
-    with pytest.raises(DatabaseError, match="What was committed before was kept") as failed:
+    with pytest.raises(DatabaseError, match="Completed slices were kept") as failed:
         compute_windows(slices, "monthly", FIRST, LAST)
     event.remove(distributed, "before_cursor_execute", kill)
     nodes.control(worker, "start")
