@@ -118,7 +118,7 @@ def engine_table() -> str:
             "size of a database",
             "used space",
             "limits",
-            "beside databases",
+            "outside databases",
             "tables and indexes",
             "left out",
             "verified",

@@ -76,7 +76,11 @@ work_options = options.combined_options(
     click.option(
         "--recompute", is_flag=True, help="Also recompute windows that did not change since they were computed."
     ),
-    click.option("--overwrite", is_flag=True, help="Rebuild exactly: replace protected rows, remove unsupported ones."),
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Rebuild windows exactly: replace protected rows, remove rows that samples no longer support.",
+    ),
 )
 
 
@@ -267,7 +271,7 @@ def explain(
     """
     _refuse_subjects(database, server, volume, label, runway=runway)
     if runway and (period, day, list_all) != (None, None, False):
-        raise ValidationError("--runway is as of today: it cannot be combined with --period, --window or --all.")
+        raise ValidationError("--runway explains today's forecast: omit --period, --window and --all.")
     needs_period = period is None and not runway
     or_runway = f"Give --period, one of {', '.join(PERIODS)}, or --runway."
     if needs_period and label is not None:
@@ -308,7 +312,7 @@ def _refuse_subjects(
     if (database, server, volume, label) == (None, None, None, None):
         raise ValidationError("Name a database, a server with --server, or a group with --label.")
     if volume is not None and (database is not None or not runway):
-        raise ValidationError("--volume needs --runway, and replaces the database.")
+        raise ValidationError("--volume needs --runway and cannot be combined with a database.")
 
 
 def _only(subjects: Sequence[ExplainedSubject]) -> ExplainedSubject:
@@ -347,7 +351,7 @@ def _explain_group(
 
 def _part_cells(part: GroupPart, days: int) -> list[object]:
     label = f"of {'the server' if part.label_of is None else part.label_of}, {since_text(part.valid_from)}"
-    database = part.database or "all without another value"
+    database = part.database or "all without their own label"
     return [part.server, database, part.days, human_mb(part.sum_mb // days), label]
 
 

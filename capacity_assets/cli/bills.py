@@ -85,9 +85,8 @@ def set_price(
     changes = _declare_prices(session, [wanted], restate=restate or first_day == ALWAYS)
     [declared] = changes.prices
     if declared.price is None:
-        effect = (
-            f"no price of its own, {declaring.since_text(declared.valid_from)}; a more general one applies, if any."
-        )
+        since = declaring.since_text(declared.valid_from)
+        effect = f"no price of its own, {since}; a more general price applies, if there is one."
     else:
         effect = f"{_price_text(declared)} per GiB and month, {declaring.since_text(declared.valid_from)}."
     lines = [
@@ -203,7 +202,7 @@ def _price_cells(stored: Stored[Price]) -> list[object]:
     "Prices per GiB and month",
     ("For", ">Price", "From", *DECLARED),
     _price_cells,
-    "No price is declared. `capacity prices set` declares one, `capacity prices import` those of a file.",
+    "No price is declared. `capacity prices set` declares one, `capacity prices import` those in a file.",
 )
 def list_prices(engine: Engine, /) -> list[Stored[Price]]:
     """Show all declared prices and their first days."""
@@ -216,7 +215,7 @@ def list_prices(engine: Engine, /) -> list[Stored[Price]]:
     "--from",
     "first_day",
     type=options.DAY,
-    help="First day of the price. Default: the only price there is, or the one for all of history.",
+    help="First day of the price. Default: that of the only price, or of the price for all of history.",
 )
 @restate_option
 @declaring.change_command
@@ -313,7 +312,7 @@ def _write_charges(engine: Engine, issued: BillByGroup, issuer: str, output: str
         return None
     lines = [f"{counted(rows, 'charge')} of {bills.month_named(bill.month)} written to {output}"]
     if bill.unpriced_gib_months:
-        lines.append(f"Left out: {bills.gib(bill.unpriced_gib_months)} GiB without a price.")
+        lines.append(f"Not included: {bills.gib(bill.unpriced_gib_months)} GiB without a price.")
     return Report({"path": output, "rows": rows, "bill": {**asdict(bill), "amount": bill.amount}}, lines)
 
 
@@ -547,7 +546,7 @@ def set_budget(
     """Declare the AMOUNT that GROUP may cost in a month.
 
     GROUP is a label such as team=payments, or engine=oracle, or server=db-7; team= stands for what has no team. A
-    budget replaces an earlier one of the same month. Bills show it beside the amount.
+    budget replaces an earlier one of the same month. Bills show it next to the amount.
 
     \b
     Examples:
@@ -628,7 +627,7 @@ def _budget_cells(stored: Stored[MonthBudget]) -> list[object]:
     "Budgets",
     ("Group", "Month", ">Budget", "Currency", *DECLARED),
     _budget_cells,
-    "No budget is declared. `capacity budgets set` declares one, `capacity budgets import` those of a file.",
+    "No budget is declared. `capacity budgets set` declares one, `capacity budgets import` those in a file.",
 )
 def list_budgets(engine: Engine, /) -> list[Stored[MonthBudget]]:
     """Show all declared budgets."""

@@ -135,13 +135,13 @@ def _configuration(settings: Settings, today: date) -> Iterator[Finding]:
     yield _ok(ZONE, f"{settings.timezone}, where it is {today}")
     yield _ok("CAPACITY_SCHEDULE_HOUR", f"schedules tick at {settings.schedule_hour:02}:00")
     if settings.start_date > today:
-        yield _bad("CAPACITY_START_DATE", f"{settings.start_date}, lies ahead: there is no partition yet")
+        yield _bad("CAPACITY_START_DATE", f"{settings.start_date} is in the future, so there is no partition yet")
     else:
         yield _ok("CAPACITY_START_DATE", f"{settings.start_date}, first day with samples")
     if Path(ENV_FILE).is_file():
         yield _note(ENV_FILE, f"{Path(ENV_FILE).resolve()} is also read; exported variables override it")
     for name in unknown_variables():
-        yield _note(name, "is set but not known, so it has no effect; see .env.example")
+        yield _note(name, "is not a variable of capacity_assets, so it has no effect; see .env.example")
     yield from _judged(RETENTION, lambda: parse_retention(settings.retention_days), _retention_text)
     yield from _judged(SYSTEM_DATABASES, lambda: excluded_databases_of(settings), None)
     if (sources := settings.volume_sources) is not None:
@@ -154,7 +154,7 @@ def _configuration(settings: Settings, today: date) -> Iterator[Finding]:
     if written and not written.get_secret_value().startswith("postgresql+psycopg2://"):
         yield _note(
             "DAGSTER_POSTGRES_URL",
-            "for plain `dagster dev` begin it with postgresql+psycopg2:// (`capacity up` does that by itself)",
+            "for plain `dagster dev`, begin it with postgresql+psycopg2:// (`capacity up` adds this itself)",
         )
 
 
@@ -175,11 +175,11 @@ def _unreadable(subject: str, error: Exception) -> Finding:
 
 def _retention_text(rules: Retention) -> str:
     named = [f"{name} {'for ever' if days is None else f'{days} days'}" for name, days in rules.days.items()]
-    return f"{', '.join(named)}; what is not named, for ever"
+    return f"{', '.join(named)}; everything else for ever"
 
 
 def _sources_text(sources: Sequence[PrometheusSource]) -> str:
-    return f"{', '.join(source.name for source in sources) or 'none'}; `capacity volumes fetch --dry-run` asks them"
+    return f"{', '.join(source.name for source in sources) or 'none'}; `capacity volumes fetch --dry-run` queries them"
 
 
 def _receivers(settings: Settings) -> Iterator[Finding]:
@@ -271,7 +271,7 @@ def _server_version(engine: Engine) -> tuple[int, str]:
 def _schema(engine: Engine) -> Iterator[Finding]:
     state = schema_state(engine)
     if state.fit:
-        yield _ok("schema", f"revision {SCHEMA_REVISION}, all tables, keys, indexes and triggers are there")
+        yield _ok("schema", f"revision {SCHEMA_REVISION}; all tables, keys, indexes and triggers exist")
         return
     if state.revision != SCHEMA_REVISION:
         yield _bad("schema", f"revision {state.revision or 'none'}, {SCHEMA_REVISION} is needed: run `capacity init`")
@@ -289,11 +289,11 @@ def _distribution(engine: Engine) -> Iterator[Finding]:
         return
     if lost_nodes(engine):
         yield _bad(
-            "distribution", "a node was removed, with changes that it may have recorded; run `capacity distribute`"
+            "distribution", "a node was removed, and changes recorded on it may be lost; run `capacity distribute`"
         )
     left = ", ".join(one.table for one in tables if not one.is_distributed)
     if left:
-        again = "still on the coordinator; run `capacity distribute` again, nothing is computed before"
+        again = "still on the coordinator; nothing is computed until `capacity distribute` has run again"
         yield _bad("distribution", f"{left}: {again}")
     else:
         yield _ok("distribution", text)
@@ -308,12 +308,12 @@ def _samples(engine: Engine, settings: Settings, today: date) -> Iterator[Findin
         ahead = first_days_ahead(connection, today)
         contradicting = wrong_trends(connection)
     if doubt:
-        yield _bad("clock", f"{doubt} Set the clock that is wrong; until then nothing is dropped")
+        yield _bad("clock", f"{doubt} Correct the wrong clock; until then, nothing is dropped")
     for table, first in ahead.items():
         yield _bad(
             table,
-            f"has samples of days that lie ahead, from {first} on, and today is {today}: a clock was wrong when they "
-            "were measured, or is wrong now. Set the clock, then delete the samples that still lie ahead",
+            f"has samples of future days, from {first} on; today is {today}. A clock was wrong when they were "
+            "measured, or is wrong now. Correct the clock, then delete the samples that are still in the future",
         )
     for newest in newest_samples(engine, today):
         # If Dagster is not running, no alert is sent.
@@ -358,7 +358,7 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
     at = f"{counted(len(measured), 'server')} measured daily at {settings.collection_hour:02}:00"
     if failing:
         names = first_of((one.server for one in failing), NAMED)
-        yield _note("collection", f"{at}; {len(failing):,} of them failed last: {names}")
+        yield _note("collection", f"{at}; the last attempt failed on {len(failing):,} of them: {names}")
     else:
         yield _ok("collection", at) if measured else _note("collection", at)
 
@@ -371,14 +371,14 @@ def _warnings(measured: Sequence[RegisteredServer], every: Sequence[RegisteredSe
             places.setdefault((one.server.place, one.server.database), []).append(one.server.name)
     for (place, _), names in places.items():
         if len(names) > 1:
-            yield f"{', '.join(names)} are all at {place}: fleet totals count it {len(names)} times, see `--counted-by`"
+            yield f"{', '.join(names)} are all at {place}: fleet totals count it {len(names)} times; see `--counted-by`"
     in_service = {one.server.name: one for one in every if one.active}
     orphans = [name for name, one in in_service.items() if (one.server.counted_by or name) not in in_service]
     if orphans:
         yield f"counted by a server that is out of service, so not counted at all: {first_of(orphans, NAMED)}"
     unreached = [name for name, one in in_service.items() if not one.is_collected]
     if measured and unreached:
-        yield f"active, but how to reach them is not registered: {first_of(unreached, NAMED)}"
+        yield f"active, but without a registered connection: {first_of(unreached, NAMED)}"
 
 
 def _objects(engine: Engine, settings: Settings, today: date) -> Iterator[Finding]:
@@ -388,7 +388,7 @@ def _objects(engine: Engine, settings: Settings, today: date) -> Iterator[Findin
     for word in settings.objects:
         key, value = label_or_key(word)
         if value and not servers_of_share(engine, parse_share(word), ids, today):
-            own = f"No server has the label {word}; those of single databases do not count"
+            own = f"No server has the label {word}; labels of databases do not count"
             yield _note(OBJECTS, label_of_nothing(engine, key, value) or own)
         elif "=" not in word and word not in {ALL, *servers}:
             yield _note(OBJECTS, f"No server is named {word!r}.{suggestion(word, servers)}")
@@ -468,17 +468,17 @@ def _redis(settings: Settings) -> Iterator[Finding]:
     if (url := settings.redis_url) is None:
         yield _ok("CAPACITY_REDIS_URL", "unset: PostgreSQL holds the locks")
     else:
-        answers = "answers, and allows what locks need"
+        answers = "answers, with the rights that locks need"
         yield from _judged("Redis", lambda: ask_redis(url.get_secret_value()), lambda _: answers)
 
 
 def _pages(settings: Settings) -> Iterator[Finding]:
-    """Check, on the user's own server, whether the pages can be served with a role that only reads."""
+    """Check, on the user's own server, whether the pages can be served with a role that can only read."""
     if settings.capacity_url is None and settings.web_database_url is None:
         return
     try:
         with open_reading_engine(settings):
-            yield _ok(PAGES, "served with a role that only reads")
+            yield _ok(PAGES, "served with a role that can only read")
     except UnreachableError as error:
         yield _bad(PAGES, str(error))
     except CapacityError as error:

@@ -174,7 +174,7 @@ def _maintenance_report(report: MaintenanceReport) -> Report:
 def copy(settings: Settings, /, *, address: str, password_from: str | None) -> Report:
     """Copy everything in the capacity database to an empty one.
 
-    Copies samples, aggregates, servers and how they are reached. ADDRESS is postgresql://user@host/database without a
+    Copies samples, aggregates, servers and their connections. ADDRESS is postgresql://user@host/database without a
     password, or env:NAME of a variable that holds the whole address. The command creates the tables there; they must
     not hold rows. It only reads this database. The two may be of different versions of PostgreSQL.
 

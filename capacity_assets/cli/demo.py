@@ -104,7 +104,7 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
     others = sample_fleet.other_instances(engine)
     if others:
         raise CommandFailedError(
-            f"This database holds other servers than the sample fleet ({others}), and the two do not mix. "
+            f"This database holds servers other than the sample fleet ({others}), and the two do not mix. "
             "Set CAPACITY_HOME to another folder, or CAPACITY_DATABASE_URL to an empty database."
         )
     say("Loading the sample fleet.")
@@ -154,7 +154,7 @@ def _remove(settings: Settings) -> None:
                 raise CommandFailedError("This database holds no sample fleet.")
             if others := sample_fleet.other_instances(engine):
                 raise CommandFailedError(
-                    f"This database holds other servers beside the sample fleet ({others}), and their figures would be "
+                    f"This database also holds other servers ({others}), and their figures would be "
                     "deleted, too. To start over, stop what uses it and delete the folder of the embedded server, or "
                     "drop the database."
                 )

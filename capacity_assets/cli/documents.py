@@ -113,7 +113,7 @@ def write_growth_report(
 @options.label_option("Only databases with this label. Default: the fleet.")
 @click.option("--output", default=options.STANDARD_OUTPUT, help="An HTML file. Default: plain text on the screen.")
 @click.option("--send", is_flag=True, help="Send it to those in CAPACITY_RECEIVERS who have not received it.")
-@click.option("--again", is_flag=True, help="With --send: also to those who have received it.")
+@click.option("--again", is_flag=True, help="With --send: send it again to those who have received it.")
 @options.json_command
 def digest(
     settings: Settings, /, *, day: date | None, label: tuple[str, str] | None, output: str, send: bool, again: bool
@@ -160,7 +160,7 @@ def _sent(settings: Settings, engine: Engine, week: Window, **how: Any) -> Repor
         *(f"{name} has already received it; --again sends it once more." for name in result.earlier),
     ]
     failures = " ".join(f"{name}: {reason}" for name, reason in result.failed)
-    failure = f"Not sent. {failures} All others were sent. Run it again for the rest." if failures else ""
+    failure = f"Not sent. {failures} All others were sent. Run the command again to send the rest." if failures else ""
     return Report(result, lines, failure=failure)
 
 
@@ -198,7 +198,7 @@ class Export:
         if (self.runway, self.objects, self.period is not None).count(True) != 1:
             raise ValidationError("Give either --period, --runway or --objects.")
         if self.objects and (self.engine is not None or self.label is not None):
-            raise ValidationError("--objects writes all tables and indexes: give neither --engine nor --label.")
+            raise ValidationError("--objects writes all tables and indexes: omit --engine and --label.")
         if self.level not in SERVER_LEVELS:
             raise ValidationError(f"Unknown level {self.level!r}; known: {', '.join(SERVER_LEVELS)}.")
         if self.output == options.STANDARD_OUTPUT:

@@ -81,7 +81,7 @@ def top(
       capacity top --tables --period weekly
     """
     if tables and (by != "growth" or engine is not None or label is not None):
-        raise click.UsageError("--tables lists what grew most, of the fleet or with --server: give no other filter.")
+        raise click.UsageError("--tables lists what grew most: omit all filters except --server.")
     with options.open_window(settings, period, day) as (runner, chosen, window):
         opened = runner.service.engine
         server_id = None if server is None else runner.service.ids_of([server])[0]
@@ -94,12 +94,12 @@ def top(
         if label is not None and not rows:
             refuse_unknown_label(opened, *label)
             raise ValidationError(
-                f"Nothing with {'='.join(label)} to list in {chosen.name_of(window)}: no database of it has such a "
-                "change, or it holds on other days. `capacity labels list` has them."
+                f"Nothing with {'='.join(label)} to list in {chosen.name_of(window)}: none of these databases has such "
+                "a change, or the label applies on other days. `capacity labels list` shows its days."
             )
     if not rows:
         raise ValidationError(
-            f"Nothing to list in {chosen.name_of(window)}: no row is stored, or none with such a change. "
+            f"Nothing to list in {chosen.name_of(window)}: no row is stored, or no row has such a change. "
             f"`capacity plan --period {period} --from {window.start} --to {window.start}` shows what could be computed."
         )
     return Report([_database_json(row) for row in rows], [top_table(chosen, window, by, rows)])
@@ -140,7 +140,7 @@ def top_databases(
 
 def top_table(period: Period, window: Window, by: str, rows: Sequence[DatabaseRow]) -> Table:
     """Return the rows as a table."""
-    title = f"{TITLES[by]}, {period.name_of(window)} against the window before"
+    title = f"{TITLES[by]}, {period.name_of(window)} compared with the previous window"
     return Table(title, DATABASE_HEADINGS, list(map(_database_cells, rows)))
 
 
@@ -170,7 +170,11 @@ def _change_text(change_mb: int | None) -> str:
 @click.option("--from", "first_day", type=options.DAY, help="First day, instead of a window.")
 @click.option("--to", "last_day", type=options.DAY, help="Last day. Default: today.")
 @click.option(
-    "--by", type=click.Choice(["table", "schema"]), default="table", show_default=True, help="What to add up by."
+    "--by",
+    type=click.Choice(["table", "schema"]),
+    default="table",
+    show_default=True,
+    help="Show tables and indexes, or sums by schema.",
 )
 @options.rows_option("limit", 20)
 @options.json_command
@@ -214,11 +218,12 @@ def inside(
         with snapshot(runner.service.engine) as connection:
             growth = growth_inside(connection, server_id, database, first_day, last_day)
             if growth is None and not was_ever_sampled(connection, server_id, database):
-                raise NotFoundError(f"There is no database {database!r} on {server}: it was never measured.")
+                raise NotFoundError(f"No database {database!r} was ever measured on {server}.")
     if growth is None:
         raise ValidationError(
-            f"The tables and indexes of {database} were not measured twice from {human_day(first_day)}, or the month "
-            f"before, to {human_day(last_day)}. CAPACITY_OBJECTS names the servers of which they are measured."
+            f"The tables and indexes of {database} were not measured twice between {human_day(first_day)}, or the "
+            f"month before it, and {human_day(last_day)}. CAPACITY_OBJECTS names the servers whose tables and indexes "
+            "are measured."
         )
     before, after = human_mb(whole_mb(growth.before_bytes)), human_mb(whole_mb(growth.after_bytes))
     title = (
@@ -264,7 +269,7 @@ def _schemas_table(growth: DatabaseGrowth, limit: int) -> Table:
 
 def _sums(growth: DatabaseGrowth, hidden: Sequence[ObjectChange | SchemaGrowth]) -> list[tuple[str, str]]:
     """Return the rows below a list, which with it add up to the change of the database."""
-    sums = [(f"{len(hidden):,} more that changed", sum(one.change_bytes for one in hidden))] if hidden else []
+    sums = [(f"{len(hidden):,} others that changed", sum(one.change_bytes for one in hidden))] if hidden else []
     sums += [
         ("all other tables and indexes", growth.others_change_bytes),
         ("unexplained", growth.unexplained_change_bytes),
@@ -303,7 +308,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
             f"No groups are stored in {chosen.name_of(window)}. `capacity groups --now` computes windows whose labels "
             "changed, `capacity aggregate` any window."
         )
-    title = f"Groups by {by}, {chosen.name_of(window)} against the window before"
+    title = f"Groups by {by}, {chosen.name_of(window)} compared with the previous window"
     headings = (group_heading(by), *GROUP_HEADINGS)
     changes = [group.change_mb for group in rows if group.change_mb is not None]
     change = f", {human_change_mb(sum(changes))} where it is known" if changes else ""

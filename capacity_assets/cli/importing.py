@@ -258,7 +258,7 @@ class _Import:
     def zabbix_export(self, path: str) -> list[LoadReport]:
         if self.options.origin != sources.ZABBIX.name:
             name = sources.ZABBIX.name
-            raise ValidationError(f"Only exports of Zabbix are read from such files; write --origin {name}.")
+            raise ValidationError(f"Files of this kind are read only as exports of Zabbix; add --origin {name}.")
         days, layout = self._days(), rows.layout_of(DATABASE)
         source = monitoring.ZabbixExport(Path(path), days, self.settings.zone, layout)
         return self._trends(source, days, place=monitoring.place_of)
@@ -275,7 +275,7 @@ class _Import:
     def _days(self) -> monitoring.ImportDays:
         today = Clock(self.settings.zone).today()
         days = monitoring.ImportDays.between(self.options.first, self.options.last, today)
-        say(f"{human_day(days.first)} to {human_day(days.last)}, of each day the last value.")
+        say(f"{human_day(days.first)} to {human_day(days.last)}, the last value of each day.")
         return days
 
     def _known(self) -> set[str]:
@@ -383,7 +383,7 @@ class _Import:
     def _next_steps(self, report: LoadReport) -> Iterator[str]:
         counts, start_date = report.counts, self.settings.start_date
         if counts["unknown"]:
-            yield "Register these servers with `capacity instances add`, or those of a file with --register-as ENGINE."
+            yield "Register these servers with `capacity instances add`, or all of the file with --register-as ENGINE."
         if counts["conflicts"] and self.options.replaces:
             yield "These rows contradict other imported rows of the same day. Correct the source and import it again."
         elif counts["conflicts"]:

@@ -32,7 +32,7 @@ CHANGES_NAMED = 10
 
 @click.group(cls=OrderedGroup)
 def labels() -> None:
-    """Declare whose servers and databases they are."""
+    """Declare labels of servers and databases, such as their team."""
 
 
 database_option = click.option("--database", metavar="NAME", help="Databases with this name, or pattern with * and ?.")
@@ -71,10 +71,10 @@ def set_(
       capacity labels set db-7 team=search --database "search_*"
       capacity labels set db-7 team=billing --from 2026-04-01
     """
-    read = (key_and_value(pair, " A database is named with --database.") for pair in pairs)
+    read = (key_and_value(pair, " Name the database with --database.") for pair in pairs)
     values = {key.strip(): value for key, value in read}
     if len(values) < len(pairs):
-        raise ValidationError("A key is given twice.")
+        raise ValidationError("Each key can be given only once.")
     declared = ownership.labels_from_values(server, database, values, session.settings.label_keys, first_day)
     return _declare(session, declared, now=now, notes=_notes(session.engine, declared))
 
@@ -84,11 +84,11 @@ def _notes(engine: Engine, declared: Sequence[Label]) -> Iterator[str]:
     for label in declared:
         alike = ownership.values_differing_in_case(engine, label.key, label.value or "")
         if alike:
-            yield f"note: {label.key} also has {first_of(alike, CHANGES_NAMED)}, which is another group."
+            yield f"note: {label.key} also has the value {first_of(alike, CHANGES_NAMED)}, which is another group."
     database = declared[0].database
     if database and ownership.WILDCARDS.search(database):
         matches = counted(ownership.matching(engine, declared[0]), "database")
-        yield f"{database} matches {matches} of the newest sample, and applies to those that appear later."
+        yield f"{database} matches {matches} of the newest sample, and applies to matching databases that appear later."
 
 
 def _declare(
@@ -184,7 +184,7 @@ def _cells(stored: LabelSpan) -> list[object]:
     "Labels",
     ("Server", "Database", "Label", "Value", "From", "Until", *DECLARED),
     _cells,
-    "No label is declared. `capacity labels set` declares one, `capacity labels import` those of a file.",
+    "No label is declared. `capacity labels set` declares one, `capacity labels import` those in a file.",
 )
 def list_(engine: Engine, /, *, server: str | None, day: date | None) -> list[LabelSpan]:
     """Show the declared labels and their days."""

@@ -121,7 +121,7 @@ def _limit_cells(stored: StoredLimit) -> list[object]:
     "Limits",
     ("Server", "Database", ">Limit", "Source", *DECLARED, "~Note"),
     _limit_cells,
-    "No limit is declared. `capacity limits set` declares one, `capacity limits import` those of a file.",
+    "No limit is declared. `capacity limits set` declares one, `capacity limits import` those in a file.",
 )
 def list_limits(engine: Engine, /) -> list[StoredLimit]:
     """Show all declared limits.
@@ -323,11 +323,11 @@ decided_arguments = options.combined_options(
 @decided_arguments
 @click.argument("kind", type=click.Choice(forecast.DECISION_KINDS))
 @click.option(
-    "--until", required=True, type=options.DAY, help="Last day on which it holds; of a plan, the day of the change."
+    "--until", required=True, type=options.DAY, help="Last day on which it applies; for a plan, the day of the change."
 )
 @click.option("--note", required=True, help="Why, such as 'purge runs on Friday'.")
 @click.option("--ticket", metavar="URL", help="Address of its ticket.")
-@click.option("--gb", help="By how many GiB a plan raises the limit on that day, such as 500 or 1.5.")
+@click.option("--gb", help="GiB by which a plan raises the limit on that day, such as 500 or 1.5.")
 @volume_option
 @declaring.command
 def decide(
@@ -354,7 +354,7 @@ def decide(
 
 def _only_name(names: Sequence[str]) -> str | None:
     if len(names) > 1:
-        raise ValidationError(f"{' '.join(names)!r} is more than one name; put a name with blanks in quotes.")
+        raise ValidationError(f"{' '.join(names)!r} is more than one name; put a name with spaces in quotes.")
     return names[0] if names else None
 
 
@@ -385,12 +385,12 @@ def _risk_text(decision: Decision, probability: float | None) -> str:
     if decision.kind == forecast.EXCLUDED or probability == 1:
         return f"{left_out}, whatever its risk."
     if probability is None:
-        return f"{left_out}. Its risk is not known: they name it again once it is full."
+        return f"{left_out}. Its risk is not known, so they list it again once it is full."
     most = probability + forecast.GROWN_BY
     # The forecast of a subject that is not full is at most 99 %.
     ends = f"Above {human_probability(most)}" if most < MOST_WHERE_NOT_FULL else "Once it is full"
     return (
-        f"{left_out}. Probability of being full by then: {human_probability(probability)}. {ends}, they name it again."
+        f"{left_out}. Probability of being full by then: {human_probability(probability)}. {ends}, they list it again."
     )
 
 

@@ -47,7 +47,7 @@ class LazyGroup(OrderedGroup):
 # In the order in which a new user meets them. Each summary is the first sentence of the command's own help.
 COMMANDS = [
     LazyCommand("demo", "demo:demo", "Load a sample fleet and compute every period through Dagster."),
-    LazyCommand("up", "up:up", "Serve the pages and Dagster, its UI and daemon, until Ctrl-C."),
+    LazyCommand("up", "up:up", "Serve the pages and Dagster (UI and daemon) until Ctrl-C."),
     LazyCommand("serve", "serve:serve", "Serve the pages until Ctrl-C."),
     LazyCommand("mcp", "serve:mcp", "Run a read-only MCP server for language models."),
     LazyCommand("check", "check:check", "Check configuration, database and schema."),
@@ -66,7 +66,7 @@ COMMANDS = [
     LazyCommand("decisions", "limits:decisions", "List, import and remove decisions."),
     LazyCommand("runway", "runway:runway", "Show when servers and databases will be full."),
     LazyCommand("scenario", "runway:scenario", "Show how assumptions change fill dates and budget."),
-    LazyCommand("labels", "labels:labels", "Declare whose servers and databases they are."),
+    LazyCommand("labels", "labels:labels", "Declare labels of servers and databases, such as their team."),
     LazyCommand("prices", "bills:prices", "Declare what a GiB costs per month."),
     LazyCommand("bill", "bills:bill", "Show what the databases of a month cost, by group."),
     LazyCommand("budget", "bills:budget", "Show what each team, or any other group, will cost in the coming months."),
@@ -95,8 +95,8 @@ def main(context: click.Context, *, verbose: bool) -> None:
     \b
     First steps:
       capacity demo     a sample fleet, computed through Dagster
-      capacity up       the pages and Dagster, its UI and daemon, on this machine
-      capacity check    whether configuration, database and schema are fit
+      capacity up       the pages and Dagster (UI and daemon) on this machine
+      capacity check    problems of the configuration, database and schema
 
     Configuration comes from environment variables; see .env.example.
     """

@@ -60,7 +60,9 @@ def readable_errors() -> Iterator[None]:
     except CapacityError as error:
         _exit_with(str(error), FAILED)
     except errors.DATABASE_FAILURES as error:
-        failure = errors.database_error(error, doing="working", kept="The open transaction was rolled back.")
+        failure = errors.database_error(
+            error, doing="running this command", kept="The open transaction was rolled back."
+        )
         _exit_with(str(failure), FAILED)
     except (OSError, MemoryError) as error:
         sentence = errors.sentence_of(error)
@@ -174,7 +176,7 @@ def writing(target: Path | str) -> Iterator[None]:
         raise  # the reader has closed the pipe, as `head` does
     except OSError as error:
         raise CommandFailedError(
-            f"{target} cannot be written: {error.strerror}. A file that existed before is unchanged."
+            f"{target} cannot be written: {error.strerror}. An existing file is unchanged."
         ) from error
     finally:
         os.umask(private)

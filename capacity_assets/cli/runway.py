@@ -79,7 +79,7 @@ HEADINGS = (
 )
 @options.filter_options
 @options.rows_option("show", 20)
-@click.option("--issue", is_flag=True, help="First store the forecasts of today, so that pages and reports have them.")
+@click.option("--issue", is_flag=True, help="Issue today's forecasts first, so that pages and reports show them.")
 @options.json_command
 def runway(
     settings: Settings,
@@ -189,7 +189,7 @@ def runway_lines(
         more = len(rows) - show
         higher = f", if every limit were {add_gb:,} GiB higher" if add_gb else ""
         hidden = f" ({more:,} more: `capacity runway` lists them with --show {len(rows)})" if more > 0 else ""
-        title = f"Full when, as of {human_day(forecasts.as_of)}{higher}{hidden}"
+        title = f"Fill dates as of {human_day(forecasts.as_of)}{higher}{hidden}"
         lines.append(Table(title, HEADINGS, list(map(_cells, rows[:show]))))
         sooner = [row for row in rows[:show] if row.sooner_day is not None]
         lines += [f"note: {row.display_name} on {row.server}. {row.remark}" for row in sooner]
@@ -303,7 +303,7 @@ def _scenario_lines(result: ScenarioResult, show: int, stored_name: str | None) 
         for one in result.runways:
             base = [one.before.text, _chance(one.before)]
             rows.append([one.server, one.display_name, human_mb(one.size_mb), *base, *_scenario_cells(one.after)])
-        yield Table.of_first(f"Full when, as of {human_day(result.as_of)}", SCENARIO_HEADINGS, rows, show)
+        yield Table.of_first(f"Fill dates as of {human_day(result.as_of)}", SCENARIO_HEADINGS, rows, show)
     yield f"Unchanged: {counted(result.unchanged, 'forecast')}."
     yield from result.notes
     if result.total is not None and result.last_day is not None and result.grouped_by is not None:
@@ -491,7 +491,7 @@ def _days_text(runway: Runway) -> str:
 def _forecast_lines(runway: Runway, first: SizeForecasts, second: ReferenceForecast) -> Iterator[Line]:
     yield (
         f"Daily changes between {second.lowest_change:,.3f} and {second.highest_change:,.3f} MiB are used unchanged; "
-        f"{second.cut_changes:,} beyond were cut to these."
+        f"{second.cut_changes:,} outside this range were cut to it."
     )
     _, better = METHODS[int(first.method[0])]
     yield f"Drift: {first.drift[0]:,.3f} MiB per day; by the second calculation: {second.drift:,.3f}. {better}"

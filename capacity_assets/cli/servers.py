@@ -194,7 +194,7 @@ def import_(session: DeclarationSession, /, *, file: Path, disable_others: bool)
 def list_(settings: Settings, /) -> Report:
     """Show the servers, and when each was last collected.
 
-    Also shows how each is reached; of a password, only its source. Imported samples do not count as collected.
+    Also shows the connection of each, with the source of its password. Imported samples do not count as collected.
     """
     with options.open_database(settings) as engine:
         servers = registered_servers(engine)
@@ -246,7 +246,7 @@ def test(settings: Settings, /, *, name: str) -> Report:
     with options.open_database(settings) as engine:
         [one] = registered_servers(engine, [name])
         if not one.is_collected:
-            raise NotFoundError(f"How to reach {name!r} is not registered. `capacity instances add` registers it.")
+            raise NotFoundError(f"Server {name!r} has no registered connection. `capacity instances add` registers it.")
         service = collection_service(engine, settings)
         fleet = FleetMeasurement(service.context, service.clock, 1, service.connect_seconds, with_facts=True)
         [outcome] = filter(None, fleet.outcomes([ServerToMeasure(one.id, one.server)]))
@@ -319,13 +319,13 @@ def _test_lines(document: Mapping[str, Any]) -> Iterator[Line]:
             "Used inside files": [f"{name} {human_mb(used_mb)}" for name, used_mb in document["used_mb"].items()],
             "Used space not known": document["unknown_used"],
             "Limits not known": [f"{document['unknown_limits']}{advice}"] if document["unknown_limits"] else [],
-            "Beside databases": [_part_text(part) for part in document["parts"] if part.size_bytes],
-            "Not known, beside databases": document["unknown_parts"],
+            "Outside databases": [_part_text(part) for part in document["parts"] if part.size_bytes],
+            "Not known, outside databases": document["unknown_parts"],
             "Not counted, because no size is reported": document["not_counted"],
             "Left out, see CAPACITY_SYSTEM_DATABASES": document["left_out"],
         }
     )
-    yield "Nothing was stored. `capacity collect` measures and stores."
+    yield "Nothing was stored. `capacity collect` stores what it measures."
 
 
 def _named_lines(databases_by_reason: Mapping[str, Collection[str]], shown: int = NAMES_SHOWN) -> Iterator[str]:
@@ -354,7 +354,7 @@ def disable(session: DeclarationSession, /, *, names: Sequence[str]) -> Declarat
     if replicas:
         lines.append(
             f"Fleet totals now leave out these servers, and those counted by them: {first_of(replicas, NAMES_SHOWN)}. "
-            'To count such a server by itself, run `capacity instances add NAME --replace --counted-by ""`.'
+            'To count such a server separately, run `capacity instances add NAME --replace --counted-by ""`.'
         )
     return DeclarationReport({"disabled": names}, lines)
 
@@ -485,7 +485,7 @@ def _summary_lines(summary: CollectionSummary) -> Iterator[Line]:
     yield from _named_lines(
         {
             "Used space not known": summary.unknown_used,
-            "Not known, beside databases": summary.unknown_parts,
+            "Not known, outside databases": summary.unknown_parts,
             "Tables and indexes measured": measured,
             "Tables and indexes not known": summary.unknown_objects,
         },

@@ -260,7 +260,7 @@ def status(settings: Settings, /) -> Report:
     }
     lines: list[Line] = [
         f"Today is {human_day(today)} ({settings.timezone}). Active servers: {active:,}.",
-        *([f"{apart} What is late is judged by this machine's."] if apart else []),
+        *([f"{apart} This machine's clock decides what is late."] if apart else []),
         *_collection_lines(collecting),
         *_stored_lines(samples, windows, stopped),
         *([f"Distributed: {distribution}."] if distribution else []),
@@ -269,11 +269,11 @@ def status(settings: Settings, /) -> Report:
         *_stale_lines(stale),
     ]
     if runs is not None and not works:
-        lines.append("No Dagster daemon is at work: nothing starts until `capacity up`, or a daemon of your own, runs.")
+        lines.append("No Dagster daemon is running, so no run starts. Start `capacity up` or your own daemon.")
     if silent:
         lines.append(silent)
     for shortcoming in untracked:
-        lines.append(f"It is not known whether figures follow their samples: {shortcoming}. Run `capacity init`.")
+        lines.append(f"Figures may be out of date without being listed as stale: {shortcoming}. Run `capacity init`.")
     return Report(document, lines)
 
 
@@ -335,7 +335,7 @@ def _window_row(stored: StoredWindows, today: date) -> dict[str, object]:
     if latest is not None:
         window = PERIODS[stored.period].window_of(latest)
         elapsed = window.elapsed_days(today)
-        so_far = f" so far, {window.days} in all" if elapsed < window.days else ""
+        so_far = f" so far, {window.days} in total" if elapsed < window.days else ""
         days = f"{stored.measured_days} of {elapsed}{so_far}"
     return {
         "period": stored.period,
@@ -364,7 +364,7 @@ def _risk_json(risk: StoredRunway) -> dict[str, object]:
 def _runway_lines(issue: ForecastIssue | None) -> Iterator[Line]:
     if issue is None:
         yield (
-            "Greatest risks: no runway was issued within the last month. `capacity runway --issue` issues them now, "
+            "Greatest risks: no forecast was issued within the last month. `capacity runway --issue` issues them now, "
             "`capacity up` every day."
         )
         return

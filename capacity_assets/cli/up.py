@@ -83,7 +83,7 @@ class StopRequestedError(BaseException):
     "--workspace",
     "further",
     type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
-    help="Workspace file of code locations of your own, which are served too.",
+    help="Workspace file of your own code locations, which are also served.",
 )
 @command
 def up(
@@ -96,7 +96,7 @@ def up(
     names: Sequence[str],
     further: Path | None,
 ) -> None:
-    """Serve the pages and Dagster, its UI and daemon, until Ctrl-C.
+    """Serve the pages and Dagster (UI and daemon) until Ctrl-C.
 
     Everything listens on 127.0.0.1. Also starts the embedded server, unless CAPACITY_DATABASE_URL is set; --sql-port
     opens it to the role capacity_reader, which can only read.
@@ -134,7 +134,7 @@ def up(
                         say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
                     if sql_login is not None:
                         say(sql_login)
-                    say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
+                    say(f"Log: {log}. Ctrl-C stops everything, including the embedded server.")
                     ended = _report_until_one_exits(processes, settings, stop, sql_port)
                     what = f"A process of Dagster or the pages ended with code {ended.returncode}."
                     raise CommandFailedError(f"{what} The end of {log}:\n{_tail(log)}")

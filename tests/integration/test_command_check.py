@@ -98,7 +98,7 @@ def test_check_says_that_all_is_fit() -> None:
     assert result.exit_code == 0
     assert {finding["verdict"] for finding in findings} == {"ok", "note"}
     assert [finding["text"] for finding in findings if finding["subject"] == "schema"] == [
-        f"revision {SCHEMA_REVISION}, all tables, keys, indexes and triggers are there"
+        f"revision {SCHEMA_REVISION}; all tables, keys, indexes and triggers exist"
     ]
 
 
@@ -127,7 +127,7 @@ def test_a_dagster_database_of_another_application_is_refused_before_anything_is
     ("name", "verdict", "code", "said"),
     [
         ("CAPACITY_DATABSE_URL", "bad", 2, "Did you mean CAPACITY_DATABASE_URL?"),
-        ("CAPACITY_PORT", "note", 0, "is set but not known, so it has no effect"),
+        ("CAPACITY_PORT", "note", 0, "is not a variable of capacity_assets, so it has no effect"),
     ],
 )
 def test_check_points_at_a_variable_that_is_none_of_ours(
@@ -168,8 +168,8 @@ def test_check_names_samples_of_a_clock_that_was_ahead_and_a_first_day_of_one_th
 
     message = " ".join(result.output.split())
     assert result.exit_code == 2
-    assert "database_size_stats bad has samples of days that lie ahead, from 2999-01-01 on, and today is" in message
-    assert "CAPACITY_START_DATE bad 2998-01-01, lies ahead: there is no partition yet" in message
+    assert "database_size_stats bad has samples of future days, from 2999-01-01 on; today is" in message
+    assert "CAPACITY_START_DATE bad 2998-01-01 is in the future, so there is no partition yet" in message
 
 
 @pytest.mark.usefixtures("today")
@@ -227,7 +227,7 @@ def test_check_names_servers_and_labels_of_a_setting_that_do_not_exist(
         ("note", "No server is named 'db2'. Did you mean 'db-2'?"),
         ("note", "Server 'server-11' is not measured here: filled elsewhere"),
         ("note", "Nothing has the label team=payment. Did you mean 'team=payments'?"),
-        ("note", "No server has the label team=search; those of single databases do not count"),
+        ("note", "No server has the label team=search; labels of databases do not count"),
     ]
     [of_metrics] = [one["text"] for one in findings if one["subject"] == "CAPACITY_METRICS_DATABASES"]
     assert of_metrics == "Nothing has the label team=serach. Did you mean 'team=search'?"

@@ -131,7 +131,7 @@ def test_the_demo_refuses_a_database_that_holds_other_servers(settings: Settings
 
     assert settings.capacity_url is not None
     assert result.exit_code == 1
-    assert "holds other servers than the sample fleet (1), and the two do not mix. Set CAPACITY_HOME" in result.output
+    assert "holds servers other than the sample fleet (1), and the two do not mix. Set CAPACITY_HOME" in result.output
 
 
 @pytest.mark.usefixtures("settings")

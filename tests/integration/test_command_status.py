@@ -43,7 +43,7 @@ def test_status_tells_how_much_of_an_open_window_is_over_and_measured(engine: En
     document = json.loads(capacity("status", "--json").output)
 
     [days] = [row["days"] for row in document["windows"] if (row["period"], row["level"]) == ("yearly", "instance")]
-    assert days == "1 of 201 so far, 365 in all"
+    assert days == "1 of 201 so far, 365 in total"
 
 
 @pytest.mark.usefixtures("sample")
@@ -65,7 +65,7 @@ def test_status_tells_what_is_late_and_what_runs_or_waits(shipped_instance: Dags
     assert f"{run.run_id[:8]} daily_aggregation_job 2025-03-01 at work" in " ".join(screen.split())
     assert "has samples, but was never computed" in " ".join(screen.split())
     assert not document["daemon_works"]
-    assert "No Dagster daemon is at work" in screen
+    assert "No Dagster daemon is running" in screen
 
 
 @pytest.mark.single_server("disables the triggers of the samples")
@@ -82,7 +82,7 @@ def test_status_tells_failed_runs_and_that_changes_are_not_noted(
 
     assert f"{failed.run_id[:8]} weekly_aggregation_job none failed within the hour" in screen
     assert (
-        "It is not known whether figures follow their samples: changes of database_size_stats are not recorded"
+        "Figures may be out of date without being listed as stale: changes of database_size_stats are not recorded"
         in screen
     )
 

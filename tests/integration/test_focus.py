@@ -177,7 +177,7 @@ def test_a_file_says_what_it_leaves_out_and_what_cannot_be_written_is_refused(tm
     said = printed(*asked, str(tmp_path / "x.csv"))
 
     assert "1 charge of June 2025 written to" in said
-    assert "Left out: 20.0 GiB without a price." in said
+    assert "Not included: 20.0 GiB without a price." in said
     document = json.loads(printed(*asked, str(tmp_path / "x.csv"), "--json"))
     assert (document["rows"], document["bill"]["amount"]) == (1, "2.00")
     assert "x.html' must end in .csv." in capacity(*asked, str(tmp_path / "x.html")).output

@@ -181,7 +181,7 @@ def test_the_sum_of_a_group_is_explained_by_its_parts(engine: Engine, service: A
     assert [line.split() for line in shown.splitlines() if line.startswith("server-")] == [
         ["server-1", "pay_b", "15", "150", "MiB", "of", "pay_*,", "always"],
         ["server-1", "pay_a", "30", "145", "MiB", "of", "pay_*,", "always"],
-        ["server-2", *["all", "without", "another", "value"], "29", "48", "MiB", "of", "the", "server,", "from",
+        ["server-2", *["all", "without", "their", "own", "label"], "29", "48", "MiB", "of", "the", "server,", "from",
          "2025-04-02"],
     ]  # fmt: skip
     assert "Total: 10,315 MiB over 30 measured days, 343 MiB per day. The stored row has the same." in shown

@@ -451,7 +451,7 @@ def test_an_export_of_zabbix_gives_what_its_trends_do(engine: Engine, tmp_path: 
 @pytest.mark.parametrize(
     ("line", "options", "reason"),
     [
-        ("{}", (), "Only exports of Zabbix are read from such files; write --origin zabbix."),
+        ("{}", (), "Files of this kind are read only as exports of Zabbix; add --origin zabbix."),
         ('{"name": "Size of database x"', ("--origin", "zabbix"), "is no export of trends of Zabbix: line 1 lacks"),
         ("{}", ("--origin", "zabbix", "--unit", "gb"), "--unit is for files only; omit it for an export of Zabbix."),
     ],

@@ -138,7 +138,7 @@ def test_a_file_of_servers_takes_as_many_statements_as_one_server(engine: Engine
     one, many = statements([Server("x", "mysql", "h")]), statements(fleet)
     again = statements([replace(server, port=9) for server in reversed(fleet)])
 
-    assert (one, many, again) == (5, 5, 4), "the lock, the registry, new and known servers, how they are reached"
+    assert (one, many, again) == (5, 5, 4), "the lock, the registry, new and known servers, connections"
     found = {server.server.name: server.server for server in registered_servers(engine)}
     assert (len(found), found["s7"].host, found["s7"].port, found["s7"].counted_by) == (2501, "h7", 9, "s0")
 
@@ -277,7 +277,7 @@ def test_check_names_what_would_make_a_fleet_total_wrong(engine: Engine) -> None
 
     assert "one, twin are all at h:3306: fleet totals count it 2 times" in message
     assert "counted by a server that is out of service, so not counted at all: replica" in message
-    assert "active, but how to reach them is not registered: elsewhere" in message
+    assert "active, but without a registered connection: elsewhere" in message
 
 
 def test_a_file_of_servers_declares_what_they_can_hold_and_registers_none_if_that_makes_no_sense(

@@ -132,7 +132,7 @@ def test_a_full_disk_is_told_and_the_page_that_was_there_is_kept(tmp_path: Path)
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
 
     assert ended.returncode == 1
-    assert f"{path} cannot be written: File too large. A file that existed before is unchanged." in ended.stderr
+    assert f"{path} cannot be written: File too large. An existing file is unchanged." in ended.stderr
     assert path.read_text() == "before"
     assert list(tmp_path.glob(".writing-*")) == []
 

@@ -100,7 +100,8 @@ def test_a_runway_is_explained_by_its_samples_and_a_second_calculation() -> None
 
     assert message[0] == f"orders on server-1, as of {human_day(TODAY)}: 2.9 GiB"
     assert message[1] == "Measured days: 200"
-    assert message[2] == "Daily changes between 10.000 and 10.000 MiB are used unchanged; 0 beyond were cut to these."
+    used = "Daily changes between 10.000 and 10.000 MiB are used unchanged"
+    assert message[2] == f"{used}; 0 outside this range were cut to it."
     better = "The mean change was the better forecast."
     assert message[3] == f"Drift: 10.000 MiB per day; by the second calculation: 10.000. {better}"
     assert message[-3:] == [
@@ -127,7 +128,7 @@ def test_what_has_no_limit_is_explained_up_to_the_limit_and_what_is_not_there_is
     assert (unclear.exit_code, both.exit_code, mistyped.exit_code) == (2, 2, 2)
     assert "Give --period, one of daily," in unclear.output
     assert "Did you mean 'orders'?" in unknown.output
-    assert "cannot be combined with --period, --window or --all" in both.output
+    assert "omit --period, --window and --all" in both.output
     assert "database ordres was not measured within the last month, or does not exist" in mistyped.output
     assert not any("nan" in line for line in young), "ten days say nothing of how it goes on"
 
@@ -159,7 +160,7 @@ def test_the_screen_lists_the_greatest_risk_first_and_counts_unknown_limits() ->
     document = json.loads(capacity("runway", "--json").output)
 
     lines = shown.output.splitlines()
-    assert lines[0] == f"Full when, as of {human_day(TODAY)}"
+    assert lines[0] == f"Fill dates as of {human_day(TODAY)}"
     assert lines[2].split() == [
         *("server-1", "orders", "2.9", "GiB", "3.5", "GiB", "own", "limit"),
         *" ".join(map(human_day, ORDERS_DAYS)).split(),

@@ -55,7 +55,7 @@ def test_a_replica_is_listed_where_it_is_named_and_in_no_list_of_the_fleet(engin
 def test_people_read_sizes_and_the_month() -> None:
     shown = capacity("top", "--window", "2025-02-10").output
 
-    assert "Databases that grew most, February 2025 against the window before" in shown
+    assert "Databases that grew most, February 2025 compared with the previous window" in shown
     lines = [" ".join(line.split()) for line in shown.splitlines()]
     assert "server-1 postgresql orders 2.9 GiB +2.0 GiB +200.00 % growing 28 of 28" in lines
 

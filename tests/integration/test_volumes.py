@@ -312,6 +312,6 @@ def test_check_says_of_how_many_databases_no_limit_is_known_and_reads_the_source
     capacity("limits", "set", "server-1", "--gb", "10")
 
     assert missing == [("bad", f"{sources} cannot be read: No such file or directory.")]
-    assert found("CAPACITY_VOLUME_SOURCES") == [("ok", "monitoring; `capacity volumes fetch --dry-run` asks them")]
+    assert found("CAPACITY_VOLUME_SOURCES") == [("ok", "monitoring; `capacity volumes fetch --dry-run` queries them")]
     assert before == [("note", "1 database without a known limit: `capacity limits set` declares one")]
     assert found("limits") == [("ok", "of every database that was measured within the last month")]

@@ -73,7 +73,7 @@ def test_maintenance_drops_nothing_by_a_wrong_clock_and_adds_no_partition_for_it
     assert everything(two_servers) == before
     checked = " ".join(capacity("check", columns=400).output.split())
     assert said in checked
-    assert "Set the clock that is wrong; until then nothing is dropped" in checked
+    assert "Correct the wrong clock; until then, nothing is dropped" in checked
     names = [name for table in PARTITIONED for name in partition_names(two_servers, table)]
     assert not [name for name in names if "_2027" in name or "_2031" in name]
 
@@ -84,7 +84,7 @@ def test_status_says_that_the_clocks_differ(clocks: SetClocks, days: int) -> Non
     clocks(TODAY + timedelta(days=days), TODAY)
 
     said = f"This machine's clock shows {TODAY + timedelta(days=days)} 12:00, PostgreSQL's shows {TODAY} 12:00"
-    assert f"{said}: one of them is wrong. What is late is judged by this machine's." in printed("status")
+    assert f"{said}: one of them is wrong. This machine's clock decides what is late." in printed("status")
     assert json.loads(printed("status", "--json"))["clocks_apart"] == f"{said}: one of them is wrong."
     clocks(TODAY)
     assert "one of them is wrong" not in printed("status")

@@ -1,4 +1,4 @@
-"""What lies beside databases, on recorded rows of servers that do not run here; and what no table could hold."""
+"""What lies outside databases, on recorded rows of servers that do not run here; and what no table could hold."""
 
 from __future__ import annotations
 

@@ -70,6 +70,6 @@ def test_a_command_without_a_free_connection_ends_with_a_sentence() -> None:
 
     assert result.exit_code == 1
     assert result.stderr == (
-        "capacity: No database connection became free while working. The open transaction was rolled back. "
-        "Run it again.\n"
+        "capacity: No database connection became free while running this command. "
+        "The open transaction was rolled back. Run it again.\n"
     )

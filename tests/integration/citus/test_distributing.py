@@ -129,7 +129,7 @@ def test_an_interrupted_distribution_goes_on_where_it_stopped(
     left = ", ".join(table.name for table in distributing.BY_SERVER[1:])
     assert distribution_found() == (
         "bad",
-        f"{left}: still on the coordinator; run `capacity distribute` again, nothing is computed before",
+        f"{left}: still on the coordinator; nothing is computed until `capacity distribute` has run again",
     )
 
     assert len(distribute(undistributed, shards=SHARDS)) == 8
