@@ -120,7 +120,7 @@ def calculate_database(
             for one in instances
         },
     }
-    message = run.message if chosen else "" if errors else "No registered period was asked for."
+    message = run.message if chosen else "" if errors else "No registered period was requested."
     return {
         "status": (AggregationStatus.FAILED if errors else run.status).value,
         "message": " ".join(filter(None, [*errors, message])),

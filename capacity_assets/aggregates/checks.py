@@ -120,7 +120,7 @@ CHECKS: tuple[Check, ...] = (
         name="samples_complete",
         description="Every server was measured on every day of the window, counted from its first sample on.",
         severity=CheckSeverity.WARN,
-        advice="Means and changes of these windows are based on fewer days. See why the collection missed them.",
+        advice="Means and changes of these windows are based on fewer days. Find out why the collection missed them.",
         statement="""
 SELECT period_start, expected - measured AS weight,
        format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected) AS place
@@ -193,7 +193,7 @@ WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:starts AS dat
         description=f"The databases of a server add up to its total, within {LEVELS_TOLERANCE_PERCENT} % "
         f"and {LEVELS_TOLERANCE_MB:,} MiB.",
         severity=CheckSeverity.WARN,
-        advice="The two levels are measured separately. See which of the two collections is wrong on these days.",
+        advice="The two levels are measured separately. Find out which of the two is wrong on these days.",
         statement="""
 SELECT w.period_start, abs(t.total - coalesce(d.total, 0)) AS weight,
        format('%s on %s: databases %s MiB, server %s MiB', i.name, t.collected_date, coalesce(d.total, 0), t.total)

@@ -71,7 +71,7 @@ def reference_figures(
             yield name, kept[name] if window.days > 1 else ("not kept for a single day", None)
         if measure is level.headline:
             percent, total_before = _percent(now, before), sum(before.values()) if before else None
-            yield "growth_rate", (f"{measure.change_percent} once more", percent)
+            yield "growth_rate", (f"the same as {measure.change_percent}", percent)
             yield "trend_direction", explained_trend(percent, sum(now.values()), total_before, period.trend_percent)
     for ratio in level.ratios:
         above, below = (sum(_days(samples.own, name).values()) for name in (ratio.numerator, ratio.denominator))
@@ -108,9 +108,9 @@ def _own_figures(measure: Measure, now: Days) -> Iterator[tuple[str, Arithmetic]
 
 def _yearly_rate(now: Days, before: Days, windows_per_year: int | None) -> Arithmetic:
     if windows_per_year is None:
-        return "only of windows that are whole months", None
+        return "only for windows of whole months", None
     if not now or not before or not _mean(before):
-        return "no mean before to grow from", None
+        return "no growth from an unknown mean, or from 0", None
     factor = _mean(now) / _mean(before)
     if factor < 0:
         return "no rate for a factor below zero", None
@@ -276,7 +276,7 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
         DatabaseError: the database failed.
     """
     parameters = {"database": database, "server": server, "most": NAMES_COMPARED}
-    with database_errors(doing="looking the name up"), engine.connect() as connection:
+    with database_errors(doing="looking up the name"), engine.connect() as connection:
         servers = _SERVERS_ON_NODES if tables_are_distributed(connection) else _SERVERS
         rows = connection.execute(text(servers), parameters).all()
         if not rows:
@@ -296,7 +296,7 @@ def _unknown(connection: Connection, parameters: Mapping[str, object]) -> NotFou
         known = connection.execute(text(names), parameters).scalars().all()
     return NotFoundError(
         f"There is no {what} among the registered servers: names must match exactly."
-        f"{suggestion(str(written), known)} The view capacity_latest lists those that are known."
+        f"{suggestion(str(written), known)} The view capacity_latest lists all known names."
     )
 
 

@@ -581,8 +581,8 @@ class WindowCoverage:
         """The days in one sentence."""
         if self.is_open:
             return (
-                f"The window is open: samples on {self.measured_days} of {counted(self.elapsed_days, 'day')} so far, "
-                f"of {self.window_days} days in all."
+                f"The window is open: samples on {self.measured_days} of {counted(self.elapsed_days, 'day')} so far; "
+                f"it has {self.window_days} days."
             )
         return f"Samples on {self.measured_days} of {counted(self.window_days, 'day')}."
 

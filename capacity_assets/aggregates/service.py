@@ -174,7 +174,7 @@ class AggregationService:
         except ValueError as error:
             raise ValidationError(f"{error}.") from error
         if not wanted or not runners:
-            raise ValidationError("No window or no level was asked for.")
+            raise ValidationError("No window or level was requested.")
         self.partitions.refuse_windows_outside(chosen, wanted)
         refuse_an_unfit_database(self.engine, self.clock.zone)
         if options.instance_ids is not None:
@@ -285,7 +285,7 @@ class AggregationService:
         if missing:
             close = suggestion(missing[0], (one.name for one in every))
             raise NotFoundError(
-                f"No server {', '.join(map(repr, missing))} is registered.{close} `capacity instances list` shows them."
+                f"No server {', '.join(map(repr, missing))} is registered.{close} `capacity instances list` shows all."
             )
         return [known[name] for name in names]
 

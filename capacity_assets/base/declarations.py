@@ -321,10 +321,10 @@ def named_tables(path: Path, table: str, called: str, declared: Callable[[Mappin
     document = toml_document(path)
     entries = document.get(table)
     if set(document) != {table} or not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
-        raise ValidationError(f"{path} holds tables [[{table}]], one per {called}, and nothing else.")
+        raise ValidationError(f"{path} must contain only tables [[{table}]], one per {called}.")
     things = read_each(((f"{called} {n}", values) for n, values in enumerate(entries, start=1)), declared)
     names = [one.name for one in things]
-    twice = [f"two {called}s are called {name!r}." for name in sorted(set(names)) if names.count(name) > 1]
+    twice = [f"two {called}s have the name {name!r}." for name in sorted(set(names)) if names.count(name) > 1]
     if twice:
         raise ValidationError("\n".join(twice))
     return things

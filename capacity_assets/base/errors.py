@@ -140,7 +140,7 @@ def database_error(error: DatabaseFailure, *, doing: str, kept: str = "") -> Dat
     if sqlstate in SCHEMA_SQLSTATES:
         advice = "The schema is missing or too old: run `capacity init`, then run this again."
     elif transient:
-        advice = "This can pass by itself: run it again."
+        advice = "This may be temporary: run it again."
     else:
         advice = _REMEDIES_BY_SQLSTATE.get(sqlstate or "", "Repeating it will not help: fix the cause first.")
     text = f"The database failed while {doing}: {reason_of(error)}. {kept}{advice}"
@@ -163,7 +163,7 @@ def is_transient(error: DatabaseFailure) -> bool:
     return sqlstate in TRANSIENT_SQLSTATES or sqlstate[:2] in TRANSIENT_SQLSTATES
 
 
-_NO_RIGHT = "Give the user that runs capacity the right to it, or choose another place"
+_NO_RIGHT = "Give the user that runs capacity access to it, or choose another place"
 _OTHER_PLACE = "Choose another place"
 _SPACE = "Free some space"
 _OPEN_FILES = "Raise the limit of open files (`ulimit -n`, LimitNOFILE of a unit)"
@@ -183,7 +183,7 @@ _REMEDIES = {
     errno.ENFILE: _OPEN_FILES,
     errno.ENOMEM: _MEMORY,
     errno.EAGAIN: "Raise the limit of processes (`ulimit -u`, TasksMax of a unit)",
-    errno.EIO: "Look into the log of the machine: the disk may be failing",
+    errno.EIO: "Check the log of the machine: the disk may be failing",
 }
 
 

@@ -134,7 +134,7 @@ def _postgresql_url(value: SecretStr) -> SecretStr:
         raise ValueError(f"names {url.get_backend_name()!r}; only PostgreSQL works: {POSTGRESQL_URL}")
     if "@" in f"{url.host}{url.database}":
         # A password with an unescaped @ would end there, and its rest would be shown as a part of the host.
-        raise ValueError("holds an @ too many; write an @ in the password as %40")
+        raise ValueError("contains one @ too many; write an @ in the password as %40")
     if not url.database:
         raise ValueError(f"names no database; write {POSTGRESQL_URL}")
     return value

@@ -54,8 +54,8 @@ def checked_reference(reference: str) -> str:
     }
     if not well_formed.get(scheme, False):
         raise ValidationError(
-            f"A password is given by where it is, not by itself: write {REFERENCE_FORMS}, with a path that begins with "
-            "/. What was written is not repeated here."
+            f"Give the place of a password instead of the password: {REFERENCE_FORMS}, with a path that begins with /. "
+            "The value is not repeated here."
         )
     return reference
 
@@ -82,7 +82,7 @@ class SecretFolders:
         """Raise CredentialError for a variable or file that is not allowed; the text names the setting to change."""
         scheme, _, place = reference.partition(":")
         if scheme == "env" and (place in variable_names() or place.startswith("DAGSTER_")):
-            raise CredentialError(f"{place} is a variable of capacity_assets itself, not of a server.")
+            raise CredentialError(f"{place} is a variable of capacity_assets and cannot hold the password of a server.")
         if scheme == "env" and not any(fnmatchcase(place, pattern) for pattern in self.variables):
             raise CredentialError(
                 f"variable {place} may not hold the password of a server. CAPACITY_PASSWORD_VARIABLES "

@@ -324,7 +324,7 @@ def _parts_of(session: _Session, scope: PartScope) -> Iterator[ServerPart]:
     for kind, source in session.engine.part_sources.items():
         seconds = min(ANSWER_SECONDS, deadline - time.monotonic())
         if seconds <= 0:
-            yield ServerPart(kind, detail=f"not asked for: other kinds took {PARTS_SECONDS:.0f} s")
+            yield ServerPart(kind, detail=f"not measured: other kinds took {PARTS_SECONDS:.0f} s")
             continue
         try:
             yield from session.answer(source.measure, scope, seconds=seconds)
@@ -622,4 +622,4 @@ class FleetMeasurement:
 
 
 def _day_over() -> MeasureError:
-    return MeasureError(FailureKind.DAY_OVER, "the day ended before its turn came")
+    return MeasureError(FailureKind.DAY_OVER, "the day ended before it was measured")

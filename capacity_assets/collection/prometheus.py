@@ -83,9 +83,9 @@ def _source(values: Mapping[str, object]) -> PrometheusSource:
     source = declaration(PrometheusSource, values)
     parts = urlsplit(source.url)
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
-        raise ValidationError("url is not a web address, or holds a password; write https://host:9090.")
+        raise ValidationError("url is not a web address, or contains a password; write https://host:9090.")
     if (source.total is None) != (source.free is None) or (source.used is not None and source.total is None):
-        raise ValidationError("total and free go together, and used goes with them.")
+        raise ValidationError("total and free must be given together; used needs both.")
     if source.total is None and source.sizes is None:
         raise ValidationError("it has no query; write total and free for volumes, sizes for databases, or both.")
     if source.password_from and source.token_from:

@@ -119,12 +119,12 @@ def with_engine_defaults(server: Server) -> Server:
     problems = [
         (
             not server.name or server.name != server.name.strip() or len(server.name) > LONGEST_NAME,
-            "a name of 1 to 255 characters is needed, without blanks at its ends",
+            "a name must have 1 to 255 characters, without spaces at its ends",
         ),
-        (not server.host.strip() or len(server.host) > LONGEST_NAME, "host: a name, an address or a socket is needed"),
+        (not server.host.strip() or len(server.host) > LONGEST_NAME, "host: give a name, an address or a socket"),
         (not 1 <= port <= LARGEST_PORT, f"port: {port} is not between 1 and {LARGEST_PORT}"),
         (tls not in TLS_MODES, f"tls: {tls!r} is not one of {', '.join(TLS_MODES)}"),
-        (sizing not in engine.sizings, f"sizing: {server.engine} knows {' and '.join(engine.sizings)} only"),
+        (sizing not in engine.sizings, f"sizing: {server.engine} takes only {' and '.join(engine.sizings)}"),
         (server.counted_by == server.name, "counted_by: a server cannot be counted by itself"),
         (bool(server.tls_certificate) != bool(server.tls_key), "tls_certificate and tls_key are needed together"),
         (
@@ -135,8 +135,8 @@ def with_engine_defaults(server: Server) -> Server:
             bool(server.server_public_key) and tls != TLS_OFF,
             "server_public_key: only without TLS; with TLS, use tls_ca to verify the server",
         ),
-        (bool(HOST_AND_PORT.fullmatch(server.host)), "host: write the port by itself, as port (--port)"),
-        ("@" in server.host, "host: an @ does not belong there; write username and password_from"),
+        (bool(HOST_AND_PORT.fullmatch(server.host)), "host: write the port separately, as port (--port)"),
+        ("@" in server.host, "host: must not contain an @; write username and password_from"),
         (
             server.password_from == OWN and server.engine != "postgresql",
             "password_from: own is only for the PostgreSQL server that holds the capacity tables",
@@ -209,7 +209,7 @@ def _of_toml(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
         raise ValidationError("Write each server as a table [[servers]], and defaults as [defaults].")
     strangers = sorted(name for name, value in defaults.items() if isinstance(value, dict) and name not in engines())
     if strangers:
-        raise ValidationError(f"[defaults.{strangers[0]}]: there is no such engine; known are {', '.join(engines())}.")
+        raise ValidationError(f"[defaults.{strangers[0]}] is not an engine; known are {', '.join(engines())}.")
     general = {name: value for name, value in defaults.items() if name not in engines()}
     return [
         (
@@ -225,7 +225,7 @@ def _server(declared: Mapping[str, Any]) -> Server:
         key: value for key, value in declared.items() if key not in {LIMIT, LABELS} and not key.startswith(LABEL_COLUMN)
     }
     if SECRETS.intersection(map(str.lower, values)):
-        raise ValidationError("a password does not belong in the file; write password_from.")
+        raise ValidationError("the file must not contain a password; write password_from.")
     return with_engine_defaults(declaration(Server, values))
 
 
@@ -301,7 +301,7 @@ def refuse_unregistered(names: Iterable[str], known: Collection[str]) -> None:
     if unknown:
         close = suggestion(unknown[0], known)
         raise NotFoundError(
-            f"No server is named {', '.join(map(repr, unknown))}.{close} `capacity instances list` shows them."
+            f"No server is named {', '.join(map(repr, unknown))}.{close} `capacity instances list` shows all."
         )
 
 
@@ -369,9 +369,8 @@ def register_servers(
     except DATABASE_FAILURES as error:
         if sqlstate_of(error) == NOT_NULL_VIOLATION:
             raise DatabaseError(
-                "The table instances also belongs to another application, with columns of its own: "
-                f"{reason_of(error)}. Register the server there; `capacity instances add NAME` "
-                "then adds how to reach it."
+                f"The table instances also belongs to another application, with its own columns: {reason_of(error)}. "
+                "Register the server there; `capacity instances add NAME` then adds its connection."
             ) from error
         raise database_error(error, doing="registering servers") from error
     return changes

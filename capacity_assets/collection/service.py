@@ -170,14 +170,14 @@ class CollectionSummary:
         if not self.total_instances:
             return "No server is registered for collection: `capacity instances add` registers one."
         done = self.processed_instances + self.skipped_instances
-        earlier = f", {self.skipped_instances:,} of them earlier this day" if self.skipped_instances else ""
+        earlier = f", {self.skipped_instances:,} of them earlier that day" if self.skipped_instances else ""
         parts = [f"{human_day(self.day)}: {done:,} of {counted(self.total_instances, 'server')} measured{earlier}."]
         if self.processed_instances:
             was = "was" if self.measured_databases == 1 else "were"
             parts.append(f"{counted(self.measured_databases, 'database')} {was} measured now.")
         if self.failed_instances:
             has = "has" if self.failed_instances == 1 else "have"
-            kept = f", but for {self.kept_instances:,} with that of an earlier run" if self.kept_instances else ""
+            kept = f", except {self.kept_instances:,} measured by an earlier run" if self.kept_instances else ""
             stored = "; the others are stored" if done else ""
             parts.append(
                 f"{self.failed_instances:,} failed and {has} no sample of this day{kept}{stored}. "
@@ -188,7 +188,7 @@ class CollectionSummary:
             parts.append(f"Not counted, because no size is reported: {named}.")
         if self.filled_elsewhere:
             named = first_of(self.filled_elsewhere, ELSEWHERE_NAMED)
-            parts.append(f"Not measured from here, because no address is registered: {named}.")
+            parts.append(f"Not measured from here, because no connection is registered: {named}.")
         return " ".join(parts)
 
     def with_outcomes(self, outcomes: Sequence[ProbeOutcome]) -> CollectionSummary:
@@ -328,7 +328,7 @@ class CollectionService:
         """Count the servers in service, or in a share, that remain to be measured on a day; raises DatabaseError."""
         refuse_an_unfit_database(self.engine, self.clock.zone)
         query = with_queries(_LEFT, in_service=SERVERS_IN_SERVICE)
-        left = [row.instance_id for row in self._read(query, {"day": day}, "counting servers that are left")]
+        left = [row.instance_id for row in self._read(query, {"day": day}, "counting the remaining servers")]
         return len(left if share is None else servers_of_share(self.engine, share, left, day))
 
     def _refuse_another_day(self, day: date) -> None:
@@ -337,8 +337,8 @@ class CollectionService:
             return
         when = "is over" if day < today else "has not begun"
         raise ValidationError(
-            f"{day} {when}, and a server only reports how large its databases are now. Measure "
-            f"today, {today}; `capacity import` reads samples of other days that were taken elsewhere."
+            f"{day} {when}, and a server reports only the current size of its databases. Measure today, {today}; "
+            "`capacity import` reads samples of other days that were taken elsewhere."
         )
 
     def _tasks(
@@ -433,8 +433,7 @@ def _refuse_unmeasurable(servers: Sequence[RegisteredServer]) -> None:
             )
         if not one.is_collected:
             raise ValidationError(
-                f"Server {one.server.name!r} is not registered for collection: how to reach it is not known. Nothing "
-                "was measured. `capacity instances add` registers it."
+                f"Server {one.server.name!r} has no registered connection. `capacity instances add` registers it."
             )
 
 

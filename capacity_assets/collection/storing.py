@@ -234,7 +234,7 @@ def store_outcomes(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) 
     with (
         database_errors(
             doing="writing samples",
-            kept=f"Those of {counted(len(outcomes), 'server')} were not written; what was written before was kept.",
+            kept=f"Samples of {counted(len(outcomes), 'server')} were not written; those written before were kept.",
         ),
         engine.begin() as connection,
     ):

@@ -236,7 +236,7 @@ def fetch_volumes(
     try:
         sources = [source for source in prometheus_sources(path) if source.volume_queries]
     except CapacityError as error:
-        fetched.troubles.append(f"{VARIABLE}: {' '.join(str(error).splitlines())}")
+        fetched.troubles.append(f"{VARIABLE}: {' '.join(str(error).splitlines()).rstrip('.')}")
         return fetched
     known = {one.server.name for one in registered_servers(engine) if one.active}
     for source in sources:
@@ -251,5 +251,5 @@ def fetch_volumes(
             fetched.volumes += volumes
             fetched.troubles += [f"{source.name}: {what}" for what in left_out]
             if not volumes:
-                fetched.troubles.append(f"{source.name}: it has no volume of a registered server")
+                fetched.troubles.append(f"{source.name}: no volume of a registered server")
     return fetched

@@ -149,7 +149,7 @@ def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
     if missing:
         every = connection.execute(text("SELECT name FROM instances")).scalars()
         message = f"No server {first_of(map(repr, missing), NAMED)} is registered.{suggestion(missing[0], every)}"
-        message += " `capacity instances list` shows them."
+        message += " `capacity instances list` shows all."
         raise UnknownSubjectError(message, [(name, None) for name in missing])
     return ids
 

@@ -104,8 +104,8 @@ def data_folder(wanted: Path) -> Path:
     if wanted.exists():
         raise FolderRefusedError(
             f"The server's system user cannot pass through the folders above {wanted}, or its path is too long for a "
-            "socket, and no mode is changed for it. Work as an ordinary user, or move the data to a folder that others "
-            "may pass through (mode 711) and set CAPACITY_HOME to it."
+            "socket; modes of folders are not changed. Run capacity as an ordinary user, or move the data to a folder "
+            "that others may pass through (mode 711) and set CAPACITY_HOME to it."
         )
     # A new one each time: a person who removes the link wants an empty server, not the old data.
     private = Path(tempfile.mkdtemp(prefix="postgres-", dir=own_folder(PRIVATE)))
@@ -151,7 +151,7 @@ def programs_folder(installed: Path) -> Path:
 def socket_folder(data: Path, socket_name: str = SOCKET_NAME) -> Path:
     """Return the folder of a socket: that of the data or, if its path is too long, a private one.
 
-    Raises FolderRefusedError if that folder is not private; OSError if it cannot be made.
+    Raises FolderRefusedError if that folder is not private; OSError if it cannot be created.
     """
     if _fits_a_socket(data, socket_name):
         return data
@@ -313,7 +313,7 @@ def _listen_on(process: PostgresServer, sql_port: int | None, *, is_alone: bool)
 @contextmanager
 def _users(home: Path) -> Iterator[IO[str]]:
     """Open the file whose lock the users of the server share; raises EmbeddedServerError if that is impossible."""
-    doing = "made" if not home.exists() else "written"
+    doing = "created" if not home.exists() else "written"
     try:
         own_folder(home)
         # The caller keeps it open, because its lock lasts as long.
@@ -512,7 +512,7 @@ def sql_password(home: Path, configured: str | None) -> SqlPassword:
             )
         value = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not text"
         raise CapacityError(f"The port was not opened. {path} cannot be used: {reason}.") from None
     if not value:
         raise CapacityError(f"The port was not opened. {path} is empty. Remove it, and a new password is created.")

@@ -60,7 +60,7 @@ FIRST_REVISION = "0013"
 """The revision of version 0.3.0, the oldest that is upgraded in place."""
 QUEUE_REVISION = "0015"
 NOT_RECORDED_MEANWHILE = (
-    "samples written meanwhile may have been missed: recompute the windows since it was lost, and the window after them"
+    "changes since the trigger was lost were not recorded: recompute the windows since then, and the window after them"
 )
 SECONDS_BETWEEN_TRIES = 0.2
 BLOCKS_THE_UPGRADE = (

@@ -307,7 +307,7 @@ def subject_named(engine: Engine, server: str, name: str | None, *, is_volume: b
         except UnknownSubjectError as error:
             if name not in volumes:
                 known = first_of(sorted(volumes), VOLUMES_NAMED) if volumes else "none"
-                neither = f"{error} Nor is it a volume (known volumes: {known})."
+                neither = f"{error} It is not a volume either (known volumes: {known})."
                 raise NotFoundError(f"{neither}{_with_backslashes(name, volumes)}") from None
     return DecisionSubject(server, None, name)
 

@@ -56,7 +56,7 @@ MOST_AT_ONCE = 5_000
 BUSY_SECONDS = 5
 """How long a command waits for another run, which may have read limits before the declaration."""
 
-HOW_TO_UPDATE = "`capacity runway --issue` updates them now; the next run does it anyway."
+HOW_TO_UPDATE = "`capacity runway --issue` updates them now; otherwise the next run does."
 
 IN_TIME_DAYS = 1
 """How long after a day its forecasts still count as issued in time; those are not replaced later."""
@@ -488,7 +488,7 @@ class RunwayService:
         """
         today = self.clock.today()
         if as_of > today:
-            raise ValidationError(f"{as_of} lies ahead: there is nothing to forecast from.")
+            raise ValidationError(f"{as_of} is in the future: there is nothing to forecast from.")
         refuse_an_unfit_database(self.engine, self.clock.zone)
         doing = database_errors(doing="reading the clock")
         with doing, self.engine.connect() as connection:

@@ -107,7 +107,7 @@ class Growth:
         of = f"{self.database}{on}" if self.database else self.server
         if self.label:
             key, value = self.label
-            of = f"{key}={value}" if value else f"what has no {key}"
+            of = f"{key}={value}" if value else f"everything without {key}"
         return f"growth of {of or 'everything'} times {self.factor}"
 
 
@@ -257,7 +257,7 @@ def scenario_of_file(path: Path) -> Scenario:
     if unknown or not all(isinstance(table, dict) for tables in every for table in tables):
         known = ", ".join(f"[[{name}]]" for name in KINDS_OF_ASSUMPTIONS)
         close = suggestion(unknown[0], KINDS_OF_ASSUMPTIONS) if unknown else ""
-        raise ValidationError(f"{path} holds tables {known}, and nothing else.{close}")
+        raise ValidationError(f"{path} must contain only tables {known}.{close}")
     if not any(every):
         raise ValidationError(f"{path} assumes nothing: write at least one table, such as [[growth]].")
     return scenario_of_tables(document)
@@ -483,7 +483,7 @@ def _refuse_contradictions(scenario: Scenario, measured: _Measurements, as_of: d
     dated = [*scenario.new_database, *scenario.purge, *scenario.limit, *scenario.move]
     for one in dated:
         if one.day is not None and one.day < as_of:
-            raise ValidationError(f"{one.text}: what is measured up to {human_day(as_of)} has this already.")
+            raise ValidationError(f"{one.text}: the sizes measured up to {human_day(as_of)} already include this.")
     moved = Counter((one.server, one.database) for one in scenario.move)
     for (server, database), count in moved.items():
         if count > 1:

@@ -89,7 +89,7 @@ def open_driver(engine: Engine) -> Iterator[Connection[Any]]:
             yield driver
         except PostgresError as error:
             wrapped = DBAPIError(None, None, error)
-            kept = "A file that existed before is unchanged; standard output is incomplete."
+            kept = "An existing file is unchanged; standard output is incomplete."
             raise database_error(wrapped, doing="reading the rows", kept=kept) from error
 
 
@@ -256,7 +256,7 @@ def _upload(file: Path, url: str, folder: str) -> str:
             raise
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        kept = "A file that existed before is unchanged."
+        kept = "An existing file is unchanged."
         raise CapacityError(f"{url}/{folder} cannot be written: {reason}. {kept}", transient=True) from error
     except (ImportError, ValueError) as error:
         # An unknown kind of storage, or one whose package is missing.

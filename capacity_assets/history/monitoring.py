@@ -178,7 +178,7 @@ def zabbix_history(zabbix: Engine, days: ImportDays, zone: ZoneInfo, layout: Imp
     with database_errors(doing=f"reading {where}"):
         missing = needed - set(sa.inspect(zabbix).get_table_names())
     if missing:
-        raise ValidationError(f"{where} has no table {min(missing)}: it is no database of Zabbix.")
+        raise ValidationError(f"{where} has no table {min(missing)}: it is not a database of Zabbix.")
     zabbix_sizes = text(ZABBIX_POSTGRESQL).bindparams(zone=zone.key, first=days.first, last=days.last)
     sizes = zabbix_sizes.columns(*(sa.column(name) for name in NAMES)).subquery("sizes").c
     order = sa.func.row_number().over(order_by=[sizes.day, sizes.server, sizes.database])
@@ -251,5 +251,5 @@ class ZabbixExport:
             raise ValidationError(f"{self.path} cannot be read: {reason}.") from None
         except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
             raise ValidationError(
-                f"{self.path} is no export of trends of Zabbix: line {number} lacks host, name, clock or avg."
+                f"{self.path} is not an export of trends of Zabbix: line {number} lacks host, name, clock or avg."
             ) from None

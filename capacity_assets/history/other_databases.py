@@ -60,7 +60,8 @@ def address_of(source: str, password_from: str | None, settings: Settings) -> UR
         raise ValidationError(f"The source is not a PostgreSQL database; {WRITE_IT}.")
     if named is None and (url.password or SECRET_PARAMETERS.intersection(url.query)):
         raise ValidationError(
-            f"The address holds a password, which the list of processes shows to everybody here: {WRITE_IT}."
+            "The address contains a password, which every user of this machine can see in the list of processes: "
+            f"{WRITE_IT}."
         )
     if password_from is not None:
         url = url.set(password=password_of(password_from, SecretFolders.of(settings)))
@@ -159,7 +160,7 @@ def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
     counts = {"read": 0, "written": 0, "present": 0}
     target = level.target.name
     with (
-        database_errors(doing=f"copying {target}", kept="What was copied before is kept; a repetition continues."),
+        database_errors(doing=f"copying {target}", kept="Rows copied before are kept; run it again to continue."),
         legacy.connect() as there,
     ):
         present = {column["name"] for column in inspect(there).get_columns(target)}

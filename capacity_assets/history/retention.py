@@ -155,7 +155,7 @@ class RetentionPlan:
             return None
         level = _level_of(table)
         ask = self.ledger.take_over if is_locked else self.ledger.gather
-        ask("What was done before was kept; no further sample was dropped.", NODE_SECONDS)
+        ask("Completed steps were kept; no further sample was dropped.", NODE_SECONDS)
         undecided = self.ledger.undecided(connection)
         if undecided:
             return undecided
@@ -206,7 +206,7 @@ TRIES = 3
 """How often adding a partition is tried while another session is in the way."""
 
 LOCK_NOT_AVAILABLE = "55P03"
-HOW_TO_PARTITION = "`capacity copy` to an empty database makes it so there"
+HOW_TO_PARTITION = "`capacity copy` to an empty database partitions it there"
 
 # The bills of these months are frozen: the remaining samples no longer support them.
 _MARK_BILLS = """
@@ -277,7 +277,7 @@ class TableMaintenance:
         """
         report = self._each_table(certain_day or today, MaintenanceReport(dry_run), retire_as_of=today, keeping=keeping)
         if keeping is not None and report.kept:
-            advice = f"Set the clock that is wrong. If {today} is right, run `capacity maintain --despite-clock`."
+            advice = f"Correct the wrong clock. If {today} is right, run `capacity maintain --despite-clock`."
             raise MaintenanceError([DatabaseError(f"{keeping} Nothing was dropped. {advice}")], report)
         return report
 
@@ -327,8 +327,8 @@ class TableMaintenance:
         """Add partitions and move rows; return the partitions that a dry run would have added, with their rows."""
         table = layout.table
         if not layout.is_served:
-            how = f"partitioned in a way of its own ({layout.key}): left alone"
-            plain = f"not partitioned: nothing leaves it; {HOW_TO_PARTITION}"
+            how = f"partitioned in another way ({layout.key}): not maintained"
+            plain = f"not partitioned: old rows stay; {HOW_TO_PARTITION}"
             report.notes.append(f"{table.name} is {how if layout.is_partitioned else plain}")
             return {}
         in_default = self._rows_in_default(layout, today)
@@ -351,7 +351,7 @@ class TableMaintenance:
             report.moved_records += moved
             report.created += [f"{table.name}: {span}" for span in added]
         if in_default.spans and not in_default.staying and not report.dry_run:
-            with self._work(f"giving back the space of moved rows of {table.name}") as connection:
+            with self._work(f"releasing the space of moved rows of {table.name}") as connection:
                 layout.empty_default(connection)
         return planned
 
@@ -465,7 +465,7 @@ class TableMaintenance:
     @contextmanager
     def _transaction(self, doing: str) -> Iterator[Connection]:
         with (
-            database_errors(doing=doing, kept="What was done before was kept; no row was lost."),
+            database_errors(doing=doing, kept="Completed steps were kept; no row was lost."),
             self._engine.begin() as connection,
         ):
             # A month of a large fleet takes longer to move than a statement may otherwise take.

@@ -92,7 +92,7 @@ def column_positions(
             raise ValidationError(f"--map {ours}={theirs}: the source has no such column. It has {_listed(headings)}.")
         if heading is not None:
             if headings.count(heading) > 1:
-                raise ValidationError(f"The column {heading!r} is there more than once; which one is meant?")
+                raise ValidationError(f"The column {heading!r} occurs more than once. Rename or delete the others.")
             places[ours] = headings.index(heading)
     missing = [name for name in layout.needed if name not in places]
     whose = ""
@@ -102,7 +102,7 @@ def column_positions(
     if missing:
         mapped = " ".join(f"--map {name}={_alike(name, headings)}" for name in missing)
         raise ValidationError(
-            f"The source has no column {', '.join(missing)}. Say which columns these are: {mapped}. {whose}It has "
+            f"The source has no column {', '.join(missing)}. Name them with {mapped}. {whose}It has "
             f"{_listed(headings)}."
         )
     return places
@@ -284,7 +284,7 @@ class FileSurveyor:
             (first, one), (second, other) = (ways[order] for order in ORDERED)
             raise ValidationError(
                 f"{DAY} {one!r:.40} in {self.place(first)} can only be day-first, {other!r:.40} in "
-                f"{self.place(second)} only month-first. Correct the file, or say which with "
+                f"{self.place(second)} only month-first. Correct the file, or choose with "
                 "--date-format."
             )
         if not _shown(ways) and "?" in ways:
@@ -309,7 +309,7 @@ class FileSurveyor:
             (first, one), (second, other) = (ways[mark] for mark in (POINT, COMMA))
             raise ValidationError(
                 f"{column} {one!r:.40} in {self.place(first)} has a decimal point, {other!r:.40} in "
-                f"{self.place(second)} a decimal comma. Correct the file, or say which with "
+                f"{self.place(second)} a decimal comma. Correct the file, or choose with "
                 "--decimal . or --decimal ,"
             )
         if not marks and ways and len(elsewhere) == 1:
@@ -321,7 +321,7 @@ class FileSurveyor:
         with_point, with_comma = (decimals, digits) if POINT in text else (digits, decimals)
         raise ValidationError(
             f"{column} {text!r:.40} in {self.place(position)} is {with_point} (--decimal .) or {with_comma} "
-            "(--decimal ,), and the file does not tell which."
+            "(--decimal ,), and the file does not show which."
         )
 
 
@@ -420,13 +420,13 @@ class RowReader:
     def _values(self, texts: Sequence[str | None]) -> list[object]:
         layout = self.layout
         if len(texts) != len(layout.columns):
-            raise _BadValue("it has another number of fields than the heading")
+            raise _BadValue("its number of fields differs from that of the headings")
         cells = {name: (texts[place] or "").strip() for name, place in self._places.items()}
         # A database may be named with blanks at its ends.
         name = texts[self._places[DATABASE_NAME]] if DATABASE_NAME in self._places else None
         day = self._day(cells[DAY])
         if day > self._today:
-            raise _BadValue(f"day {day} lies ahead")
+            raise _BadValue(f"day {day} is in the future")
         values: list[object] = [*self._server(cells)]
         values += [_database(name) if key == DATABASE_NAME else day for key in layout.keys]
         amounts: list[Decimal | None] = [self._amount(cells, column) for column in layout.sizes]

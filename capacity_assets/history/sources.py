@@ -309,7 +309,7 @@ class ExcelSource:
             if type(error).__name__ != "PanicException":
                 raise
             raise ValidationError(
-                f"{self.description} cannot be read past row {max(read - 1, 0)}: the next one has a date that is none."
+                f"{self.description} cannot be read past row {max(read - 1, 0)}: the next one has an invalid date."
             ) from None
 
 

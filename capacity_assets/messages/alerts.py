@@ -299,7 +299,7 @@ def _store(
     engine: Engine, destination: Destination, updates: Sequence[AlertUpdate], as_of: date, now: datetime
 ) -> None:
     """Store the updates that were sent to a receiver."""
-    kept = f"{destination.receiver!r} got the alert and may get it again."
+    kept = f"{destination.receiver!r} got the alert, and may get it again."
     with database_errors(doing="storing what was sent", kept=kept), engine.begin() as connection:
         for one in updates:
             values: dict[str, object] = {"sent_at": now}

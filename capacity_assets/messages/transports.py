@@ -339,10 +339,10 @@ def _send_mail(url: str, mail: EmailMessage, seconds: float) -> str:
         raise SendingError(f"{host} refuses the mail: {error.smtp_code}.") from None
     except (smtplib.SMTPException, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise SendingError(f"{host}:{port} does not take the mail: {reason}.") from None
+        raise SendingError(f"{host}:{port} did not accept the mail: {reason}.") from None
     except ValueError:
         # The original text would show the login.
-        raise SendingError(f"{host}: CAPACITY_SMTP_URL has a login that mail servers do not take.") from None
+        raise SendingError(f"{host}: CAPACITY_SMTP_URL has a login that cannot be sent to a mail server.") from None
     return f"{host} refuses {', '.join(refused)}; the other addresses got it." if refused else ""
 
 

@@ -372,7 +372,7 @@ def _reason(connection: Connection, parameters: dict[str, Any], latest: Bill) ->
     samples = connection.execute(text(SAMPLES_SINCE), since).one()
     declared = connection.execute(with_queries(SINCE, declared=DECLARED_STATE), since).one()
     differences = [
-        f"{counted(samples.added, 'sample')} came later" if samples.added else "",
+        f"{counted(samples.added, 'sample')} added later" if samples.added else "",
         f"{counted(samples.corrected, 'sample')} corrected" if samples.corrected else "",
         f"{counted(declared.fewer, 'sample')} deleted" if declared.fewer else "",
         f"labels declared: {first_of(declared.labels, DECLARATIONS_NAMED)}" if declared.labels else "",
@@ -597,7 +597,7 @@ def bill_notes(bill_by_group: BillByGroup) -> list[str]:
         )
     if bill.unbilled_servers:
         sentences.append(
-            f"Not billed: {counted(bill.unbilled_servers, 'server')} of which totals were measured, but no databases."
+            f"Not billed: {counted(bill.unbilled_servers, 'server')} with measured totals but no measured databases."
         )
     if bill.measured_days < bill.billed_days:
         missing = bill.billed_days - bill.measured_days

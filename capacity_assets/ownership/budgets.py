@@ -302,7 +302,7 @@ class Budget:
         """Return the basis of the lines and how they add up, one sentence each."""
         sentences = [
             f"Sizes are for {human_day(self.last_day)}, by the forecasts of {human_day(self.as_of)}, with 80 % ranges.",
-            "Ranges do not add up: what grows more in one group may grow less in another.",
+            "Ranges do not add up, because groups rarely grow faster or slower than forecast all at once.",
             *_fleet_note(self.total),
         ]
         if self.younger_mb:
@@ -427,8 +427,8 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
     """
     refuse_unknown_grouping(by, keys)
     if by == SERVER:
-        raise ValidationError("A budget is made by engine or by the key of a label, not by server.")
-    as_of, forecasts, younger_mb = _forecasts(connection, by, today, months)
+        raise ValidationError("Budgets are grouped by engine or by the key of a label, not by server.")
+    as_of, forecasts, younger_mb = _forecasts(connection, by, today, months[-1].end)
     fleet = forecasts.pop(FLEET)
     nothing = [0] * len(fleet.middle)
     bill = connection.execute(text(_LAST_BILL)).first()

@@ -230,7 +230,7 @@ def refuse_unknown_label(engine: Engine, key: str, value: str) -> None:
     """Refuse a label that nothing has or ever had; raises NotFoundError and DatabaseError."""
     refusal = label_of_nothing(engine, key, value)
     if refusal:
-        raise NotFoundError(f"{refusal} `capacity labels list` has them.")
+        raise NotFoundError(f"{refusal} `capacity labels list` shows all.")
 
 
 def values_differing_in_case(engine: Engine, key: str, value: str) -> list[str]:
@@ -436,8 +436,8 @@ def stale_groups_notice(changed_at: datetime) -> str:
     """Return a sentence that groups do not show the newest changes yet."""
     moment = changed_at.astimezone(UTC)
     return (
-        f"Labels or samples changed at {moment:%H:%M} UTC on {human_day(moment.date())}; these groups do not show it "
-        "yet. The late data sensor computes them, or `capacity groups --now`."
+        f"Labels or samples changed at {moment:%H:%M} UTC on {human_day(moment.date())}; these groups do not include "
+        "this yet. The late data sensor recomputes them; `capacity groups --now` does it at once."
     )
 
 

@@ -200,10 +200,7 @@ def refuse_currencies(currencies: set[str]) -> None:
     if wrong:
         raise ValidationError(f"{wrong[0]!r} is not a currency; write EUR, USD or another code of ISO 4217.")
     if len(currencies) > 1:
-        raise ValidationError(
-            f"A price list has one currency, these have {' and '.join(sorted(currencies))}: amounts of a bill could "
-            "not be added."
-        )
+        raise ValidationError(f"All prices need the same currency; these have {' and '.join(sorted(currencies))}.")
 
 
 def forget_price(engine: Engine, price: Price, *, restate: bool = False) -> None:

@@ -244,7 +244,7 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
     server_id = None if server is None else server_id_of(connection, server)
     if server is not None and server_id is None:
         raise NotFoundError(
-            f"There is no server {server!r}. Names are case-sensitive; `capacity instances list` shows them."
+            f"There is no server {server!r}. Names are case-sensitive; `capacity instances list` shows all."
         )
     before, shown = period.previous(window), period.back(window, WINDOWS_OF_REPORT)
     sizes = fleet_sizes(connection, period, [before, window], server_id)

@@ -19,4 +19,4 @@ def test_one_command_leads_from_an_empty_folder_to_a_chart_of_the_servers_own_da
     assert "<svg" in shown
     assert {CAPACITY_DATABASE, DAGSTER_DATABASE} <= set(re.findall(r">(\w+)<", shown))
     again = run(tmp_path, "collect", "--own")
-    assert "1 of 1 server measured, 1 of them earlier this day." in again.stdout
+    assert "1 of 1 server measured, 1 of them earlier that day." in again.stdout

@@ -207,7 +207,7 @@ def test_a_refused_connection_and_an_unknown_host_are_unreachable(
     found = failures(collection.collect())
 
     assert {name: kind for name, (kind, _) in found.items()} == {"off": "unreachable", "nowhere": "unreachable"}
-    assert "Is it up" in found["off"][1]
+    assert "Check that it runs" in found["off"][1]
 
 
 def test_a_revoked_right_fails_the_whole_server_and_names_the_database(
@@ -267,7 +267,7 @@ def test_a_failed_attempt_after_a_good_one_leaves_the_sample_and_says_so(
     summary = collection.collect(again=True)
 
     assert (summary.failed_instances, summary.kept_instances, summary.everything_failed) == (1, 1, False)
-    assert "but for 1 with that of an earlier run" in summary.message
+    assert "except 1 measured by an earlier run" in summary.message
     assert (summary.database_count, summary.total_size_mb) == (2, sum(before.values()))
     assert collection.sizes("pg") == before
     assert collection.rows("SELECT status, failure, attempts FROM capacity_collection_attempts") == [

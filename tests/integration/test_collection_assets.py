@@ -89,7 +89,7 @@ def test_a_past_day_is_refused_with_the_reason_and_not_retried(
 
     [failure] = [event.step_failure_data for event in result.get_step_failure_events()]
     assert failure.user_failure_data is not None
-    assert f"{day} {when}, and a server only reports how large" in str(failure.user_failure_data.description)
+    assert f"{day} {when}, and a server reports only the current size" in str(failure.user_failure_data.description)
     assert "capacity import" in str(failure.user_failure_data.description)
     assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
     with registered.connect() as connection:

@@ -59,7 +59,7 @@ def test_a_past_day_is_refused_before_anything_is_asked(
 ) -> None:
     register_servers(collection.engine, [at(measured_postgres, collection)])
 
-    with pytest.raises(ValidationError, match=r"2025-07-19 is over, and a server only reports how large .* now"):
+    with pytest.raises(ValidationError, match=r"2025-07-19 is over, and a server reports only the current size"):
         collection.service().collect(YESTERDAY)
 
     assert collection.rows("SELECT count(*) FROM capacity_collection_attempts") == [(0,)]

@@ -123,5 +123,5 @@ def test_a_target_that_is_away_or_named_with_its_password_is_a_sentence() -> Non
 
     assert (away.exit_code, shown.exit_code) == (1, 2)
     assert "Cannot reach PostgreSQL at postgresql://nobody@127.0.0.1:1/nowhere" in away.output
-    assert "The address holds a password" in shown.output
+    assert "The address contains a password" in shown.output
     assert "hunter2" not in shown.output

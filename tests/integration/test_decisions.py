@@ -329,7 +329,7 @@ NO_DECISIONS = [
     (["ordres", "planned", "--until", str(SOON), "--note", "x"], "Did you mean 'orders'?"),
     (
         ["/d", "planned", "--until", str(SOON), "--note", "x"],
-        "was ever measured. Nor is it a volume (known volumes: none)",
+        "was ever measured. It is not a volume either (known volumes: none)",
     ),
     (["/data", "planned", "--volume", "--until", str(SOON), "--note", "x"], "No disk '/data' on server-1 was measured"),
     (["orders", "still", "planned", "--until", str(SOON), "--note", "x"], "'orders still' is more than one name"),

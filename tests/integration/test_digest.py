@@ -357,14 +357,14 @@ def test_the_schedule_asks_for_the_last_week_on_three_days() -> None:
 
 
 NO_RECEIVERS = [
-    ("", "holds tables [[receivers]]"),
+    ("", "must contain only tables [[receivers]]"),
     ('[[receivers]]\nto = ["a@b"]\n', "name missing"),
     ('[[receivers]]\nname = "x"\n', "nobody would get it"),
     ('[[receivers]]\nname = "x"\nto = ["a@b, c@d"]\n', "a list of mail addresses"),
     ('[[receivers]]\nname = "x"\nto = ["a@b\\nBcc: c@d"]\n', "a list of mail addresses"),
     ('[[receivers]]\nname = "x"\nto = ["a@b"]\nlabel = "taem=x"\n', "Did you mean 'team'?"),
     ('[[receivers]]\nname = "x"\nto = ["a@b"]\npassword = "x"\n', "'password' is not one of"),
-    (TEAM + TEAM, "two receivers are called 'dba'"),
+    (TEAM + TEAM, "two receivers have the name 'dba'"),
 ]
 
 
@@ -409,7 +409,7 @@ def test_the_digest_of_a_label_that_nothing_has_is_refused() -> None:
     refused = capacity("digest", "--label", "team=nobody")
 
     assert refused.exit_code == 2
-    assert "Nothing has the label team=nobody. `capacity labels list` has them." in refused.output
+    assert "Nothing has the label team=nobody. `capacity labels list` shows all." in refused.output
 
 
 @pytest.mark.usefixtures("week")

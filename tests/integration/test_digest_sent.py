@@ -153,7 +153,7 @@ def test_a_mail_server_that_is_away_or_hangs_is_named_in_bounded_time(
         failed = capacity("digest", "--send")
 
     assert failed.exit_code == 1
-    assert "does not take the mail" in failed.output
+    assert "did not accept the mail" in failed.output
     assert "hunter2" not in failed.output
 
 

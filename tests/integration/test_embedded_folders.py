@@ -94,7 +94,7 @@ def test_as_root_data_that_its_user_cannot_reach_is_refused_and_not_opened(close
     data = closed_folder / "home" / "postgres"
     data.mkdir(parents=True)
 
-    with pytest.raises(EmbeddedServerError, match="no mode is changed for it"), embedded_server(data):
+    with pytest.raises(EmbeddedServerError, match="modes of folders are not changed"), embedded_server(data):
         pass
 
     assert mode(closed_folder) == 0o700

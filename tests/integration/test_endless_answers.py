@@ -42,7 +42,7 @@ threads = [threading.Thread(target=measure) for _ in range(side_by_side)]
 [thread.join() for thread in threads]
 print(said[0], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, sep="|")
 """
-TOO_MUCH = "its answer has more than 200,000 rows or 32 MiB, and was not read to its end"
+TOO_MUCH = "its answer has more than 200,000 rows or 32 MiB, and was not read completely"
 
 
 def measured(engine: str, host: str, port: int, side_by_side: int = 1, seconds: int = 3) -> tuple[str, int]:

@@ -232,7 +232,7 @@ def _(folder: Path, _home: Path) -> Answer:
     return capacity(folder, "status", CAPACITY_HOME=str(folder / ("x" * 300)))
 
 
-@fault("`CAPACITY_HOME` below a file", says="cannot be made (Not a directory)", code=1)
+@fault("`CAPACITY_HOME` below a file", says="cannot be created (Not a directory)", code=1)
 def _(folder: Path, _home: Path) -> Answer:
     (folder / "file").touch()
     return capacity(folder, "init", CAPACITY_HOME=str(folder / "file" / "home"))

@@ -168,21 +168,21 @@ UNREADABLE = [
     (
         "server,database,day\n",
         [],
-        "The source has no column size_mb. Say which columns these are: --map size_mb=NAME",
+        "The source has no column size_mb. Name them with --map size_mb=NAME",
     ),
     (
         "database,day,size_mb\n",
         [],
-        "The source has no column server. Say which columns these are: --map server=NAME",
+        "The source has no column server. Name them with --map server=NAME",
     ),
     ("instance_id,database,day,size_mb\n", [], "--map instance_id=NAME"),
-    ("server,databse,day,size_mb\n", [], "these are: --map database=databse. It has 'server', 'databse'"),
+    ("server,databse,day,size_mb\n", [], "Name them with --map database=databse. It has 'server', 'databse'"),
     (HEAD, ["--map", "size_mb=nope"], "the source has no such column"),
     (HEAD, ["--map", "colour=size_mb"], "there is no such column; ours are server"),
     (HEAD, ["--map", "size_mb"], "is not of the form OURS=THEIRS"),
     (HEAD, ["--level", "fleet"], "'fleet' is not a level"),
     (HEAD, ["--register-as", "db2"], "'db2' is not an engine"),
-    ("server,day,day,database,size_mb\n", [], "'day' is there more than once"),
+    ("server,day,day,database,size_mb\n", [], "'day' occurs more than once"),
 ]
 
 

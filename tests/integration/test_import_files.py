@@ -211,7 +211,7 @@ def test_a_workbook_with_a_cell_far_away_or_a_date_that_is_none_is_refused(engin
 
     for file, reason in (
         (far, "reaches to the cell XFD1048576, which is too large to be read."),
-        (str(tmp_path / "date.xlsx"), "cannot be read past row 1: the next one has a date that is none."),
+        (str(tmp_path / "date.xlsx"), "cannot be read past row 1: the next one has an invalid date."),
     ):
         refused = capacity("import", file)
         assert refused.exit_code == 2, refused.output

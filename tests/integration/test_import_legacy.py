@@ -72,8 +72,8 @@ def test_a_dry_run_of_a_legacy_database_writes_nothing(
 
 
 NO_ADDRESSES = [
-    ("postgresql://user:hunter2@host/db", 2, "The address holds a password"),
-    ("postgresql://user@host/db?password=hunter2", 2, "The address holds a password"),
+    ("postgresql://user:hunter2@host/db", 2, "The address contains a password"),
+    ("postgresql://user@host/db?password=hunter2", 2, "The address contains a password"),
     ("mysql://host/db", 2, "is not a PostgreSQL database"),
     ("env:NOT_THERE", 2, "The variable NOT_THERE is empty"),
     ("postgresql://nobody@127.0.0.1:1/db", 1, "cannot be read"),

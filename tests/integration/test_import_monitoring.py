@@ -411,7 +411,7 @@ def test_another_database_is_no_zabbix(cluster: Databases, monkeypatch: pytest.M
         monkeypatch.setenv("ZABBIX", url.render_as_string(hide_password=False))
         refused = capacity("import", "env:ZABBIX", "--origin", "zabbix", columns=200)
 
-    assert (refused.exit_code, "has no table hosts: it is no database of Zabbix." in refused.output) == (2, True)
+    assert (refused.exit_code, "has no table hosts: it is not a database of Zabbix." in refused.output) == (2, True)
 
 
 def trend(item: int, name: str, moment: int, size: object, **host: object) -> str:
@@ -452,7 +452,7 @@ def test_an_export_of_zabbix_gives_what_its_trends_do(engine: Engine, tmp_path: 
     ("line", "options", "reason"),
     [
         ("{}", (), "Files of this kind are read only as exports of Zabbix; add --origin zabbix."),
-        ('{"name": "Size of database x"', ("--origin", "zabbix"), "is no export of trends of Zabbix: line 1 lacks"),
+        ('{"name": "Size of database x"', ("--origin", "zabbix"), "is not an export of trends of Zabbix: line 1 lacks"),
         ("{}", ("--origin", "zabbix", "--unit", "gb"), "--unit is for files only; omit it for an export of Zabbix."),
     ],
 )

@@ -47,7 +47,7 @@ NO_LIMITS = [
     ),
     (
         ["sever-2", "--gb", "1"],
-        "No server 'sever-2' is registered. Did you mean 'server-2'? `capacity instances list` shows them.",
+        "No server 'sever-2' is registered. Did you mean 'server-2'? `capacity instances list` shows all.",
     ),
     (
         ["server-1", "--gb", "much"],

@@ -93,7 +93,7 @@ def test_a_run_that_could_do_a_part_only_fails_and_tells_what_it_did(
     assert r"instance\_size\_stats: " in str(details.metadata["created"].value)
     assert printed.exit_code == 1
     assert "0 partitions added, 0 rows moved" in printed.stdout, "the run before had done the rest"
-    assert "This can pass by itself: run it again." in printed.stderr
+    assert "This may be temporary: run it again." in printed.stderr
 
 
 @pytest.mark.usefixtures("settings")
@@ -157,7 +157,7 @@ def test_check_says_how_an_unpartitioned_database_becomes_partitioned(
 ) -> None:
     monkeypatch.setenv("CAPACITY_DATABASE_URL", upgraded.url.render_as_string(hide_password=False))
 
-    advice = "`capacity copy` to an empty database makes it so there"
+    advice = "`capacity copy` to an empty database partitions it there"
     assert findings(subject="partitions")[: len(CAPACITY_TABLES)] == [
         ("note", f"{table.name} is not partitioned, so old rows stay; {advice}") for table in CAPACITY_TABLES
     ]

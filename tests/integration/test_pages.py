@@ -482,7 +482,7 @@ def test_pages_of_groups_say_that_labels_changed(pages: Pages, engine: Engine) -
 
     assert before is None
     assert pages.document("/groups?by=team&period=daily")["notice"].startswith("Labels or samples changed at ")
-    assert "these groups do not show it yet" in pages.ask("/groups?by=engine&period=daily").text
+    assert "these groups do not include this yet" in pages.ask("/groups?by=engine&period=daily").text
     assert pages.document("/groups?by=server&period=daily")["notice"] is None
 
 

@@ -47,8 +47,8 @@ NO_SERVERS = [
     (["a", "--host", "h"], "Give --engine."),
     (["a"], "Server 'a' is new. Give --engine and --host."),
     (["a", "--host", "h", "--engine", "db2"], "'db2' is not an engine"),
-    (["a", "--host", "h", "--engine", "mysql", "--password-from", "hunter2"], "by where it is, not by itself"),
-    (["a", "--host", "h:3306", "--engine", "mysql"], "host: write the port by itself, as port (--port)"),
+    (["a", "--host", "h", "--engine", "mysql", "--password-from", "hunter2"], "Give the place of a password"),
+    (["a", "--host", "h:3306", "--engine", "mysql"], "host: write the port separately, as port (--port)"),
 ]
 
 
@@ -98,7 +98,7 @@ def test_servers_are_taken_out_of_service_and_put_back(engine: Engine) -> None:
 
     unknown = capacity("instances", "disable", "a", "nobody")
     assert (unknown.exit_code, names(engine)["a"]) == (2, "measured here")
-    assert "No server is named 'nobody'. `capacity instances list` shows them." in unknown.output
+    assert "No server is named 'nobody'. `capacity instances list` shows all." in unknown.output
 
 
 def test_a_replica_is_counted_by_its_primary_and_chains_are_refused(engine: Engine) -> None:

@@ -124,7 +124,7 @@ def test_retention_leaves_an_unpartitioned_database_alone_and_says_so(upgraded: 
     report = keeper(upgraded, "raw=1,daily=1").run(TODAY)
 
     assert report.notes == [
-        f"{table.name} is not partitioned: nothing leaves it; `capacity copy` to an empty database makes it so there"
+        f"{table.name} is not partitioned: old rows stay; `capacity copy` to an empty database partitions it there"
         for table in CAPACITY_TABLES
     ]
     assert len(everything(upgraded)["database_size_stats"]) == 5

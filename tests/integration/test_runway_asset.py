@@ -152,7 +152,7 @@ def test_a_day_that_lies_ahead_is_refused(engine: Engine) -> None:
     assert not result.success
     [failure] = result.get_step_failure_events()
     assert failure.step_failure_data.user_failure_data is not None
-    assert "lies ahead: there is nothing to forecast from." in str(
+    assert "is in the future: there is nothing to forecast from." in str(
         failure.step_failure_data.user_failure_data.description
     )
     assert stored_runways(engine) == {}

@@ -406,7 +406,7 @@ def test_forecasts_that_a_command_does_not_update_are_said_to_be_older_until_the
         message = printed("limits", "set", "server-1", "orders", "--gb", "3")
 
     assert f"The forecasts of server-1 are not updated yet: {said}" in message
-    assert "`capacity runway --issue` updates them now; the next run does it anyway." in message
+    assert "`capacity runway --issue` updates them now; otherwise the next run does." in message
     after = shown(engine, "orders")
     assert (after.full_middle, after.issued_at, after.is_outdated) == (before.full_middle, before.issued_at, True)
 

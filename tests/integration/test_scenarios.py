@@ -370,12 +370,12 @@ def test_a_move_changes_no_total_also_where_the_forecast_of_its_group_has_less(
 MOVE = '[[move]]\nserver = "server-1"\ndatabase = "orders"\nto = "server-2"\n'
 WRONG = {
     "[[limit]]\nserver = 1.2\n": "limit 1: server must be text, in quotes.",
-    "[[purges]]\n": "holds tables [[growth]]",
+    "[[purges]]\n": "must contain only tables [[growth]]",
     '[[purge]]\nserver = "server-1"\ndatabase = "gone"\ngb = 1\n': "'gone' is not in the newest sample",
     '[[limit]]\nserver = "server-1"\n': "limit 1: A limit has either gb or add_gb.",
     '[[growth]]\nfactor = 2\nlabel = "team=nobody"\n': "Nothing has the label team=nobody.",
     '[[new_database]]\nserver = "server-9"\ngb = 1\n': "server-9",
-    "growth = [1, 2]\n": "and nothing else.",
+    "growth = [1, 2]\n": "must contain only tables",
     "[[purges]]\ngb = 1\n": "Did you mean 'purge'?",
     "": "assumes nothing: write at least one table",
     '[[growth]]\nfactor = 2\ndatabase = "nosuch"\n': "No measured database matches: growth of nosuch times 2.",
@@ -385,8 +385,8 @@ WRONG = {
     '[[limit]]\nadd_gb = 1\ndatabase = "orders"\n': "limit 1: Name the server of database orders.",
     '[[new_database]]\ngb = 1\nvolume = "/x"\nserver = "server-1"\n': "server-1 has no measured disk '/x'.",
     '[[new_database]]\ngb = 1\ndatabase = "orders"\nserver = "server-1"\n': "server-1 already has a database 'orders'.",
-    f'[[purge]]\nserver = "server-1"\ndatabase = "orders"\ngb = 1\nday = {FIRST}\n': "20 Jul 2025 has this already",
-    f'[[limit]]\nserver = "server-1"\nadd_gb = 1\nday = {FIRST}\n': "20 Jul 2025 has this already",
+    f'[[purge]]\nserver = "server-1"\ndatabase = "orders"\ngb = 1\nday = {FIRST}\n': "20 Jul 2025 already include this",
+    f'[[limit]]\nserver = "server-1"\nadd_gb = 1\nday = {FIRST}\n': "20 Jul 2025 already include this",
     f"{MOVE}{MOVE}": "orders on server-1 moves more than once.",
 }
 

@@ -221,7 +221,7 @@ def test_an_unknown_period_is_told_and_does_not_keep_the_known_ones_from_running
     assert ("theirs", logging.WARNING) in [(record.name, record.levelno) for record in caplog.records]
     assert "Unknown periods were left out: hourly." in caplog.text
     assert (none["status"], none["periods_executed"]) == ("skipped", [])
-    assert none["message"] == "No registered period was asked for."
+    assert none["message"] == "No registered period was requested."
 
 
 def test_a_database_that_is_away_is_an_error_that_a_legacy_caller_reads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def test_a_label_without_a_value_selects_what_has_no_such_label(pages: Pages) ->
     everything = pages.document(address({"growth_factor": "2"}))
 
     assert of_nothing["runways"] == everything["runways"] != []
-    assert of_nothing["assumptions"] == ["growth of what has no environment times 2"]
+    assert of_nothing["assumptions"] == ["growth of everything without environment times 2"]
     assert of_server_2["runways"] == [], "its only database does not grow"
 
 
@@ -195,7 +195,7 @@ REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
         "server-1 has no measured disk '/x'; it has /data",
     ),
     ({"new_database_gb": "-1"}, 400, "'-1' is not a number of GiB from 0 to"),
-    ({"purge_gb": "1", **PURGE, "purge_day": FIRST}, 400, "what is measured up to 20 Jul 2025 has this already."),
+    ({"purge_gb": "1", **PURGE, "purge_day": FIRST}, 400, "the sizes measured up to 20 Jul 2025 already include this."),
     ({"purge_gb": "1", **PURGE, "purge_day": "soon"}, 400, "Purge: 'soon' is not a day of the calendar"),
     ({"purge_gb": "1", "purge_server": "server-1"}, 400, "Purge: database missing."),
     ({"growth_factor": "2", "name": "twice the growth"}, 400, "Give assumptions or the name of a stored scenario"),

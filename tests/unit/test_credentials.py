@@ -83,8 +83,8 @@ def test_a_file_that_everybody_can_read_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "reason"),
     [
-        ("env:CAPACITY_DATABASE_URL", "CAPACITY_DATABASE_URL is a variable of capacity_assets itself"),
-        ("env:DAGSTER_PG_PASSWORD", "DAGSTER_PG_PASSWORD is a variable of capacity_assets itself"),
+        ("env:CAPACITY_DATABASE_URL", "CAPACITY_DATABASE_URL is a variable of capacity_assets and cannot hold"),
+        ("env:DAGSTER_PG_PASSWORD", "DAGSTER_PG_PASSWORD is a variable of capacity_assets and cannot hold"),
         ("env:AWS_SECRET_ACCESS_KEY", "variable AWS_SECRET_ACCESS_KEY may not hold the password of a server"),
         ("file:/etc/shadow", "the file /etc/shadow is not in a folder for passwords"),
         ("file:{folder}/../shadow", "is not in a folder for passwords"),

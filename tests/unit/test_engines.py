@@ -72,7 +72,7 @@ def test_a_run_adds_up_bytes_as_its_stored_total_does_and_names_servers_without_
     summary = CollectionSummary(date(2025, 7, 20), filled_elsewhere=["x", "y"]).with_outcomes([outcome])
 
     assert summary.measured_size_mb == 3 + 4
-    assert "Not measured from here, because no address is registered: x, y." in summary.message
+    assert "Not measured from here, because no connection is registered: x, y." in summary.message
 
 
 @pytest.mark.parametrize(

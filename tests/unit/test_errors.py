@@ -69,8 +69,7 @@ def test_the_text_says_what_failed_what_was_kept_and_what_to_do_and_no_more() ->
     error = database_error(raised("40P01", "deadlock detected"), doing="writing", kept="One slice was kept.")
 
     assert str(error) == (
-        "The database failed while writing: deadlock detected. One slice was kept. "
-        "This can pass by itself: run it again."
+        "The database failed while writing: deadlock detected. One slice was kept. This may be temporary: run it again."
     )
     assert error.transient
 

@@ -121,7 +121,7 @@ def test_numbers_that_tell_nothing_are_refused_with_both_readings_unless_somebod
     with pytest.raises(ValidationError) as refused:
         survey(("2025-01-31", "1,234"))
     assert str(refused.value) == (
-        "size_mb '1,234' in row 1 is 1234 (--decimal .) or 1.234 (--decimal ,), and the file does not tell which."
+        "size_mb '1,234' in row 1 is 1234 (--decimal .) or 1.234 (--decimal ,), and the file does not show which."
     )
     with pytest.raises(ValidationError, match=r"'1\.234' in row 1 is 1\.234 \(--decimal \.\) or 1234 \(--decimal ,\)"):
         survey(("2025-01-31", "1.234"), point_is_usual=False)

@@ -55,7 +55,7 @@ def test_a_command_ends_with_the_sentence_and_a_defect_is_not_hidden(error: OSEr
     else:
         assert result.exit_code == code
         assert result.stderr == (
-            "capacity: /data: Input/output error. Look into the log of the machine: the disk may be failing. "
+            "capacity: /data: Input/output error. Check the log of the machine: the disk may be failing. "
             "Completed work was kept. Run the same command again afterwards.\n"
         )
 

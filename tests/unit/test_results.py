@@ -61,7 +61,7 @@ def test_a_run_is_failed_if_any_part_is_and_skipped_only_if_all_are() -> None:
 def test_an_open_window_says_how_many_of_its_days_were_measured_so_far() -> None:
     run = replace(DAY, processed_instances=3, written_records=3, coverage=WindowCoverage(26, 27, 30))
 
-    assert run.message.endswith("The window is open: samples on 26 of 27 days so far, of 30 days in all.")
+    assert run.message.endswith("The window is open: samples on 26 of 27 days so far; it has 30 days.")
     kept = {name: run.to_dict()[name] for name in ("measured_days", "elapsed_days", "window_days", "coverage_percent")}
     assert kept == {"measured_days": 26, "elapsed_days": 27, "window_days": 30, "coverage_percent": 86.7}
     assert run.to_dict()["is_open"] is True

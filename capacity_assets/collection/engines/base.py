@@ -48,9 +48,9 @@ class FailureKind(StrEnum):
 
 
 ADVICE = {
-    FailureKind.UNREACHABLE: "Is it up, and are host, port and firewall right?",
-    FailureKind.TIMEOUT: "Is it overloaded, or does it hang?",
-    FailureKind.LOGIN: "Fix the login on the server, or where its password is looked up.",
+    FailureKind.UNREACHABLE: "Check that it runs, and check host, port and firewall.",
+    FailureKind.TIMEOUT: "Check whether it is overloaded or hangs.",
+    FailureKind.LOGIN: "Fix the login on the server, or the registered source of its password.",
     FailureKind.TLS: "Fix the certificate, or register another `tls` for it.",
     FailureKind.RIGHTS: "Grant its login the rights that `capacity instances test` lists.",
     FailureKind.CREDENTIAL: "",
@@ -272,7 +272,7 @@ def by_database(
     unknown, began = [], time.monotonic()
     for name in names:
         if time.monotonic() - began > seconds:
-            unknown.append((name, f"not begun within {seconds:.0f} s"))
+            unknown.append((name, f"not started within {seconds:.0f} s"))
             continue
         try:
             found[name] = read(name)
@@ -566,7 +566,7 @@ def query_server(connection: Any, query: str, parameters: Sequence[object] | Non
 def too_much() -> MeasureError:
     """Return the error for a response that no real server sends."""
     most = f"{MOST_ROWS:,} rows or {MOST_BYTES // BYTES_PER_MB} MiB"
-    return MeasureError(FailureKind.UNEXPECTED, f"its answer has more than {most}, and was not read to its end")
+    return MeasureError(FailureKind.UNEXPECTED, f"its answer has more than {most}, and was not read completely")
 
 
 def is_excluded(name: str, excluded: Sequence[str]) -> bool:

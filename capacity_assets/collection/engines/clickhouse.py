@@ -91,7 +91,7 @@ TOO_OLD = f"ClickHouse reports its disks from {'.'.join(map(str, WITH_DISKS))} o
 LARGEST_DISK_BYTES = 2**60
 CHUNK_BYTES = 65_536
 SYNTAX_ERROR = 62
-NOT_CLICKHOUSE = "its answer is not that of ClickHouse: is its HTTP interface on this host and port?"
+NOT_CLICKHOUSE = "its answer is not that of ClickHouse: check that its HTTP interface is on this host and port"
 # https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp
 KINDS = {
     **dict.fromkeys((192, 193, 194, 195, 516), FailureKind.LOGIN),
@@ -247,11 +247,11 @@ class ClickHouse(EngineAdapter):
 
     def connect(self, access: Access) -> Session:
         if access.socket:
-            raise MeasureError(FailureKind.SETUP, "it is reached by HTTP, and not by a socket: register a host")
+            raise MeasureError(FailureKind.SETUP, "it is reached by HTTP, not by a socket: register a host")
         if access.password and access.tls not in VERIFIED_TLS and not is_loopback(access.host):
             raise MeasureError(
                 FailureKind.SETUP,
-                "HTTP hands over the password itself, so the server must be verified: register `tls = verify-full` or "
+                "HTTP transmits the password itself, so the server must be verified: register `tls = verify-full` or "
                 "`verify-ca`, and the port of HTTPS",
             )
         session = Session(access)

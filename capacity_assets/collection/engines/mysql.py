@@ -78,8 +78,8 @@ PROOF_ACCEPTED = b"\x01\x03"
 
 
 NO_PACKAGE = (
-    "its login method takes a package that is not installed: pip install 'capacity_assets[mysql]'. Over verified TLS "
-    "(`tls = verify-full` or `verify-ca`), caching_sha2_password and sha256_password do without it"
+    "its login method needs a package that is not installed: pip install 'capacity_assets[mysql]'. Over verified TLS "
+    "(`tls = verify-full` or `verify-ca`), caching_sha2_password and sha256_password do not need it"
 )
 CANNOT_CONNECT, LOST = 2003, 2013
 # https://mariadb.com/docs/server/reference/error-codes/mariadb-error-code-reference; 2xxx are errors of the client.

@@ -259,12 +259,12 @@ class SQLServer(EngineAdapter):
             raise without_driver("sqlserver") from None
         if access.tls != TLS_OFF and not access.tls_ca:
             raise MeasureError(
-                FailureKind.SETUP, f"its driver only encrypts if it can verify the server: {access.tls} needs `tls_ca`"
+                FailureKind.SETUP, f"its driver encrypts only if it can verify the server: {access.tls} needs `tls_ca`"
             )
         if access.tls == TLS_OFF and access.password and not is_loopback(access.host):
             raise MeasureError(
                 FailureKind.SETUP,
-                "without TLS, its password would cross the network in clear: register `tls` and `tls_ca`",
+                "without TLS, its password would be sent unencrypted: register `tls` and `tls_ca`",
             )
         pytds.tls.validate_host = is_issued_for
         opened = BoundedSocket(access)
