@@ -499,9 +499,7 @@ def maintenance_definitions(graph: Graph) -> dg.Definitions:
             report.purged_check_records = purge_check_records(events, dry_run=config.dry_run)
         return dg.MaterializeResult(metadata=maintenance_metadata(report))
 
-    job = graph.job(
-        MAINTENANCE_JOB, [TABLE_PARTITIONS], "Adds partitions ahead of time and drops those that need not be kept."
-    )
+    job = graph.job(MAINTENANCE_JOB, [TABLE_PARTITIONS], "Adds partitions ahead of time and drops expired ones.")
     schedule = graph.schedule(
         MAINTENANCE_SCHEDULE,
         MAINTENANCE_JOB,

@@ -88,7 +88,7 @@ def alert_definitions(graph: Graph) -> dg.Definitions:
     def tell(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         if context.cursor is None:
             context.update_cursor(_SensorState(newest_event(context.instance)).recorded())
-            return dg.SkipReason("Begins here; what failed before is not sent.")
+            return dg.SkipReason("Starts here; earlier failures are not sent.")
         state = _SensorState.of(context.cursor)
         links = Links(settings.dagster_url_of_people, settings.pages_url)
         state.held += _Events(context.instance, state, links).messages()
@@ -400,7 +400,7 @@ class _Events:
             for failure in failures
             if failure.dagster_event and (data := failure.dagster_event.step_failure_data).user_failure_data
         ]
-        reason = " ".join(dict.fromkeys(reasons)) or "It ended without saying why; its log in the UI has more."
+        reason = " ".join(dict.fromkeys(reasons)) or "It ended without a reason; see its log in the UI."
         return f"{subject}: {reason}"
 
     def _runs_text(self, text: str, run_ids: list[str]) -> str:

@@ -171,8 +171,8 @@ class CollectionConfig(dg.Config):
 
     again: bool = Field(
         default=False,
-        description="Measure also servers that were measured before on this day. Off, a second run of the day "
-        "measures those that failed.",
+        description="Also measure servers that were already measured on this day. If off, a second run of the day "
+        "measures the failed ones.",
     )
     share: str = Field(
         default="",

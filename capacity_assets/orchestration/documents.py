@@ -161,7 +161,7 @@ def growth_report(graph: Graph, period: Period) -> dg.Definitions:
         GROWTH_REPORT,
         period,
         make,
-        "Makes a month's growth report",
+        "Writes a month's growth report",
         description=REPORT_DESCRIPTION,
         group_name=REPORT_GROUP,
         kinds={"html"},
@@ -322,7 +322,7 @@ receiver: the check `digest_sent` names it, and the next two days try again.
 class DigestConfig(dg.Config):
     """Options of one run, shown in the launchpad."""
 
-    again: bool = Field(default=False, description="Send also to receivers that already got it.")
+    again: bool = Field(default=False, description="Also send to receivers that already have it.")
 
 
 def digest(graph: Graph, period: Period) -> dg.Definitions:
@@ -374,7 +374,7 @@ def digest(graph: Graph, period: Period) -> dg.Definitions:
         "Sends the digest of the last week on Monday, and on the next two days to receivers that it did not reach.",
         request_week,
     )
-    job = graph.job(DIGEST_JOB, [DIGEST], "Makes and sends the digest of a week.")
+    job = graph.job(DIGEST_JOB, [DIGEST], "Writes and sends the digest of a week.")
     return dg.Definitions(assets=[make_digest], jobs=[job], schedules=[schedule])
 
 

@@ -112,7 +112,7 @@ def dagster_storage(settings: Settings) -> Iterator[DagsterPostgresStorage]:
         try:
             yield storage
         except NoSuchTableError:
-            raise UnreachableError("Dagster has no tables here yet: `capacity up` makes them.") from None
+            raise UnreachableError("Dagster has no tables here yet: `capacity up` creates them.") from None
         finally:
             storage.run_storage.dispose()
 
@@ -133,7 +133,7 @@ def _opened(home: str) -> DagsterInstance:
         ) from None
     except DATABASE_FAILURES as error:
         raise CapacityError(
-            f"Dagster's tables cannot be made in the database named in DAGSTER_POSTGRES_URL: {reason_of(error)}. "
+            f"Dagster's tables cannot be created in the database named in DAGSTER_POSTGRES_URL: {reason_of(error)}. "
             "The capacity tables were not touched. Its role must own that database, or may create tables there."
         ) from None
     return instance

@@ -136,7 +136,7 @@ def change_text(sizes: WindowSizes) -> str:
 def summary_text(summary: PeriodSummary, sizes: WindowSizes) -> str:
     """Return Markdown: the change of the fleet, the largest changes, the result of the run, and failed servers."""
     unknown = f" (not known for {counted(sizes.unknown_changes, 'row')})" if sizes.unknown_changes else ""
-    change = f"{change_text(sizes)} against the window before"
+    change = f"{change_text(sizes)} since the previous window"
     return "\n\n".join(
         [
             f"All servers: **{human_mb(sizes.total_size_mb)}**, {change}{unknown}",

@@ -65,7 +65,7 @@ class RunwayConfig(dg.Config):
     """Options of one run, shown in the launchpad."""
 
     overwrite: bool = Field(
-        default=False, description="Replace also runways that were issued in time on a day that is over."
+        default=False, description="Also replace runways that were issued in time, on a day that is over."
     )
 
 

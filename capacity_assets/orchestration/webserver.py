@@ -69,7 +69,7 @@ class SameOriginGuard:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0] not in self._names:
             # Refused, because another site can point its own name to this address.
-            return "Refused: this server does not go by that name. See --name."
+            return "Refused: this server is not known by that name. See --name."
         if scope["type"] == "http" and scope["method"] in READING:
             asks = scope["path"] == "/graphql" and scope["query_string"]
             return "Refused: queries are sent by POST." if asks else None
@@ -103,7 +103,9 @@ class GuardedWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceReques
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
-@click.option("--workspace", "workspaces", required=True, multiple=True, help="File that says where the code is.")
+@click.option(
+    "--workspace", "workspaces", required=True, multiple=True, help="Workspace file, which names the code locations."
+)
 @click.option("--reports", required=True, type=click.Path(path_type=Path), help="Folder of the growth reports.")
 @click.option(
     "--name",

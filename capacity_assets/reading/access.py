@@ -105,8 +105,8 @@ def refuse_a_role_that_can_write(engine: Engine) -> None:
         )
     if role.tables:
         raise ValidationError(
-            f"The role {role.name} can write ({role.tables[0]}, for one), so the pages are not served: they must only "
-            "read. Make the role capacity_reader with the statements under Roles in docs/operations.md, and set "
+            f"The role {role.name} can write (for example {role.tables[0]}), so the pages are not served: they must "
+            "only read. Create the role capacity_reader with the statements under Roles in docs/operations.md, and set "
             "CAPACITY_WEB_DATABASE_URL to its address; or use `capacity serve --allow-writing-role`."
         )
 

@@ -184,7 +184,7 @@ PAGES = (
     ),
     PageRoute(
         *("/scenario", "What if", read_scenario, "runways"),
-        "What assumptions change of fill dates and budget, where a new database fits, and stored scenarios.",
+        "How assumptions change fill dates and budget, where a new database fits, and stored scenarios.",
         ("name", "by", *(name for names in ASSUMPTION_NAMES.values() for name in names)),
         above=("/", "/filling"),
         in_menu=True,
@@ -515,7 +515,7 @@ class PageServer:
         if page is None:
             return PlainTextResponse(f"{_slow(ANSWER_SECONDS)}\n", 503)
         what = page.description[0].lower() + page.description[1:]
-        text, title = f"Reading from the database: {what}", f"{page.title}: being read"
+        text, title = f"Reading from the database: {what}", f"{page.title}: loading"
         silent = int(self._reader.silent_seconds)
         if silent >= SILENT_SECONDS:
             title = f"{page.title}: the database does not answer"
@@ -524,7 +524,7 @@ class PageServer:
                 "lock blocks the reading. `capacity check`, `pg_stat_activity` and its log show why."
             )
         answer = self._page_of_text(
-            request, 202, f"{text} The page opens by itself as soon as it has been read.", title
+            request, 202, f"{text} The page opens automatically when everything is read.", title
         )
         # The page loads itself again by a header, which works without scripts too.
         answer.headers["Refresh"] = str(SECONDS_BETWEEN_ASKING)
@@ -593,9 +593,9 @@ def _trouble(error: Exception) -> str:
         return _slow(STATEMENT_TIMEOUT_SECONDS)
     logger.warning("The pages cannot read the database: %s", reason_of(error))
     if sqlstate_of(error) == INSUFFICIENT_PRIVILEGE:
-        return f"The database refuses: {reason_of(error)}. {MISSING_RIGHT}"
+        return f"The database refuses the query: {reason_of(error)}. {MISSING_RIGHT}"
     if sqlstate_of(error) is not None:
-        return f"The database refuses: {reason_of(error)}. The server's log says more."
+        return f"The database refuses the query: {reason_of(error)}. See the server's log."
     # Do not reveal the address of the database.
     return "The database is unavailable or busy. Try again in a moment."
 

@@ -372,7 +372,7 @@ def test_a_run_whose_worker_died_is_told_once_dagster_starts_it_no_more(house: H
     house.tick()
 
     [message] = receiver.texts
-    assert message.startswith(f"Run failed ({last.run_id[:8]}). daily_aggregation_job: It ended without saying why")
+    assert message.startswith(f"Run failed ({last.run_id[:8]}). daily_aggregation_job: It ended without a reason")
 
 
 def test_a_run_that_dagster_could_not_start_again_is_told_late(house: House, receiver: Receiver) -> None:

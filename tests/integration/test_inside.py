@@ -257,12 +257,12 @@ def test_tables_of_the_fleet_are_sorted_by_growth_and_by_what_their_dead_space_c
         empty = pages.ask("/tables?window=2024-01-01").text
         without_free = pages.ask("/tables?window=2024-01-01&order=free").text
         assert (
-            "No table has 1 GiB or more of dead and free space that grew, in bytes and as a share of the table."
+            "No table has 1 GiB or more of dead and free space that grew both in bytes and as a share of the table."
             in without_free
         )
         assert '<a href="/tables?window=2024-01-01&amp;order=size">Tables by size</a>' in without_free
         written = pages.ask("/tables?window=2024-01-01&order=unwritten").text
-        assert "No table is known to be unwritten between the compared days." in written
+        assert "No table is known to have had no written rows between the compared days." in written
         inside = pages.ask("/database?server=2&name=web&first=2025-06-01&last=2025-06-30").text
     *_, more_free = printed("inside", "server-2", "web", "--from", "2025-06-01").splitlines()
 
@@ -281,7 +281,7 @@ def test_tables_of_the_fleet_are_sorted_by_growth_and_by_what_their_dead_space_c
     assert (grown["counted_bytes"], grown["amount"]) == (None, None)
     assert [row["name"] for row in rows] == ["sessions", "events", "audit", "orders_when", "new", "queue"]
     shown, shown_inside = (re.sub("<[^>]+>", "", page) for page in (html, inside))
-    assert "free space that a table always has is not listed. It is 1.1 GiB: 0.55 EUR a month." in shown
+    assert "Free space that a table always has is not listed. Listed space: 1.1 GiB, 0.55 EUR a month." in shown
     assert more_free == "Dead and free space grew, also as a share of the table: public.events +924 MiB to 1.1 GiB."
     assert '<a href="/tables">Tables and indexes that grew most</a>' in fleet
     assert "No matches." in empty

@@ -204,7 +204,7 @@ def test_why_the_database_cannot_be_read_is_in_the_log_of_the_server(
 
     assert refused.status == 503
     reason = 'relation "capacity_runway" does not exist'
-    assert f"The database refuses: {reason}" in refused.json["error"]
+    assert f"The database refuses the query: {reason}" in refused.json["error"]
     assert f"The pages cannot read the database: {reason}" in file.read_text()
 
 
@@ -233,7 +233,7 @@ def test_what_was_not_read_in_time_is_there_for_who_asks_again(
         waiting, as_json = pages.ask("/servers?order=name"), pages.ask("/servers?format=json")
         assert (waiting.status, header(waiting, "refresh")) == (202, "1")
         assert "Reading from the database: servers in service in a window" in waiting.text
-        assert "opens by itself" in waiting.text
+        assert "opens automatically" in waiting.text
         assert (as_json.status, "did not answer within 1 second." in as_json.json["error"]) == (503, True)
     deadline = time.monotonic() + 30
     status = as_json.status
