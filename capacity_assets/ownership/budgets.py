@@ -428,7 +428,7 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
     refuse_unknown_grouping(by, keys)
     if by == SERVER:
         raise ValidationError("Budgets are grouped by engine or by the key of a label, not by server.")
-    as_of, forecasts, younger_mb = _forecasts(connection, by, today, months[-1].end)
+    as_of, forecasts, younger_mb = _forecasts(connection, by, today, months)
     fleet = forecasts.pop(FLEET)
     nothing = [0] * len(fleet.middle)
     bill = connection.execute(text(_LAST_BILL)).first()
