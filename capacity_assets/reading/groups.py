@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import date
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
@@ -484,15 +484,12 @@ def _moved_sizes(
         changed = [row for row in spans if before.start < row.valid_from <= window.end]
         if not changed:
             continue
-        last = min(newest_day(connection, window.end) or window.end, window.end)
-        days = sorted({before.start, window.start, *(row.valid_from for row in changed)})
-        until = [*(day - timedelta(days=1) for day in days[1:]), window.end]
-        spanned: dict[str, object] = {"days": days, "is_last": [day == days[-1] for day in days]}
-        for name, first, end in (("before", before.start, before.end), ("now", window.start, last)):
-            parts = [max((min(to, end) - max(day, first)).days + 1, 0) for day, to in zip(days, until, strict=True)]
-            spanned |= {f"{name}_days": parts, f"{name}_all": max(sum(parts), 1)}
-        of_window = {"period": period.name, "start": window.start, "by": grouped_by}
-        yield from rows(connection, _MOVED_SIZES, **of_window, **spanned, servers=[row.server_id for row in changed])
+        # A window that is not over counts up to the newest day.
+        last = min(max(newest_day(connection, window.end) or window.end, window.start), window.end)
+        days = {"start": window.start, "last": last, "end": window.end}
+        days |= {"before": before.start, "before_end": before.end}
+        changes = {"servers": [row.server_id for row in changed], "days": [row.valid_from for row in changed]}
+        yield from rows(connection, _MOVED_SIZES, period=period.name, by=grouped_by, **days, **changes)
 
 
 _LABEL_CHANGES = """
@@ -500,25 +497,33 @@ SELECT DISTINCT instance_id AS server_id, valid_from FROM capacity_label_spans
 WHERE key = :by AND valid_from > :first AND valid_from <= :last
   AND (CAST(:servers AS integer[]) IS NULL OR instance_id = ANY (CAST(:servers AS integer[])))
 """
-# The labels of a database are read on each day on which those of its server changed.
+# The labels of a database are read on the first day and on those on which labels of its server changed.
 _MOVED_SIZES = f"""
-WITH measured AS MATERIALIZED (
+WITH changes AS (
+    SELECT * FROM unnest(CAST(:servers AS integer[]), CAST(:days AS date[])) AS c (server_id, day)
+), spans AS (
+    SELECT server_id, day, lead(day, 1, CAST(:end AS date) + 1) OVER (PARTITION BY server_id ORDER BY day) - 1 AS until
+    FROM (SELECT server_id, day FROM changes UNION SELECT server_id, CAST(:before AS date) FROM changes) AS c
+), shares AS MATERIALIZED (
+    SELECT server_id, day, until = CAST(:end AS date) AS is_last,
+           greatest(least(until, CAST(:last AS date)) - greatest(day, CAST(:start AS date)) + 1, 0)
+           / CAST(CAST(:last AS date) - CAST(:start AS date) + 1 AS numeric) AS now,
+           greatest(least(until, CAST(:before_end AS date)) - day + 1, 0)
+           / CAST(CAST(:before_end AS date) - CAST(:before AS date) + 1 AS numeric) AS before
+    FROM spans
+), measured AS MATERIALIZED (
     SELECT server_id, database, size_mb, change_mb FROM capacity_growth
     WHERE period = :period AND window_start = :start AND counted AND change_mb IS NOT NULL
       AND server_id = ANY (CAST(:servers AS integer[]))
 ), parts AS MATERIALIZED (
-    SELECT row_number() OVER () AS number, m.*, p.* FROM measured m
-    CROSS JOIN unnest(CAST(:days AS date[]), CAST(:now_days AS integer[]), CAST(:before_days AS integer[]),
-                      CAST(:is_last AS boolean[])) AS p (day, now_days, before_days, is_last)
+    SELECT row_number() OVER () AS number, * FROM measured JOIN shares USING (server_id)
 ), subjects AS (
     SELECT number, server_id AS instance_id, database AS database_name, day FROM parts
 ), held AS MATERIALIZED ({LABELS_OF_SUBJECTS})
 SELECT CAST(:start AS date) AS window_start, h.labels ->> :by AS name,
-       CAST(round(sum(p.size_mb * CAST(p.now_days AS numeric) / :now_all
-                      - (p.size_mb - p.change_mb) * CAST(p.before_days AS numeric) / :before_all
+       CAST(round(sum(p.size_mb * p.now - (p.size_mb - p.change_mb) * p.before
                       - CASE WHEN p.is_last THEN p.change_mb ELSE 0 END)) AS bigint) AS change_mb,
-       CAST(round(sum(p.size_mb * CAST(p.now_days AS numeric) / :now_all
-                      - CASE WHEN p.is_last THEN p.size_mb ELSE 0 END)) AS bigint) AS size_mb
+       CAST(round(sum(p.size_mb * p.now - CASE WHEN p.is_last THEN p.size_mb ELSE 0 END)) AS bigint) AS size_mb
 FROM parts p LEFT JOIN held h USING (number) GROUP BY 2
 """  # noqa: S608 -- the order of labels is defined once
 
