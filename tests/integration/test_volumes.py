@@ -212,7 +212,7 @@ def test_the_collection_fetches_after_it_has_measured_and_keeps_sizes_whatever_c
 
     assert (done.imported_volumes, done.unknown_limits) == (1, ())
     assert without.imported_volumes == 0
-    assert without.unknown_limits == (f"CAPACITY_VOLUME_SOURCES: {file} cannot be read: No such file or directory.",)
+    assert without.unknown_limits == (f"CAPACITY_VOLUME_SOURCES: {file} cannot be read: No such file or directory",)
 
 
 def test_what_a_server_reports_of_itself_goes_before(engine: Engine, tmp_path: Path) -> None:
