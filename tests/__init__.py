@@ -1,4 +1,4 @@
-"""Tests of what is beside this folder. They make little garbage, and most of it while nothing is short."""
+"""The tests of the project, with rarer garbage collection, because they create little garbage."""
 
 import gc
 

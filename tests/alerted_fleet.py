@@ -1,4 +1,4 @@
-"""Forecasts as they were issued, and receivers that listen: what alerts are made of."""
+"""Issued forecasts and listening receivers, for tests of alerts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ KEY = "0123456789abcdef0123456789abcdef"
 
 
 def clock_at(day: date = TODAY, hour: int = 12) -> Clock:
-    """A clock that stands at an hour of a day."""
+    """Return a clock stopped at an hour of a day."""
     moment = datetime.combine(day, time_of_day(hour), tzinfo=SHANGHAI)
     return Clock(SHANGHAI, now=lambda: moment, database_now=lambda _connection: moment)
 
 
 def fill_with_owners(engine: Engine) -> None:
-    """Two servers; of the first, `orders` belongs to payments and `crm` to sales; nobody owns the second."""
+    """Add two servers: on the first, `orders` belongs to payments and `crm` to sales; the second has no owner."""
     add_instances(engine, [1, 2])
     for name in ("orders", "crm"):
         add_database_sizes(engine, sizes(1, name, TODAY.isoformat(), [3014]))
@@ -68,7 +68,7 @@ VALUES (:as_of, :server, :subject, :name, :state, :as_of, 3014, 3214, :binds, 'd
 
 
 def receiver(name: str, label: str | None = None, **given: object) -> Receiver:
-    """A receiver of alerts, by the alert webhook where nothing else is given."""
+    """Return a receiver of alerts, by default on the alert webhook."""
     named = {"webhook": True, "gets": (ALERTS,), **given}
     return Receiver(name, label=("team", label) if label else None, **named)  # type: ignore[arg-type]
 

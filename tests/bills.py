@@ -1,4 +1,4 @@
-"""A fleet of two months to bill, and how a test reads its bills."""
+"""A fleet of two months to bill, and functions that read its bills."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fill_to_bill(engine: Engine) -> None:
 def fill_two_months_to_bill(engine: Engine) -> None:
     """server-1 with a (10 GiB in May, 12 from June on), b (20) and c (4 in May only), server-2 with d (6 from June on).
 
-    All belongs to search, but b to payments.
+    Everything belongs to search, except b, which belongs to payments.
     """
     add_instances(engine, [1, 2], db_type="postgresql")
     add_database_sizes(engine, sizes(1, "a", "2025-05-01", [10 * GIB] * 31 + [12 * GIB] * 50))

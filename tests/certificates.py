@@ -24,7 +24,7 @@ class Certificates:
 
 
 def make_certificates(folder: Path) -> Certificates:
-    """Write an authority, one that signed nothing, and a server's certificate and key."""
+    """Write an authority, another one that signed nothing, and a server's certificate and key."""
     files = Certificates(
         folder / "ca.pem", folder / "other-ca.pem", folder / "server-certificate.pem", folder / "server-key.pem"
     )

@@ -1,4 +1,4 @@
-"""What the tests on a cluster share: windows, servers, the work that is compared."""
+"""Windows, servers and work that the tests on a cluster share."""
 
 from __future__ import annotations
 

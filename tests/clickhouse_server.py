@@ -1,4 +1,4 @@
-"""A ClickHouse to be measured: a real one, from the folder that tests/fetch_server.sh filled."""
+"""A real ClickHouse to be measured, from the folder that tests/fetch_server.sh filled."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ USERS = """<yandex>
 
 @dataclass
 class ClickHouseServer:
-    """A ClickHouse on loopback; its user `default` has no password, and `capacity_probe` may only read."""
+    """A ClickHouse on loopback; its user `default` has no password, and `capacity_probe` can only read."""
 
     folder: Path
     port: int
@@ -61,7 +61,7 @@ class ClickHouseServer:
         return answer
 
     def file_sizes(self, database: str) -> dict[str, int]:
-        """Bytes of the parts of each table by their files, read from the disk."""
+        """Return the bytes of the parts of each table, from their files on the disk."""
         return {
             table.name: sum(file.stat().st_size for part in table.glob("*_*_*_*") for file in part.iterdir())
             for table in (self.folder / "data" / "data" / database).iterdir()

@@ -1,4 +1,4 @@
-"""The day that tests take for today, and a clock that stands at its noon."""
+"""The day that is today in tests, and a clock stopped at its noon."""
 
 from __future__ import annotations
 

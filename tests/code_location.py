@@ -1,4 +1,4 @@
-"""The code location as it is shipped, and its assets of sizes."""
+"""The shipped code location, and its assets of sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A collection on a fresh database and a day of one's own, and the servers that it measures as they are registered."""
+"""A collection on a fresh database and a chosen day, and the registered servers that it measures."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ WHERE o.objects_bytes = d.size_bytes
 
 
 def granting(engine: str, password: str = PASSWORD) -> list[str]:
-    """The documented statements that create the login, without those for further rights."""
+    """Return the documented statements that create the login, without those for additional rights."""
     statements = engine_named(engine).grants.replace("'...'", f"'{password}'").split("\n")
     return [line for line in statements if not line.startswith("--")]
 
 
 class Collection:
-    """Registers servers and measures them, on a fresh database and a day of one's own."""
+    """Registers servers and measures them, on a fresh database and a chosen day."""
 
     def __init__(self, engine: Engine, secrets: Path) -> None:
         self.engine = engine
@@ -48,7 +48,7 @@ class Collection:
         secrets.mkdir()
 
     def password(self, name: str, password: str) -> str:
-        """Put a password where the collection finds it; return the reference."""
+        """Store a password where the collection reads it; return its reference."""
         (self.secrets / name).write_text(f"{password}\n")
         return f"secret:{name}"
 
@@ -71,7 +71,7 @@ class Collection:
         return self.service(fixed_clock(day), objects=objects).collect(day, **options)  # type: ignore[arg-type]
 
     def objects(self, database: str, day: date = TODAY) -> dict[str, tuple[str, int, bool]]:
-        """Stored kind, bytes and exactness by name, with the schema where there is one; sums by their kind."""
+        """Return stored kind, bytes and exactness by name, with the schema if there is one; sums by their kind."""
         query = text(
             "SELECT coalesce(nullif(concat_ws('.', nullif(schema_name, ''), nullif(object_name, '')), ''), kind), "
             "kind, size_bytes, is_exact FROM object_size_stats "
@@ -95,7 +95,7 @@ class Collection:
             return {row[0]: row[1] for row in connection.execute(query, {"server": server, "day": day})}
 
     def used(self, database: str, day: date = TODAY) -> tuple[int, int | None]:
-        """Stored bytes of a database, and those in use inside its files; None: unknown."""
+        """Return the stored bytes of a database, and the used ones inside its files; None: unknown."""
         query = text(
             "SELECT size_bytes, used_size_bytes FROM database_size_stats "
             "WHERE database_name = :database AND collected_date = :day"
@@ -122,7 +122,7 @@ def at(
     engine: str = "postgresql",
     **values: object,
 ) -> Server:
-    """The server as it is registered; by default with the right password."""
+    """Return a server as it is registered; by default with the right password."""
     known = {
         "port": server.port,
         "username": "capacity_probe",

@@ -1,4 +1,4 @@
-"""The `capacity` command as its user meets it, in this process, on a wide terminal."""
+"""The `capacity` command, run in this process on a wide terminal."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from capacity_assets.cli.main import main
 
 
 def capacity(*arguments: str, columns: int | None = None) -> Result:
-    """What the command prints and exits with; `columns` is the width of its terminal."""
+    """Run the command and return its output and exit code; `columns` is the width of its terminal."""
     return CliRunner(env={"COLUMNS": str(columns)} if columns else None).invoke(main, arguments)
 
 
 def printed(*arguments: str) -> str:
-    """What a command prints that has to succeed."""
+    """Return the output of a command that must succeed."""
     done = capacity(*arguments)
     assert done.exit_code == 0, done.output
     return done.output

@@ -1,4 +1,4 @@
-"""What is compiled once: statements for all engines of a test process, and the test files for all test processes.
+"""Compile only once: statements for all engines of a test process, and the test files for all test processes.
 
 Each engine has a cache of its own, and a test makes several: to compile the same statements for each took a tenth of
 the tests' time. Compiled statements depend on the kind of database and its version.
@@ -17,7 +17,7 @@ from sqlalchemy.util import LRUCache
 
 
 class _Statements(LRUCache[Any, Any]):
-    """Finds by the kind of a dialect what SQLAlchemy stores by the dialect of an engine."""
+    """Shares between engines of the same kind of dialect what SQLAlchemy caches per engine."""
 
     def get(self, key: Any, default: Any = None) -> Any:
         return super().get(_by_kind(key), default)
@@ -40,7 +40,7 @@ def _remember(connection: Connection) -> None:
 
 
 def compile_test_files(config: pytest.Config) -> None:
-    """Compile test files with their assertions rewritten, where that was not done before.
+    """Compile test files with rewritten assertions, unless they are compiled already.
 
     Test processes that begin at the same time would each do it for all files, three seconds long.
     """

@@ -1,4 +1,4 @@
-"""Computes the windows of a span of days through the door that assets and commands use."""
+"""Computes the windows of a range of days as assets and commands do."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def compute_windows(
     scope: str = SCOPE_ALL,
     overwrite: bool = False,
 ) -> RunSummary:
-    """Compute every window of the period that holds a day from `first` to `last`."""
+    """Compute every window of the period that contains a day from `first` to `last`."""
     windows = service.period(period).windows_between(first, last)
     return service.aggregate(period, windows, RunOptions(service.levels_of(scope), overwrite=overwrite))

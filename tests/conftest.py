@@ -1,4 +1,4 @@
-"""Real parts for the tests: a PostgreSQL of their own, a fresh database for each test, a frozen day."""
+"""Real servers for the tests: a PostgreSQL per test process, a fresh database per test, a fixed day."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Let folders of tests lie in memory, unless somebody says where they are to lie.
+    """Put the folders of tests into memory, unless their place is configured.
 
     Each run has folders of its own: pytest closes the one that all runs of a user share when the next one begins.
     """
@@ -63,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On a cluster, leave out what a test does that only a single server allows: the mark says what."""
+    """On a cluster, skip the tests that need a single server; their mark gives the reason."""
     if not os.environ.get(citus.VARIABLE):
         return
     for item in items:
@@ -73,14 +73,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what was imported out of every later search for garbage."""
+    """Exclude imported objects from garbage collection."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Remove what embedded servers of the tests left where their system user can reach it, and what lies in memory."""
+    """Remove files that embedded servers left in their system user's folders, and folders in memory."""
     # pytest searches for garbage five times afterwards, for what fails while it is collected; once finds it here.
     gc.collect()
     gc.freeze()
@@ -92,7 +92,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def passable_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The embedded server's system user may pass through the tests' own folder; the product opens no folder for it."""
+    """Let the embedded server's system user pass through the folder of the tests; the product opens no folder."""
     base = tmp_path_factory.getbasetemp()
     for folder in (base, *base.parents):
         if folder.name.startswith(("pytest-", "popen-")):
@@ -101,14 +101,14 @@ def passable_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Path:
-    """A folder of the test's own; an embedded server's data may lie in it, and not on a disk."""
+    """A folder of the test, which the embedded server's system user may pass through."""
     tmp_path.chmod(0o711)
     return tmp_path
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the variables of whoever runs it."""
+    """Remove the variables of the user who runs the tests."""
     for name in (*variable_names(), "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "yes")
@@ -199,7 +199,7 @@ def empty_engine(empty_database: URL) -> Iterator[Engine]:
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis of this test's own."""
+    """A Redis for this test only."""
     running = RedisServer(tmp_path)
     running.start()
     yield running
@@ -220,14 +220,14 @@ def service(engine: Engine, clock: Clock) -> AggregationService:
 
 @pytest.fixture
 def runner(engine: Engine, clock: Clock) -> AggregationTaskRunner:
-    """The task runner on a fresh database, on 2025-07-20; the first partition holds 2025-01-01."""
+    """The task runner on a fresh database, on 2025-07-20; the first partition contains 2025-01-01."""
     partitions = PartitionRange(clock, date(2025, 1, 1))
     return AggregationTaskRunner(AggregationService(engine, clock, partitions=partitions))
 
 
 @pytest.fixture
 def settings(database: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings that point at a fresh database, set through the environment as a user would."""
+    """Settings of a fresh database, set by environment variables."""
     monkeypatch.setenv("CAPACITY_DATABASE_URL", database.render_as_string(hide_password=False))
     monkeypatch.setenv("CAPACITY_HOME", str(tmp_path / "home"))
     return Settings()
@@ -235,13 +235,13 @@ def settings(database: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def sample(settings: Settings) -> Settings:
-    """Settings that point at a database with the sample's rows; see EVERYWHERE."""
+    """Settings of a database with the rows of the sample; see EVERYWHERE."""
     return settings
 
 
 @pytest.fixture(scope="module")
 def measured_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL to be measured, over TCP and with passwords."""
+    """A PostgreSQL to be measured, over TCP with passwords."""
     with postgres_server() as running:
         yield running
 
@@ -255,7 +255,7 @@ def measured_mariadb() -> Iterator[MariaDBServer]:
 
 @pytest.fixture
 def reader_role(engine: Engine) -> Iterator[None]:
-    """The role of the pages; roles belong to the whole server, so it goes again."""
+    """The role of the pages; it is dropped again, because roles belong to the whole server."""
     with engine.begin() as connection:
         ensure_reader_role(connection)
     yield

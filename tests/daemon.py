@@ -1,4 +1,4 @@
-"""Dagster's own daemon, one iteration at a time, over a code location in a process of its own."""
+"""Dagster's daemon, one iteration at a time, with a code location in a separate process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ main()
 
 @contextmanager
 def code_server(port: int) -> Iterator[GrpcServerTarget]:
-    """A process of its own that serves the code location."""
+    """Serve the code location in a separate process."""
     process = Forked("api", "grpc", "-h", "127.0.0.1", "-p", str(port), "-m", MODULE, program=DAGSTER, folder=ROOT)
     try:
         wait_for_grpc_server(process, DagsterGrpcClient(port=port, host="127.0.0.1"), [])  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def code_server(port: int) -> Iterator[GrpcServerTarget]:
 
 @dataclass
 class Daemon:
-    """An instance and a workspace; nothing runs until a test says so."""
+    """An instance and a workspace; nothing runs until a test starts it."""
 
     instance: dg.DagsterInstance
     context: Any
@@ -66,7 +66,7 @@ class Daemon:
             assert expect_trouble or error is None, error
 
     def stop_schedules_but(self, ending: str) -> None:
-        """Stop the schedules whose names end otherwise: those that are due take a question to the code server each."""
+        """Stop all other schedules, because each due one queries the code server."""
         for location in self.context.create_request_context().code_locations:
             for repository in location.get_repositories().values():
                 for schedule in repository.get_schedules():
@@ -75,7 +75,7 @@ class Daemon:
                         self.instance.stop_schedule(*named, schedule)
 
     def tick_sensors(self, *names: str, expect_trouble: bool = False) -> None:
-        """One iteration of the sensor daemon, whatever the pause between ticks is; all sensors, or the named ones."""
+        """Run one iteration of the sensor daemon without the pause between ticks, for all sensors or the named ones."""
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(
                 "dagster._daemon.sensor.is_under_min_interval",
@@ -90,7 +90,7 @@ class Daemon:
         return [run for run in reversed(found) if run.status is not dg.DagsterRunStatus.NOT_STARTED]
 
     def request_daily(self) -> dg.DagsterRun:
-        """The run that the schedule requests for 2025-03-02; at its first tick it begins."""
+        """Return the run that the schedule requests for 2025-03-02."""
         self.tick_schedules("2025-03-02T03:00")
         self.tick_schedules("2025-03-02T04:00")
         [run] = self.runs("daily_aggregation_job")
@@ -101,12 +101,12 @@ class Daemon:
         return [partitions_of(run) for run in self.runs(job)]
 
     def launch(self, run: dg.DagsterRun) -> dg.DagsterRun:
-        """Have a queued run executed by the code location; return it when it has ended."""
+        """Let the code location execute a queued run; return it when it has ended."""
         self.start(run)
         return self.wait(run)
 
     def start(self, run: dg.DagsterRun) -> None:
-        """Have a queued run executed by the code location, in a process of its own."""
+        """Let the code location execute a queued run in a separate process."""
         self.instance.launch_run(run.run_id, self.context.create_request_context())
 
     def wait(self, run: dg.DagsterRun) -> dg.DagsterRun:
@@ -121,7 +121,7 @@ class Daemon:
             time.sleep(0.2)
 
     def until(self, run: dg.DagsterRun, *statuses: dg.DagsterRunStatus) -> dg.DagsterRun:
-        """Wait for a run to be in one of some states; the daemon's monitoring looks meanwhile."""
+        """Wait until a run is in one of some states, while the daemon monitors runs."""
         deadline = time.monotonic() + RUN_PATIENCE_SECONDS
         while True:
             found = self.instance.get_run_by_id(run.run_id)
@@ -134,7 +134,7 @@ class Daemon:
             time.sleep(0.3)
 
     def event_types(self, run: dg.DagsterRun) -> set[dg.DagsterEventType | None]:
-        """What has happened in a run so far."""
+        """Return the types of the events of a run so far."""
         return {entry.dagster_event_type for entry in self.instance.all_logs(run.run_id)}
 
 
@@ -147,7 +147,7 @@ def partitions_of(run: dg.DagsterRun) -> tuple[str, str]:
 
 
 class CodeServers(AbstractContextManager["CodeServers"]):
-    """At most one code server at a time; it goes on serving while the variables are those it was started with."""
+    """At most one code server at a time; it is reused while the variables are the same."""
 
     OF_ONE_TEST = frozenset({"CAPACITY_HOME", "DAGSTER_HOME", "PYTEST_CURRENT_TEST"})
 
@@ -157,7 +157,7 @@ class CodeServers(AbstractContextManager["CodeServers"]):
         self._started = ExitStack()
 
     def target(self) -> GrpcServerTarget:
-        """The address of a code server with the present variables; the data folder may be an earlier test's."""
+        """Return the address of a code server with the current variables; the data folder may be an earlier test's."""
         # The password of a measured server may be under any name.
         variables = {name: value for name, value in os.environ.items() if name not in CodeServers.OF_ONE_TEST}
         if self._target is None or variables != self._variables:
@@ -172,13 +172,13 @@ class CodeServers(AbstractContextManager["CodeServers"]):
 
 @contextmanager
 def daemon_over(instance: dg.DagsterInstance, target: GrpcServerTarget) -> Iterator[Daemon]:
-    """A workspace over `instance` whose code runs in the process at `target`."""
+    """Return a daemon of `instance` whose code runs in the process at `target`."""
     with create_test_daemon_workspace_context(target, instance) as context:
         yield Daemon(instance, context)
 
 
 @contextmanager
 def running_daemon(instance: dg.DagsterInstance) -> Iterator[Daemon]:
-    """A workspace over `instance` with a code server of its own."""
+    """Run a daemon of `instance` with its own code server."""
     with code_server(free_port()) as target, daemon_over(instance, target) as daemon:
         yield daemon

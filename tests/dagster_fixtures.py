@@ -1,4 +1,4 @@
-"""Fixtures with Dagster in them: databases with its tables, the shipped instance, and its daemon."""
+"""Fixtures of Dagster: databases with its tables, the shipped instance, and its daemon."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.databases import TEMPLATE, Databases, fixed_name
 
 @pytest.fixture(scope="session")
 def dagster_template(cluster: Databases, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The name of a database that holds Dagster's tables: making them takes seconds."""
+    """The name of a template with Dagster's tables, because creating them takes seconds."""
     name = "dagster_template"
     cluster.execute(f"CREATE DATABASE {name}")
     with pytest.MonkeyPatch.context() as patched:
@@ -33,7 +33,7 @@ def dagster_template(cluster: Databases, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def dagster_databases(cluster: Databases, dagster_template: str) -> Iterator[tuple[URL, URL]]:
-    """Two databases with Dagster's tables and nothing in them."""
+    """Two databases with empty tables of Dagster."""
     with cluster.copy(dagster_template) as one, cluster.copy(dagster_template) as other:
         yield one.set(drivername=DAGSTER_DRIVER), other.set(drivername=DAGSTER_DRIVER)
 
@@ -46,7 +46,7 @@ def shipped_instance(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[DagsterInstance]:
-    """The instance of the shipped dagster.yaml on a PostgreSQL database of its own."""
+    """The instance of the shipped dagster.yaml on a separate PostgreSQL database."""
     with cluster.copy(dagster_template, fixed_name(request, "daemon_dagster")) as url:
         monkeypatch.setenv("DAGSTER_POSTGRES_URL", url.render_as_string(hide_password=False))
         with dagster_environment(Settings()) as environment, dagster_instance(environment) as instance:
@@ -55,13 +55,13 @@ def shipped_instance(
 
 @pytest.fixture(scope="session")
 def code_servers() -> Iterator[CodeServers]:
-    """Code servers that tests share as long as their variables are the same."""
+    """Code servers, shared by tests with the same variables."""
     with CodeServers() as started:
         yield started
 
 
 @pytest.fixture
 def daemon(shipped_instance: DagsterInstance, code_servers: CodeServers) -> Iterator[Daemon]:
-    """Dagster's daemon over the shipped instance, one iteration at a time."""
+    """Dagster's daemon of the shipped instance, one iteration at a time."""
     with daemon_over(shipped_instance, code_servers.target()) as running:
         yield running

@@ -31,7 +31,7 @@ TEMPLATE = "capacity_template"
 
 
 class Server(Protocol):
-    """What databases are made on."""
+    """A server for the databases of tests."""
 
     def url(self, database: str, driver: str) -> URL: ...
 
@@ -61,7 +61,7 @@ _FORGET = "RESET SESSION AUTHORIZATION; RESET ALL; DISCARD TEMP; UNLISTEN *; SEL
 
 
 class _Closed(NamedTuple):
-    """A session that an engine closed."""
+    """A session that an engine closed, kept for reuse."""
 
     made_with: str
     settings: bytes
@@ -93,7 +93,7 @@ class _Connection(psycopg.Connection[Any]):
 
 
 def _discarded(session: PGconn) -> bool:
-    """Whether a session could be made like a new one."""
+    """Reset a session; return whether that succeeded."""
     if session.transaction_status == TransactionStatus.ACTIVE:
         return False
     in_transaction = session.transaction_status != TransactionStatus.IDLE
@@ -108,7 +108,7 @@ def _settings(session: PGconn) -> bytes:
 
 @event.listens_for(Engine, "do_connect")
 def _connect(dialect: Any, _record: object, positional: Any, named: dict[str, Any]) -> psycopg.Connection[Any] | None:
-    """Take over a closed session that was made with the same, or connect."""
+    """Reuse a closed session with the same arguments, or connect."""
     kept = _CLOSED.get(named.get("dbname", ""))
     # `DISCARD ALL` forgets a role that was taken on at the beginning.
     if kept is None or dialect.driver != "psycopg" or "role=" in named.get("options", ""):
@@ -130,14 +130,14 @@ def _connect(dialect: Any, _record: object, positional: Any, named: dict[str, An
 
 
 def _forget(name: str) -> None:
-    """Keep no session of a database any more."""
+    """Close all kept sessions of a database."""
     for closed in _CLOSED.pop(name, []):
         closed.session.finish()
 
 
 @dataclass(frozen=True)
 class _Emptied:
-    """A database without rows of a test, its catalogue as it is then, and the engine whose connection knows it."""
+    """An emptied database, its catalogue, and an engine whose connection has cached the catalogue."""
 
     name: str
     catalogue: list[tuple[object, ...]]
@@ -145,7 +145,7 @@ class _Emptied:
 
 
 def fixed_name(request: pytest.FixtureRequest, name: str) -> str | None:
-    """One name for all tests with a daemon: their code server is started once and keeps its environment."""
+    """One name for all tests with a daemon, because their code server is started once with one environment."""
     return name if "daemon" in request.fixturenames else None
 
 
@@ -184,7 +184,7 @@ class Databases:
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template} {strategy}")
 
     def filled(self, name: str, fill: Callable[[Engine], object], basis: str = TEMPLATE) -> str:
-        """The name of a database to copy: a copy of `basis`, as `fill` left it the first time."""
+        """Return the name of a template: a copy of `basis`, filled once by `fill`."""
         template = f"template_{name}"
         if template not in self._filled:
             self._create(template, basis)
@@ -201,7 +201,7 @@ class Databases:
 
     @contextmanager
     def copy(self, template: str, name: str | None = None) -> Iterator[URL]:
-        """A copy of a database until the block ends."""
+        """Yield a copy of a database, dropped at the end."""
         name = name or f"test_{next(self._numbers)}"
         self._create(name, template)
         _CLOSED[name] = []
@@ -213,7 +213,7 @@ class Databases:
 
     @contextmanager
     def fresh(self) -> Iterator[URL]:
-        """A database with the capacity schema and no rows: a copy, or one that an earlier test left as it was."""
+        """Yield a database with the capacity schema and no rows: a new copy, or an emptied one."""
         found = self._emptied.pop() if self._emptied else self._new()
         self._in_use[found.name] = found.engine
         try:
@@ -230,7 +230,7 @@ class Databases:
 
     @contextmanager
     def engine(self, database: URL) -> Iterator[Engine]:
-        """An engine on a database; what a test listens to on it goes with the test."""
+        """Yield an engine on a database; event listeners of a test are removed at its end."""
         kept = self._in_use.get(database.database or "")
         engine = kept.execution_options() if kept else capacity_engine(database)
         try:
@@ -248,7 +248,7 @@ class Databases:
             return _Emptied(name, _catalogue_of(connection), engine)
 
     def _empty(self, found: _Emptied) -> _Emptied | None:
-        """Take the rows of a test away; None where it altered more than rows."""
+        """Delete the rows of a test; return None if it changed more than rows."""
         with _alone(found.engine) as connection:
             kept = [connection.info.backend_pid, *(closed.session.backend_pid for closed in _CLOSED[found.name])]
             self.execute(_OTHERS, name=found.name, kept=kept)
@@ -269,7 +269,7 @@ class Databases:
 
 @contextmanager
 def _alone(engine: Engine) -> Iterator[psycopg.Connection]:
-    """One connection of an engine, each statement a transaction."""
+    """Yield a connection that commits each statement."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         raw = connection.connection.driver_connection
         assert isinstance(raw, psycopg.Connection)
@@ -293,7 +293,7 @@ SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition
 
 
 def keep_rows(engine: Engine, name: str) -> None:
-    """Keep a copy of every row under a name, which costs a tenth of a copy of the database."""
+    """Store a copy of all rows under a name, which takes a tenth of the time of copying the database."""
     with _alone(engine) as connection:
         connection.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE; CREATE SCHEMA {name}".encode())
         for (table,) in connection.execute(_TABLES.format("public").encode()).fetchall():
@@ -303,7 +303,7 @@ def keep_rows(engine: Engine, name: str) -> None:
 
 
 def put_rows_back(engine: Engine, name: str) -> None:
-    """Replace the rows of all tables by those kept under a name, without firing triggers."""
+    """Replace the rows of all tables by those stored under a name, without firing triggers."""
     with _alone(engine) as connection:
         connection.execute("SET session_replication_role = replica")
         tables = _value(connection, _FILLED)
@@ -316,7 +316,7 @@ def put_rows_back(engine: Engine, name: str) -> None:
 
 
 def end_sessions(engine: Engine) -> None:
-    """End every session of the database but the one that asks."""
+    """End every other session of the database."""
     with engine.connect() as connection:
         connection.execute(
             text(

@@ -1,4 +1,4 @@
-"""A week of a fleet in which something is out of the ordinary, and who is told."""
+"""A week of a fleet with unusual events, and the receivers of its digest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JUMPED = [*STEADY[:-1], STEADY[-1] + 9_000]
 
 
 def filled(engine: Engine) -> None:
-    """server-1: `steady` grows as always, `jumped` ten times that, `new` came, `gone` went; server-2 fell silent."""
+    """Fill server-1: `steady` grows as usual, `jumped` ten times as much, `new` came, `gone` went. server-2 stopped."""
     add_instances(engine, [1, 2])
     add_database_sizes(engine, sizes(1, "steady", FIRST.isoformat(), weekly(STEADY)))
     add_database_sizes(engine, sizes(1, "jumped", FIRST.isoformat(), weekly(JUMPED)))

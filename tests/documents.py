@@ -1,4 +1,4 @@
-"""The documents, and how their tables are read."""
+"""The documents, and functions that read their tables."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def section(title: str) -> str:
 
 
 def first_cells(title: str) -> set[str]:
-    """Names in backquotes in the first column of a section's tables."""
+    """Return the names in backquotes in the first column of a section's tables."""
     lines = [line for line in section(title).splitlines() if line.startswith("| `")]
     return {name for line in lines for name in re.findall(r"`([^`]+)`", line.split(" | ")[0])}

@@ -1,4 +1,4 @@
-"""Small fleets for tests: rows in, rows out, as plain Python values."""
+"""Small fleets for tests, as rows of plain Python values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_instances(engine: Engine, ids: Iterable[int], **values: object) -> None:
 
 
 def add_objects(engine: Engine, server: int, database: str, days: Mapping[date, Mapping[str, int]]) -> None:
-    """Tables of a database with their sizes in MiB on some days, which are all that it has."""
+    """Add tables of a database with their sizes in MiB on some days; the database has no others."""
     with engine.begin() as connection:
         for day, tables in days.items():
             rows = [("table", name, size_mb) for name, size_mb in tables.items()]
@@ -73,14 +73,14 @@ WHERE name = :name
 
 
 def add_beside_sizes(engine: Engine, server: str, day: date) -> None:
-    """One row of a server in each table of what is stored beside sizes."""
+    """Add one row of a server to each table of samples that are not sizes."""
     with engine.begin() as connection:
         for statement in BESIDE_SIZES:
             connection.execute(text(statement), {"name": server, "day": day})
 
 
 def add_database_sizes(engine: Engine, rows: Sequence[Mapping[str, object]]) -> None:
-    """Rows need instance_id, database_name, collected_date and size_mb."""
+    """Add rows with at least instance_id, database_name, collected_date and size_mb."""
     _add(
         engine,
         database_size_stats,
@@ -89,7 +89,7 @@ def add_database_sizes(engine: Engine, rows: Sequence[Mapping[str, object]]) -> 
 
 
 def add_instance_sizes(engine: Engine, rows: Sequence[Mapping[str, object]]) -> None:
-    """Rows need instance_id, collected_date, total_size_mb and database_count."""
+    """Add rows with at least instance_id, collected_date, total_size_mb and database_count."""
     _add(engine, instance_size_stats, [{"is_deleted": False, **row} for row in rows])
 
 
@@ -107,7 +107,7 @@ def _add(engine: Engine, table: Table, rows: Sequence[Mapping[str, object]]) -> 
 def sizes(
     instance_id: int, database: str, first_day: str, values: Iterable[int | None], **more: object
 ) -> list[Mapping[str, object]]:
-    """One row per day from `first_day`; None leaves the day out."""
+    """Return one row per day from `first_day`; None skips the day."""
     start = date.fromisoformat(first_day)
     return [
         {
@@ -123,7 +123,7 @@ def sizes(
 
 
 def totals(instance_id: int, first_day: str, values: Iterable[tuple[int, int] | None]) -> list[Mapping[str, object]]:
-    """One row (total_size_mb, database_count) a day from `first_day`; None leaves the day out."""
+    """Return one row (total_size_mb, database_count) per day from `first_day`; None skips the day."""
     start = date.fromisoformat(first_day)
     return [
         {
@@ -138,7 +138,7 @@ def totals(instance_id: int, first_day: str, values: Iterable[tuple[int, int] | 
 
 
 def stored(engine: Engine, level: Level, period: str | None = None) -> list[Row]:
-    """Rows of the aggregate table by key and window, all columns."""
+    """Return the rows of the aggregate table by key and window, with all columns."""
     target = level.target
     query = select(target).order_by(target.c.period_type, *(target.c[key] for key in level.keys), target.c.period_start)
     if period:
@@ -177,7 +177,7 @@ def load_sample(engine: Engine) -> None:
 
 
 def add_overflowing_instance(engine: Engine, instance_id: int, day: date) -> None:
-    """Two live rows on one day, as a legacy table without its unique index may hold; their sum fits no bigint."""
+    """Add two valid rows of one day, as in a legacy table without its unique index; their sum exceeds bigint."""
     with engine.begin() as connection:
         connection.execute(text("DROP INDEX IF EXISTS uq_instance_size_stats_instance_date"))
     rows = totals(instance_id, day.isoformat(), [(LARGEST_BIGINT, 1)])
@@ -185,7 +185,7 @@ def add_overflowing_instance(engine: Engine, instance_id: int, day: date) -> Non
 
 
 def raw_rows(engine: Engine, level: Level) -> dict[tuple[object, ...], list[Row]]:
-    """The samples of a level, by the keys of what they are samples of."""
+    """Return the samples of a level, by the keys of their subjects."""
     with engine.connect() as connection:
         rows = [dict(row) for row in connection.execute(level.source.select()).mappings()]
     by_key: dict[tuple[object, ...], list[Row]] = {}

@@ -1,4 +1,4 @@
-"""Where folders of tests lie: in memory, for as long as the tests run."""
+"""Folders of tests, in memory while the tests run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEMORY, MEMORY_MB = Path("/dev/shm"), 4096  # noqa: S108 -- a file system, not a
 
 
 def work_in_memory(config: pytest.Config) -> None:
-    """Let folders of tests lie in memory, unless somebody says where they are to lie or there is too little of it."""
+    """Put the folders of tests into memory, unless their place is configured or memory is short."""
     if config.option.basetemp or not os.access(MEMORY, os.W_OK):
         return
     if shutil.disk_usage(MEMORY).free >= MEMORY_MB << 20:
@@ -35,7 +35,7 @@ def work_in_memory(config: pytest.Config) -> None:
 
 
 def remove_folders(base: Path, *, failed: bool) -> None:
-    """Remove what embedded servers left outside the folder of all tests, and that folder, unless somebody looks."""
+    """Remove files of embedded servers outside the folder of tests, and the folder in memory unless tests failed."""
     for link in base.rglob("postgres"):
         if link.is_symlink() and link.readlink().parent == PRIVATE:
             shutil.rmtree(link.readlink(), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Programs that run to their end in a process forked from one that has loaded the product and its packages already.
+"""Runs programs in processes forked from one that has already loaded the product and its packages.
 
 Loading them takes a new interpreter two seconds of processor time, which most tests of a command learn nothing from.
 Each program is a process of its own here too, with its own environment, folder and exit code. What depends on how an
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 
 class HeirProcess(ForkServerProcess):
-    """A process with the variables and the folder of the one that starts it."""
+    """A process with the variables and the folder of its parent."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -35,7 +35,7 @@ class HeirProcess(ForkServerProcess):
 
 
 class Forking(ForkServerContext):
-    """Processes forked from one; those that a forked process starts are too."""
+    """Processes forked from one, including those that a forked process starts."""
 
     Process = HeirProcess
 
@@ -49,7 +49,7 @@ FORKING.set_forkserver_preload(
 
 
 class _Started(NamedTuple):
-    """What a process begins with."""
+    """The arguments of a started process."""
 
     program: str
     arguments: tuple[str, ...]
@@ -99,7 +99,7 @@ def run_forked(
 
 
 class Forked:
-    """A program that goes on until it is killed; what it prints goes into a file if there is one."""
+    """A program that runs until it is killed; its output goes into a file if there is one."""
 
     def __init__(self, *arguments: str, program: str, folder: Path, log: Path | None = None) -> None:
         printed = log or Path(os.devnull)

@@ -1,4 +1,4 @@
-"""What takes a database of today back to former revisions of the schema, as far as that of version 0.3.0, 0013."""
+"""Takes a current database back to former revisions of the schema, down to 0013, that of version 0.3.0."""
 
 from __future__ import annotations
 

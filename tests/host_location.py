@@ -1,4 +1,4 @@
-"""A code location of somebody else's, in which the graph lives beside assets, an executor and resources of its own."""
+"""A foreign code location that contains the graph, with its own assets, executor and resources."""
 
 # No postponed annotations: Dagster reads those of an asset.
 import dagster as dg
@@ -14,13 +14,13 @@ OWN_JOB = "own_job"
 
 @dg.asset(deps=[dg.AssetKey(["dba", "daily_database_aggregations"])], required_resource_keys={"collection"})
 def own_costs(context: dg.AssetExecutionContext) -> str:
-    """An asset downstream of ours, with a resource of a common name."""
+    """An asset downstream of the graph, with a resource of a common name."""
     return str(context.resources.collection)
 
 
 @dg.asset
 def own_stale_windows(capacity_services: dg.ResourceParam[Services]) -> int:
-    """An asset that takes our services, typed, as docs/extending.md says."""
+    """An asset that takes the typed services of the graph, as in docs/extending.md."""
     assert isinstance(capacity_services.runner.service, AggregationService)
     return len(capacity_services.runner.stale_windows())
 

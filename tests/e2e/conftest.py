@@ -1,4 +1,4 @@
-"""What several end-to-end files begin with: the demo, made once per run of the tests and copied, and a browser."""
+"""Fixtures of end-to-end tests: the demo, created once per test run and copied, and a browser."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Demo(NamedTuple):
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Demo:
-    """The first `capacity demo`, whichever test process comes first."""
+    """The first `capacity demo`, run by the first test process that needs it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "demo"
     output = folder / "output.json"

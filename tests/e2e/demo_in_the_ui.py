@@ -1,4 +1,4 @@
-"""What is asked of the served demo and clicked on its pages."""
+"""Queries to the served demo, and clicks on its pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MONTHLY = "monthly_instance_aggregations"
 
 
 class Stack(NamedTuple):
-    """What is served, where, and the addresses by which browsers may also know it."""
+    """The served demo, its address, and its other addresses in browsers."""
 
     port: int
     pages_port: int
@@ -32,7 +32,7 @@ GO_ON = "path => { history.pushState(null, '', path); dispatchEvent(new PopState
 
 
 def visit(page: Page, path: str) -> None:
-    """Show a page of the UI. Where one is open already, the UI itself goes on to it and loads no script again."""
+    """Show a page of the UI; from an open page, the UI navigates itself, without loading scripts again."""
     if page.url == "about:blank":
         page.goto(path)
     else:
@@ -85,7 +85,7 @@ def months(engine: Engine) -> list[str]:
 
 
 def unfold(page: Page) -> None:
-    """Open a text that the UI folds away because it is long."""
+    """Unfold a long text in the UI."""
     folded = page.get_by_text("[Show Markdown]").first
     if folded.is_visible():
         folded.click()
@@ -97,7 +97,7 @@ def switch_of(page: Page, name: str) -> Locator:
 
 
 def disturb(engine: Engine, month: str) -> str:
-    """Change a day of a month, let one server overflow on it, and return that server's name."""
+    """Change the samples of a day, so that one server overflows; return its name."""
     with engine.begin() as connection:
         connection.execute(text("DROP INDEX uq_instance_size_stats_instance_date"))
         overflowing = connection.execute(

@@ -1,4 +1,4 @@
-"""What a page of another site can make a browser send, and the shipped proxy before the UI."""
+"""Requests that a page of another site can make a browser send, and the shipped proxy in front of the UI."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def answer(
 
 
 def questions(host: str, login: Mapping[str, str]) -> dict[str, int]:
-    """What is sent, and what comes back."""
+    """The requests and the expected responses."""
     base, own = f"http://{host}", {"Origin": f"http://{host}"}
     foreign = {"Origin": "http://evil.example"}
     hidden = quote(MUTATION)
@@ -99,7 +99,7 @@ def nginx() -> str:
 
 @contextmanager
 def proxy(folder: Path, ports: Mapping[str, int]) -> Iterator[None]:
-    """The shipped configuration, with other ports, in a folder of its own."""
+    """The shipped configuration with other ports, in a separate folder."""
     shipped = (ROOT / "deploy" / "nginx" / "capacity.conf").read_text()
     for known, port in ports.items():
         shipped = shipped.replace(known, str(port))

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: the command as a process, the served stack, questions to its GraphQL."""
+"""The command as a process, the served stack, and queries to its GraphQL, for end-to-end tests."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 
 
 def ask(port: int, query: str, **variables: object) -> Any:
-    """The data of an answer."""
+    """Return the data of a GraphQL response."""
     body = json.dumps({"query": query, "variables": variables}).encode()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/graphql", data=body, headers={"Content-Type": "application/json"}
@@ -102,7 +102,7 @@ def waits_for_a_lock(engine: Engine) -> bool:
 
 
 def processes_naming(text: str) -> list[str]:
-    """Command lines of running processes that mention `text`."""
+    """Return the command lines of running processes that contain `text`."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -120,7 +120,7 @@ PAUSE_SECONDS = 3
 
 
 def pause(processes: Iterable[subprocess.Popen[Any]]) -> None:
-    """Stop processes and their children, like a laptop that sleeps, and let them continue after a while."""
+    """Suspend processes and their children, as on a sleeping laptop, and continue them after a while."""
     started = [psutil.Process(process.pid) for process in processes]
     everyone = [*started, *(child for one in started for child in one.children(recursive=True))]
     for one in everyone:

@@ -1,4 +1,4 @@
-"""The deployment files: their own commands, started by hand against servers of one's own, serve, answer and run."""
+"""The deployment files: their commands, started by hand with the tests' servers, serve, respond and run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def compose() -> dict[str, Any]:
 
 
 def command_of(name: str) -> list[str]:
-    """What a unit executes, without the folder of its programs."""
+    """Return the command of a unit, without the folder of its programs."""
     path = ROOT / "deploy" / "systemd" / f"capacity-{name}.service"
     return unit(path)["Service"]["ExecStart"].removeprefix("/opt/capacity/.venv/bin/").split()
 

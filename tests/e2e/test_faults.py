@@ -1,4 +1,4 @@
-"""What happens to the work when something dies: real servers, real run workers, real kills."""
+"""The work survives failures: real servers, run workers and kills."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ KILLS = PROFILE.kills
 
 
 class RestartableServer:
-    """A PostgreSQL that a test may restart as an administrator does: sessions are ended, then it starts anew."""
+    """A PostgreSQL that a test can restart: sessions are ended, then it starts again."""
 
     def __init__(self, data: Path, server: EmbeddedServer) -> None:
         self._data = data
@@ -72,7 +72,7 @@ class RestartableServer:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[RestartableServer]:
-    """A PostgreSQL of this test's own, the capacity schema in it."""
+    """A PostgreSQL for this test only, with the capacity schema."""
     data = tmp_path / "own" / "postgres"
     with embedded_server(data) as running:
         engine = capacity_engine(running.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
@@ -97,7 +97,7 @@ def engine_on(url: URL) -> Iterator[Engine]:
 
 @contextmanager
 def deployment(capacity: URL, storage: URL, home: Path, **variables: str) -> Iterator[Daemon]:
-    """A Dagster of its own over the two databases: shipped configuration, code location, run workers."""
+    """A separate Dagster on the two databases: shipped configuration, code location, run workers."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("CAPACITY_DATABASE_URL", plain(capacity))
         patched.setenv("DAGSTER_POSTGRES_URL", plain(storage))
@@ -115,7 +115,7 @@ def deployment(capacity: URL, storage: URL, home: Path, **variables: str) -> Ite
 def test_a_postgresql_restarted_in_mid_run_is_waited_for_and_the_run_succeeds(
     own_server: RestartableServer, tmp_path: Path
 ) -> None:
-    """It holds the figures and Dagster's storage."""
+    """The server has the figures and Dagster's storage."""
     capacity, storage = own_server.url(CAPACITY_DATABASE), own_server.url(DAGSTER_DATABASE, DAGSTER_DRIVER)
     with engine_on(capacity) as engine, deployment(capacity, storage, tmp_path / "home") as daemon:
         add_instances(engine, [1])
@@ -139,7 +139,7 @@ def test_a_postgresql_restarted_in_mid_run_is_waited_for_and_the_run_succeeds(
 def test_a_postgresql_restarted_in_the_middle_of_a_tick_loses_no_window_and_doubles_none(
     own_server: RestartableServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dagster's storage goes away between the creation of a run and its submission."""
+    """Dagster's storage stops between the creation of a run and its submission."""
     capacity, storage = own_server.url(CAPACITY_DATABASE), own_server.url(DAGSTER_DATABASE, DAGSTER_DRIVER)
     with deployment(capacity, storage, tmp_path / "home") as daemon:
         daemon.tick_schedules("2025-03-02T03:00")
@@ -243,7 +243,7 @@ def grow(engine: Engine) -> None:
 def test_two_deployments_on_one_database_wait_for_each_other(
     engine: Engine, database: URL, dagster_databases: tuple[URL, URL], tmp_path: Path
 ) -> None:
-    """Each has its own Dagster, whose queue knows nothing of the other's; the period's lock keeps them apart."""
+    """Each has its own Dagster and queue; the period's lock makes one wait for the other."""
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
     with (

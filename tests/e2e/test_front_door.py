@@ -1,4 +1,4 @@
-"""What a new user does first, with the real daemon, webserver and embedded PostgreSQL."""
+"""The first steps of a new user, with the real daemon, web server and embedded PostgreSQL."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_up_refuses_a_port_that_is_taken(home: Path) -> None:
 
 
 def test_up_warns_of_a_redis_that_is_away_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It keeps no UI from being served; here Dagster's storage does."""
+    """Redis does not prevent serving the UI; here Dagster's storage does."""
     monkeypatch.setenv("CAPACITY_REDIS_URL", "redis://:hunter2@127.0.0.1:9/0")
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://dba@127.0.0.1:9/nowhere")
     ended = run(tmp_path / "home", "up", *free_ports())

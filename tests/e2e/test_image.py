@@ -1,4 +1,4 @@
-"""The image's Dockerfile, its steps run in a clean Debian instead of a container, and every role run in the result.
+"""The steps of the Dockerfile, run in a clean Debian instead of a container, and every role run in the result.
 
 Needs root, debootstrap and some minutes, so `make test-image` runs it and `make test` does not.
 """
@@ -34,7 +34,7 @@ STATE = "var/lib/capacity"
 
 
 class Image:
-    """A root file system, and what the Dockerfile says of folder, user and variables."""
+    """A root file system, with folder, user and variables of the Dockerfile."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -45,7 +45,7 @@ class Image:
         }
 
     def command(self, command: str, variables: dict[str, str], *, read_only: bool) -> list[str]:
-        """The arguments that run a shell command inside, with mounts of its own."""
+        """Return the arguments that run a shell command inside, with separate mounts."""
         root = shlex.quote(str(self.root))
         mounts = [f"mount --bind {root} {root}"]
         if read_only:
@@ -68,7 +68,7 @@ class Image:
         return done.stdout
 
     def build(self) -> None:
-        """Follow the Dockerfile; what it builds on is there."""
+        """Run the steps of the Dockerfile; its base image exists."""
         lines = re.sub(r"\\\n", " ", DOCKERFILE.read_text()).splitlines()
         # As this machine reaches a package registry.
         ways = ("PIP_INDEX", "PIP_EXTRA_INDEX", "PIP_CERT", "PIP_TRUSTED", "http", "HTTP")
@@ -98,7 +98,7 @@ class Image:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Image]:
-    """What the Dockerfile makes of a Debian with Python, which takes the place of the official image of Python."""
+    """The result of the Dockerfile on a Debian with Python, in place of the official image of Python."""
     assert re.search(r"^FROM python:3\.13-slim-trixie$", DOCKERFILE.read_text(), re.MULTILINE)
     base = Path(os.environ["CAPACITY_TEST_IMAGE"])
     if not base.exists():
@@ -136,7 +136,7 @@ def test_the_image_has_every_driver_the_licence_and_no_sources_and_runs_as_nobod
 
 @contextmanager
 def started(image: Image, command: str, variables: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A role, until the end of the block. The process is the program itself: everything before it is replaced by it."""
+    """Run a role until the end of the block. The process is the program itself, not a wrapper."""
     with log.open("wb") as output:
         arguments = image.command(f"exec {command}", variables, read_only=True)
         process = subprocess.Popen(arguments, stdout=output, stderr=output)

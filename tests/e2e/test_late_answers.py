@@ -1,4 +1,4 @@
-"""A machine under load: a code server that answers too late, and processes that take long to stop."""
+"""A busy machine: a code server that responds too late, and processes that stop slowly."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ YESTERDAY = (datetime.now(tz=SHANGHAI).date() - timedelta(days=1)).isoformat()
 
 @contextmanager
 def suspended(daemon: Daemon) -> Iterator[None]:
-    """The code server of a daemon does not answer while the block lasts."""
+    """Suspend the code server of a daemon during the block."""
     port = next(iter(daemon.context.create_request_context().get_code_location_entries().values())).origin.port
     [server] = [child for child in psutil.Process().children(recursive=True) if listens(child, port)]
     server.send_signal(signal.SIGSTOP)
@@ -70,7 +70,7 @@ def test_a_run_whose_code_server_answers_late_goes_back_into_the_queue_and_runs(
     run = daemon.request_daily()
 
     def status_after(seconds: int) -> dg.DagsterRunStatus:
-        """The run's, after what takes runs out of the queue looked at it so much later."""
+        """Return the status of the run after the queue was read this much later."""
         list(coordinator.run_iteration(daemon.context, NOON + seconds))
         return daemon.runs("daily_aggregation_job")[0].status
 
@@ -92,7 +92,7 @@ def test_stopping_names_what_it_waits_for_and_ends_it_at_last(monkeypatch: pytes
     said: list[str] = []
 
     def report(text: str) -> None:
-        """As on a terminal that is closed after the first line."""
+        """Report on a terminal that is closed after the first line."""
         said.append(text)
         if len(said) > 1:
             raise BrokenPipeError
@@ -124,7 +124,7 @@ class Up(NamedTuple):
         )
 
     def says(self, text: str) -> bool:
-        """Whether the output contains this text at last; earlier output is discarded."""
+        """Wait for this text in the output; earlier output is discarded."""
         assert self.process.stdout is not None
         patience = Timer(PATIENCE_SECONDS, self.process.kill)
         patience.start()
@@ -136,7 +136,7 @@ class Up(NamedTuple):
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """Its working directory contains a foreign module with the name of an imported one."""
+    """`capacity up` in a working directory with a foreign module that has the name of an imported one."""
     folder = tmp_path_factory.mktemp("up")
     folder.chmod(0o711)
     home, port = folder / "home", free_port()
@@ -153,7 +153,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 def test_a_pause_of_all_that_up_started_ends_nothing_and_a_location_that_hangs_is_named(up: Up) -> None:
-    """Like a laptop that sleeps."""
+    """All processes are suspended, as on a sleeping laptop."""
     pause([up.process])
 
     assert up.succeeds()

@@ -1,4 +1,4 @@
-"""How the main pages look: pictures of a fleet that never changes, compared with stored ones in a coarse grid.
+"""The looks of the main pages: screenshots of a fixed fleet, compared with stored ones in a coarse grid.
 
 A cell of the grid is the mean colour of a part of the page, so that another font or another smoothing of edges passes,
 and a lost style sheet, a chart that is not drawn or a broken column does not. After a wanted change, store new ones:
@@ -60,7 +60,7 @@ def address(database: URL) -> Iterator[str]:
 
 
 def look(page: Page, shrinking: Page) -> dict[str, Any]:
-    """The height of the page, and its cells in red, green and blue."""
+    """Return the height of the page, and the red, green and blue of its cells."""
     picture = base64.b64encode(page.screenshot(full_page=True)).decode()
     height, cells = shrinking.evaluate(SHRINK, [f"data:image/png;base64,{picture}", COLUMNS, ROWS])
     return {"height": height, "cells": bytes(cells).hex()}

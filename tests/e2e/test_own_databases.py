@@ -1,4 +1,4 @@
-"""`capacity up` for the first time, on two databases of the user's own.
+"""The first `capacity up` on two databases of a user.
 
 One run per period at a time, whatever door it comes through, also when the pool is new; periods run side by side; a
 collection that leaves no secret anywhere.
@@ -47,7 +47,7 @@ RIGHT, WRONG = "right-Pa55-of-the-probe", "wrong-Pa55-of-the-probe"
 
 
 class Stack(NamedTuple):
-    """Where it answers, its data folder, its two databases."""
+    """The stack: its port, data folder and two databases."""
 
     port: int
     home: Path
@@ -57,7 +57,7 @@ class Stack(NamedTuple):
 
 @pytest.fixture(scope="module")
 def stack(cluster: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The address of one database is in a file `.env`, that of Dagster's is exported."""
+    """The stack: the URL of one database is in a file `.env`, that of Dagster's is exported."""
     with (
         cluster.copy(TEMPLATE) as capacity,
         cluster.copy("template1") as storage,
@@ -84,13 +84,13 @@ def stack(cluster: Databases, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def port(stack: Stack) -> int:
-    """Where the stack answers."""
+    """The port of the stack."""
     return stack.port
 
 
 @pytest.fixture
 def engine(stack: Stack) -> Engine:
-    """Its database, emptied."""
+    """An engine on the database of the stack, emptied."""
     with stack.engine.begin() as connection:
         connection.execute(text("SET LOCAL session_replication_role = replica"))
         # The stack reads all the while: TRUNCATE and its queries can deadlock, DELETE waits for no reader.
@@ -171,7 +171,7 @@ EVENTS = """query($id: ID!) { runOrError(runId: $id) { ... on Run { eventConnect
 
 
 def _started_pid(port: int, run_id: str) -> int | None:
-    """Process number of the worker, as the run's own log has it."""
+    """Return the process number of the worker, from the log of the run."""
     events = ask(port, EVENTS, id=run_id)["runOrError"]["eventConnection"]["events"]
     entries = [entry for event in events for entry in event.get("metadataEntries", [])]
     found = [entry.get("intValue") or entry.get("text") for entry in entries if entry["label"] == "pid"]
@@ -249,7 +249,7 @@ def test_a_run_through_the_ui_measures_the_fleet_and_no_secret_is_anywhere_after
 
 
 def _files(home: Path) -> dict[str, str]:
-    """What lies under the home, but the secret itself."""
+    """Return the files under the data folder, except the secret."""
     files = [path for path in home.rglob("*") if path.is_file() and path.name != "secret"]
     return {str(path): path.read_text(errors="replace") for path in files}
 

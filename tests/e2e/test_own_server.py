@@ -1,4 +1,4 @@
-"""One command from an empty folder to a chart."""
+"""One command leads from an empty folder to a chart."""
 
 from __future__ import annotations
 

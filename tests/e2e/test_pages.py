@@ -1,4 +1,4 @@
-"""The pages in a real browser, over the demo and over nothing: looked at, clicked through, typed into, printed."""
+"""The pages in a real browser, with the demo and with an empty database: links, forms, keyboard, print."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def address(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 @pytest.fixture(scope="module")
 def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder whose database has the schema and no row."""
+    """A data folder whose database has the schema and no rows."""
     home = tmp_path_factory.mktemp("empty") / "home"
     home.parent.chmod(0o711)
     assert run(home, "init").returncode == 0
@@ -114,7 +114,7 @@ def opened(browser: Browser, address: str, **options: Any) -> Page:
 
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
-    """A page whose browser complains of nothing: no error of a script, nothing that the policy refused."""
+    """A page in a browser that reports no script error and no violation of the policy."""
     found = opened(browser, address, viewport={"width": 1280, "height": 900})
     complaints: list[str] = []
     found.on("pageerror", lambda error: complaints.append(str(error)))
@@ -360,7 +360,7 @@ def test_what_opens_the_pages_is_sent_to_no_other_port(browser: Browser, empty_h
     seen: list[str | None] = []
 
     class Other(BaseHTTPRequestHandler):
-        """Listens on another port of the host, and asks for a login like the pages."""
+        """A server on another port of the host, which asks for a login as the pages do."""
 
         def do_GET(self) -> None:
             seen.extend((self.headers["Authorization"], self.headers["Cookie"]))

@@ -1,4 +1,4 @@
-"""The demo behind `capacity up`, once for all of this: GraphQL, foreign pages, the shipped proxy, and a real browser.
+"""The demo served by one `capacity up`: GraphQL, foreign pages, the shipped proxy, and a real browser.
 
 Screenshots stay in build/screenshots.
 """
@@ -64,7 +64,7 @@ def stack(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ui.S
 
 @pytest.fixture(scope="module")
 def opened(browser: Browser, stack: ui.Stack) -> Iterator[tuple[Page, list[str]]]:
-    """A page of someone who goes from one test to the next, and the errors of its scripts."""
+    """A page that the tests share, and the errors of its scripts."""
     errors: list[str] = []
     with browser.new_context(
         viewport={"width": 1500, "height": 1000}, base_url=f"http://127.0.0.1:{stack.port}"
@@ -77,7 +77,7 @@ def opened(browser: Browser, stack: ui.Stack) -> Iterator[tuple[Page, list[str]]
 
 @pytest.fixture
 def page(opened: tuple[Page, list[str]]) -> Iterator[Page]:
-    """The page, where the test before left it."""
+    """The shared page, as the previous test left it."""
     yield opened[0]
     assert opened[1] == []
 

@@ -1,4 +1,4 @@
-"""The tutorial, command by command, in an empty folder: each does what the page says."""
+"""The commands of the tutorial in an empty folder do what the page says."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CORRECTION = "capacity import correction.csv --on-conflict replace"
 
 
 def steps() -> list[str]:
-    """The shell's part of each step, and each command, in order."""
+    """Return the shell commands of each step, in order."""
     found: list[str] = []
     for block in re.findall(r"```console\n(.*?)```", TUTORIAL, re.DOTALL):
         found += [part for part in re.split(r"^(capacity .*)$\n?", block, flags=re.MULTILINE) if part.strip()]
@@ -48,7 +48,7 @@ def steps() -> list[str]:
 
 @pytest.fixture
 def running() -> Iterator[ExitStack]:
-    """What goes on until the end of a test."""
+    """Processes that run until the end of a test."""
     with ExitStack() as entered:
         yield entered
 
