@@ -100,10 +100,16 @@ def disposed(engine: Engine) -> Iterator[Engine]:
         engine.dispose()
 
 
+FOUND = "capacity_found"
+
+
 @contextmanager
 def snapshot(engine: Engine) -> Iterator[Connection]:
-    """Yield a connection that cannot write, and sees one snapshot of the tables throughout."""
-    with engine.connect() as connection:
+    """Yield a connection that cannot write, and sees one snapshot of the tables throughout.
+
+    Its option FOUND is a mapping in which readers keep the rows of statements.
+    """
+    with engine.connect().execution_options(**{FOUND: {}}) as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         yield connection
 

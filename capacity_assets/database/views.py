@@ -25,9 +25,9 @@ from capacity_assets.database.measures import SIZE_KINDS
 from capacity_assets.database.partitions import PARTITIONED
 from capacity_assets.database.sql import SERVER_SIZES, View, ViewColumn, execute, literal, quoted, sql_text, views_in
 
-# In the last part, `concat('server')` is not a constant for the planner. With a constant, PostgreSQL sees that no row
-# of a server is one of a label, drops the conditions on period and window, and plans every partition, which takes ten
-# times as long as reading the groups.
+# In the last part of `capacity_groups`, the grouping changes nothing. It keeps PostgreSQL from merging the part with
+# the rest, so that a query of a label leaves it out before its partitions are planned, which takes longer than reading
+# the groups.
 GROUP_VIEWS = views_in(r"""
 -- Labels of servers and databases, each with the days on which it applies.
 CREATE VIEW capacity_label_spans AS
@@ -111,11 +111,17 @@ FROM (
     ) AS g
     WHERE w.label_key = '(fleet)' AND w.label_value = '(fleet)'
     UNION ALL
-    SELECT a.period_type, a.period_start, a.period_end, concat('server'),
-           CAST(coalesce(i.name, 'server ' || a.instance_id) AS text), CAST(1 AS bigint),
-           CAST(a.database_count AS bigint), CAST(a.total_size_mb AS numeric), CAST(a.total_size_change_mb AS numeric)
-    FROM capacity_server_sizes a LEFT JOIN instances i ON i.id = a.instance_id
-    WHERE i.counted_by IS NULL
+    SELECT s.period_type, s.period_start, s.period_end, CAST('server' AS text), s.group_name, CAST(1 AS bigint),
+           s.databases, s.size_mb, s.change_mb
+    FROM (
+        SELECT a.instance_id, a.period_type, a.period_start, a.period_end,
+               CAST(coalesce(i.name, 'server ' || a.instance_id) AS text) AS group_name,
+               CAST(a.database_count AS bigint) AS databases, CAST(a.total_size_mb AS numeric) AS size_mb,
+               CAST(a.total_size_change_mb AS numeric) AS change_mb
+        FROM capacity_server_sizes a LEFT JOIN instances i ON i.id = a.instance_id
+        WHERE i.counted_by IS NULL
+        GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
+    ) AS s
 ) AS g;
 """)
 
@@ -365,44 +371,50 @@ FROM instance_size_aggregations"""
 # are weighted by their days, so that renaming a database changes no sum. Both parts have the same types, because
 # otherwise PostgreSQL does not push conditions down into them. Impossible values, which earlier versions stored, are
 # left out. Periods and windows are grouped and compared once more outside. So PostgreSQL pushes those of a query into
-# both parts, and plans only their partitions; planning all took ten times as long as the rest of a query.
+# both parts, and plans only their partitions; planning all took ten times as long as the rest of a query. Without the
+# outermost grouping, which changes nothing, it would plan the second part for a query with `NOT is_derived`, too.
 _POSSIBLE_TOTALS = """
 WHERE total_size_mb <= 8796093022207
   AND (total_size_change_mb IS NULL OR total_size_change_mb BETWEEN -8796093022207 AND 8796093022207)
 UNION ALL
 """
 _DERIVED = """
-SELECT n.instance_id, n.period_type, n.period_start, n.period_end, n.days, CAST(n.size_mb AS bigint),
-       CAST(n.size_mb - b.size_mb AS bigint),
-       CAST(round((n.size_mb - b.size_mb) * 100 / nullif(b.size_mb, 0), 2) AS numeric(30, 2)),
-       CAST(n.databases AS integer), NULL, NULL, CAST(NULL AS varchar(20)), NULL, NULL, NULL, NULL,
-       CAST(NULL AS numeric(30, 2)), NULL, true
+SELECT d.instance_id, d.period_type, d.period_start, d.period_end, d.days, d.size_mb, d.change_mb, d.change_percent,
+       d.databases, CAST(NULL AS bigint), CAST(NULL AS bigint), CAST(NULL AS varchar(20)), CAST(NULL AS integer),
+       CAST(NULL AS bigint), CAST(NULL AS bigint), CAST(NULL AS bigint), CAST(NULL AS numeric(30, 2)),
+       CAST(NULL AS numeric), true
 FROM (
-    SELECT g.period_type, g.period_start,
-           CASE WHEN extract(day FROM g.period_start) = extract(day FROM g.period_end + 1)
-                THEN CAST(g.period_start
-                          - age(CAST(g.period_end + 1 AS timestamp), CAST(g.period_start AS timestamp)) AS date)
-                ELSE g.period_start - (g.period_end - g.period_start + 1) END AS before_start
-    FROM group_size_aggregations g WHERE g.label_key = '(total)' AND g.label_value = 'derived') AS w
-JOIN LATERAL (
-    SELECT d.instance_id, d.period_type, d.period_start, max(d.period_end) AS period_end, max(d.data_count) AS days,
-           div(sum(CAST(d.avg_size_mb AS numeric) * d.data_count), max(d.data_count)) AS size_mb,
-           div(sum(d.data_count), max(d.data_count)) AS databases
-    FROM database_size_aggregations d
-    WHERE d.period_type = w.period_type AND d.period_start = w.period_start
-      AND NOT EXISTS (SELECT FROM instance_size_aggregations t
-                      WHERE t.instance_id = d.instance_id AND t.period_type = d.period_type
-                        AND t.period_start = d.period_start)
-    GROUP BY d.instance_id, d.period_type, d.period_start) AS n
-    ON n.period_type = w.period_type AND n.period_start = w.period_start AND n.size_mb <= 8796093022207
-LEFT JOIN LATERAL (
-    SELECT d.period_type, div(sum(CAST(d.avg_size_mb AS numeric) * d.data_count), max(d.data_count)) AS size_mb
-    FROM database_size_aggregations d
-    WHERE d.instance_id = n.instance_id AND d.period_type = w.period_type AND d.period_start = w.before_start
-      AND NOT EXISTS (SELECT FROM instance_size_aggregations t
-                      WHERE t.instance_id = d.instance_id AND t.period_type = d.period_type
-                        AND t.period_start = d.period_start)
-    GROUP BY d.period_type) AS b ON b.period_type = n.period_type AND b.size_mb <= 8796093022207"""
+    SELECT n.instance_id, n.period_type, n.period_start, n.period_end, n.days, CAST(n.size_mb AS bigint) AS size_mb,
+           CAST(n.size_mb - b.size_mb AS bigint) AS change_mb,
+           CAST(round((n.size_mb - b.size_mb) * 100 / nullif(b.size_mb, 0), 2) AS numeric(30, 2)) AS change_percent,
+           CAST(n.databases AS integer) AS databases
+    FROM (
+        SELECT g.period_type, g.period_start,
+               CASE WHEN extract(day FROM g.period_start) = extract(day FROM g.period_end + 1)
+                    THEN CAST(g.period_start
+                              - age(CAST(g.period_end + 1 AS timestamp), CAST(g.period_start AS timestamp)) AS date)
+                    ELSE g.period_start - (g.period_end - g.period_start + 1) END AS before_start
+        FROM group_size_aggregations g WHERE g.label_key = '(total)' AND g.label_value = 'derived') AS w
+    JOIN LATERAL (
+        SELECT d.instance_id, d.period_type, d.period_start, max(d.period_end) AS period_end, max(d.data_count) AS days,
+               div(sum(CAST(d.avg_size_mb AS numeric) * d.data_count), max(d.data_count)) AS size_mb,
+               div(sum(d.data_count), max(d.data_count)) AS databases
+        FROM database_size_aggregations d
+        WHERE d.period_type = w.period_type AND d.period_start = w.period_start
+          AND NOT EXISTS (SELECT FROM instance_size_aggregations t
+                          WHERE t.instance_id = d.instance_id AND t.period_type = d.period_type
+                            AND t.period_start = d.period_start)
+        GROUP BY d.instance_id, d.period_type, d.period_start) AS n
+        ON n.period_type = w.period_type AND n.period_start = w.period_start AND n.size_mb <= 8796093022207
+    LEFT JOIN LATERAL (
+        SELECT d.period_type, div(sum(CAST(d.avg_size_mb AS numeric) * d.data_count), max(d.data_count)) AS size_mb
+        FROM database_size_aggregations d
+        WHERE d.instance_id = n.instance_id AND d.period_type = w.period_type AND d.period_start = w.before_start
+          AND NOT EXISTS (SELECT FROM instance_size_aggregations t
+                          WHERE t.instance_id = d.instance_id AND t.period_type = d.period_type
+                            AND t.period_start = d.period_start)
+        GROUP BY d.period_type) AS b ON b.period_type = n.period_type AND b.size_mb <= 8796093022207
+    GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9) AS d"""
 
 _WINDOW_AND_SERVER = """
 SELECT a.period_type AS period,  -- Name of the period, such as daily or monthly
@@ -494,6 +506,13 @@ _NEWEST_WINDOWS = sa.union_all(
 )
 _OF_NEWEST_WINDOWS = f"""({sql_text(_NEWEST_WINDOWS)}) AS newest
 JOIN database_size_aggregations a ON a.period_type = newest.name AND a.period_start = newest.period_start"""
+[DERIVED_WINDOWS_VIEW] = views_in("""
+-- Windows in which a server has databases but no total. Only these have rows with is_derived.
+CREATE VIEW capacity_derived_windows AS
+SELECT g.period_type AS period,  -- Name of the period, such as daily or monthly
+       g.period_start AS window_start  -- First day of the window
+FROM group_size_aggregations g WHERE g.label_key = '(total)' AND g.label_value = 'derived';
+""")
 # The rows of a window, and the rows of the window before of servers that have none in it.
 _FLEET_AND_COVERAGE = views_in("""
 -- Size of the fleet by engine in each window. Servers that are counted by another one are left out.
@@ -702,6 +721,7 @@ VIEWS = (
         query_on_nodes=_server_growth(_REGISTER_WITH_LABELS, labels_in("labelled", None, "a.period_end")),
     ),
     *_FLEET_AND_COVERAGE,
+    DERIVED_WINDOWS_VIEW,
     *RUNWAY_VIEWS,
     *READER_VIEWS,
     STALE_WINDOWS_VIEW,

@@ -282,7 +282,8 @@ def servers_come_and_gone(
     key, value = label or (None, None)
     retired = {row.server_id for row in rows(connection, _RETIRED, key=key, value=value)}
     found = rows(connection, _OF_ONE_WINDOW, **_of(period, window), key=key, value=value)
-    spans = rows(connection, _STORED_SPANS, period=period.name, servers=[row.server_id for row in found])
+    servers = [row.server_id for row in found]
+    spans = rows(connection, _STORED_SPANS, period=period.name, servers=servers) if found else ()
     first, last = ({row.server_id: getattr(row, name) for row in spans} for name in ("first_start", "last_start"))
     came, went = [], _retired_without_windows(connection, period, window, retired)
     for row in found:
@@ -301,6 +302,8 @@ def _retired_without_windows(
     ends = measured_ends(connection, retired, date.max, newest=True)
     day = timedelta(days=1)
     went = [server for server, last in ends.items() if window.start <= last + day <= window.end]
+    if not went:
+        return []
     stored = {row.server_id for row in rows(connection, _STORED_SPANS, period=period.name, servers=went)}
     sizes = last_sizes(connection, [server for server in went if server not in stored], window.end)
     return [ServerOfOneWindow(one.server_id, one.server, one.databases, one.size_mb) for one in sizes.values()]
@@ -317,7 +320,8 @@ WITH servers AS MATERIALIZED (
     SELECT server_id, max(measured_days) FILTER (WHERE window_start = :before) AS days_before,
            max(measured_days) FILTER (WHERE window_start = :start) AS days
     FROM capacity_server_growth
-    WHERE period = :period AND window_start BETWEEN :before AND :start
+    WHERE period = :period AND (:with_derived OR NOT is_derived)
+      AND window_start BETWEEN :before AND :start
       AND (server_id = :server OR CAST(:server AS integer) IS NULL AND counted)
     GROUP BY server_id
 ), sizes AS MATERIALIZED (
@@ -371,7 +375,8 @@ WITH servers AS (
            max(change_mb) FILTER (WHERE window_start = :start) AS change_mb,
            max(databases) FILTER (WHERE window_start = :start) AS databases
     FROM capacity_server_growth
-    WHERE period = :period AND window_start BETWEEN :before AND :start
+    WHERE period = :period AND (:with_derived OR NOT is_derived)
+      AND window_start BETWEEN :before AND :start
       AND (server_id = :server OR CAST(:server AS integer) IS NULL AND counted)
     GROUP BY server_id, server, engine
 )
@@ -423,23 +428,26 @@ SELECT is_new, server_id, server, database, size_mb FROM found
 WHERE counted AND (CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value)
 ORDER BY size_mb DESC, server_id, database
 """
+# The view is read once, because planning its partitions takes longer than reading it.
 _OF_ONE_WINDOW = """
-WITH servers AS MATERIALIZED (
-    SELECT server_id, min(window_start) AS first_start, max(window_start) AS last_start FROM capacity_server_growth
-    WHERE period = :period AND window_start BETWEEN :before AND :start AND counted
-    GROUP BY server_id
+WITH stored AS MATERIALIZED (
+    SELECT server_id, server, window_start, databases, size_mb,
+           CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value AS is_asked
+    FROM capacity_server_growth
+    WHERE period = :period AND (:with_derived OR NOT is_derived) AND window_start BETWEEN :before AND :start
+      AND counted
 )
-SELECT s.first_start = :start AS is_new, g.server_id, g.server, g.databases, g.size_mb
-FROM servers s JOIN capacity_server_growth g ON g.server_id = s.server_id AND g.window_start = s.first_start
-WHERE s.first_start = s.last_start AND g.period = :period AND g.window_start BETWEEN :before AND :start
-  AND EXISTS (SELECT FROM servers WHERE first_start = :before)
-  AND EXISTS (SELECT FROM servers WHERE last_start = :start)
-  AND (CAST(:key AS text) IS NULL OR g.labels ->> CAST(:key AS text) = :value)
-ORDER BY g.size_mb DESC, g.server_id
+SELECT s.window_start = :start AS is_new, s.server_id, s.server, s.databases, s.size_mb FROM stored s
+WHERE s.is_asked
+  AND NOT EXISTS (SELECT FROM stored o WHERE o.server_id = s.server_id AND o.window_start <> s.window_start)
+  AND EXISTS (SELECT FROM stored WHERE window_start = :before)
+  AND EXISTS (SELECT FROM stored WHERE window_start = :start)
+ORDER BY s.size_mb DESC, s.server_id
 """
 _STORED_SPANS = """
 SELECT server_id, min(window_start) AS first_start, max(window_start) AS last_start FROM capacity_server_growth
-WHERE period = :period AND server_id = ANY (CAST(:servers AS integer[])) GROUP BY server_id
+WHERE period = :period AND (:with_derived OR NOT is_derived)
+  AND server_id = ANY (CAST(:servers AS integer[])) GROUP BY server_id
 """
 _RETIRED = """
 SELECT server_id FROM capacity_servers

@@ -146,6 +146,8 @@ def measured_ends(connection: Connection, servers: Collection[int], until: date,
         SELECT server_id, CASE WHEN CAST(:newest AS boolean) THEN max(day) ELSE min(day) END AS day
         FROM capacity_server_samples
         WHERE server_id = ANY (CAST(:servers AS integer[])) AND day <= :until GROUP BY server_id"""
+    if not servers:
+        return {}
     statement = on_nodes if tables_are_distributed(connection) else by_index
     ends = rows(connection, statement, servers=list(servers), until=until, newest=newest)
     return {row.server_id: row.day for row in ends if row.day}
@@ -217,8 +219,9 @@ def servers_missing_in(
     statement = """
         SELECT server_id, server, engine FROM capacity_servers
         WHERE is_active AND (CAST(:server AS integer) IS NULL OR server_id = :server)
-          AND server_id NOT IN (SELECT server_id FROM capacity_server_growth
-                                WHERE period = :period AND window_start = :start)
+          AND server_id NOT IN (
+              SELECT server_id FROM capacity_server_growth
+              WHERE period = :period AND (:with_derived OR NOT is_derived) AND window_start = :start)
         ORDER BY server"""
     without = rows(connection, statement, period=period.name, start=window.start, server=server_id)
     missing = _with_reasons(connection, without, window.end)
@@ -235,6 +238,8 @@ def _with_reasons(connection: Connection, servers: Sequence[Row[Any]], day: date
         SELECT DISTINCT ON (server_id) server_id, day, failure, reason FROM capacity_attempts
         WHERE server_id = ANY (CAST(:servers AS integer[])) AND day BETWEEN CAST(:day AS date) - :days AND :day
         ORDER BY server_id, day DESC"""
+    if not servers:
+        return []
     numbers = [row.server_id for row in servers]
     last_days = {} if day is None else newest_measured_days(connection, numbers, day)
     attempts = rows(connection, last_attempts, servers=numbers, day=day, days=ATTEMPT_DAYS)
@@ -279,8 +284,10 @@ def _with_databases(connection: Connection, servers: Sequence[int]) -> set[int]:
     statement = """
         SELECT DISTINCT server_id FROM capacity_samples
         WHERE day = ANY (CAST(:days AS date[])) AND server_id = ANY (CAST(:servers AS integer[]))"""
+    if not servers:
+        return set()
     span = rows(connection, ends)[0]
-    if not servers or span.first_day is None:
+    if span.first_day is None:
         return set()
     # Days are listed, because the key begins with the day.
     days = [span.first_day + timedelta(days=number) for number in range((span.last_day - span.first_day).days + 1)]
@@ -484,7 +491,8 @@ def counts_of_databases(
     """Return the numbers of databases in some windows by server and first day, of these servers or all that count."""
     statement = """
         SELECT server_id, window_start, databases FROM capacity_server_growth
-        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+        WHERE period = :period AND (:with_derived OR NOT is_derived)
+          AND window_start = ANY (CAST(:starts AS date[]))
           AND window_start BETWEEN :first_start AND :last_start AND databases IS NOT NULL
           AND (server_id = ANY (CAST(:servers AS integer[])) OR CAST(:servers AS integer[]) IS NULL AND counted)"""
     parameters = {**of_windows(period, starts), "servers": None if servers is None else list(servers)}
@@ -501,8 +509,9 @@ def measured_before(connection: Connection, period: Period, first: Window) -> di
     """
     statement = """
         SELECT server_id FROM capacity_servers
-        WHERE counted_by IS NULL AND server_id NOT IN (SELECT server_id FROM capacity_server_growth
-                                                       WHERE period = :period AND window_start = :start)"""
+        WHERE counted_by IS NULL AND server_id NOT IN (
+            SELECT server_id FROM capacity_server_growth
+            WHERE period = :period AND (:with_derived OR NOT is_derived) AND window_start = :start)"""
     without = [row.server_id for row in rows(connection, statement, period=period.name, start=first.start)]
     return newest_measured_days(connection, without, first.start - timedelta(days=1))
 
@@ -513,7 +522,8 @@ def incomplete_windows(connection: Connection, period: Period, first: date) -> s
     statement = """
         WITH shown AS (
             SELECT server_id, window_start FROM capacity_server_growth
-            WHERE period = :period AND window_start >= :first AND counted
+            WHERE period = :period AND (:with_derived OR NOT is_derived)
+              AND window_start >= :first AND counted
         ), expected AS (
             SELECT server_id, window_start AS first_start, window_start AS last_start FROM shown
             UNION ALL

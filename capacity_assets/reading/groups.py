@@ -310,7 +310,8 @@ def partial_groups(
     missing = """
         WITH stored AS MATERIALIZED (
             SELECT server_id, engine, window_start, measured_days, size_mb FROM capacity_server_growth
-            WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+            WHERE period = :period AND (:with_derived OR NOT is_derived)
+              AND window_start = ANY (CAST(:starts AS date[]))
               AND window_start BETWEEN :first_start AND :last_start AND counted
         ), best AS MATERIALIZED (
             SELECT window_start, max(measured_days) AS days FROM stored GROUP BY window_start
@@ -388,7 +389,8 @@ def short_servers(
                    AND NOT s.labels ? CAST(:grouped_by AS text))
         ), shown AS MATERIALIZED (
             SELECT server_id, window_start, measured_days, size_mb FROM capacity_server_growth
-            WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+            WHERE period = :period AND (:with_derived OR NOT is_derived)
+              AND window_start = ANY (CAST(:starts AS date[]))
               AND window_start BETWEEN :first_start AND :last_start
               AND server_id = ANY (ARRAY(SELECT server_id FROM members))
         ), best AS MATERIALIZED (
@@ -397,7 +399,7 @@ def short_servers(
             WHERE CAST(:is_daily AS boolean)
             UNION ALL
             SELECT window_start, max(measured_days) FROM capacity_server_growth
-            WHERE NOT CAST(:is_daily AS boolean) AND period = :period
+            WHERE NOT CAST(:is_daily AS boolean) AND period = :period AND (:with_derived OR NOT is_derived)
               AND window_start = ANY (CAST(:starts AS date[]))
               AND window_start BETWEEN :first_start AND :last_start AND counted
             GROUP BY window_start

@@ -18,7 +18,7 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.settings import Thresholds
 from capacity_assets.database.cluster import tables_are_distributed
-from capacity_assets.reading.access import records, rows
+from capacity_assets.reading.access import has_derived, records, rows
 from capacity_assets.reading.coverage import UnmeasuredServer, partial_servers
 from capacity_assets.reading.forecasts import SubjectKey, Usage, stored_fill_days, usages_of
 from capacity_assets.reading.table_growth import largest_tables
@@ -93,7 +93,7 @@ _GROWTH = sa.table(
     "capacity_growth", *map(sa.column, (*_NAMES, "database", "trend", "counted")), sa.column("labels", JSONB)
 ).columns
 _SERVERS = sa.table(
-    "capacity_server_growth", *map(sa.column, (*_NAMES, "databases")), sa.column("labels", JSONB)
+    "capacity_server_growth", *map(sa.column, (*_NAMES, "databases", "is_derived")), sa.column("labels", JSONB)
 ).columns
 _SERVER_COLUMNS = ("server_id", "server", "engine", "databases", "size_mb", "change_mb", "change_percent",
                    "measured_days", "window_days", "labels")  # fmt: skip
@@ -191,7 +191,7 @@ def servers(  # noqa: PLR0913 -- one argument per filter
     """Return servers of a window in order, and whether there are more. Without a window there are none."""
     if window is None:
         return [], False
-    conditions = [_SERVERS.period == period.name, _SERVERS.window_start == window.start]
+    conditions = _servers_of(connection, period, window)
     if engine is not None:
         conditions.append(_SERVERS.engine == engine)
     statement = sa.select(*_columns(_SERVERS, _SERVER_COLUMNS)).where(*conditions)
@@ -304,12 +304,14 @@ _RECENT_SERVERS = (
     FROM unnest(CAST(:servers AS integer[])) AS k (server_id)
     CROSS JOIN LATERAL (
         SELECT window_start, size_mb FROM capacity_server_growth
-        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+        WHERE period = :period AND (:with_derived OR NOT is_derived)
+          AND window_start = ANY (CAST(:starts AS date[]))
           AND window_start BETWEEN :first_start AND :last_start AND server_id = k.server_id
         OFFSET 0) AS g""",
     """
     SELECT server_id, '' AS name, window_start, size_mb FROM capacity_server_growth
-    WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+    WHERE period = :period AND (:with_derived OR NOT is_derived)
+      AND window_start = ANY (CAST(:starts AS date[]))
       AND window_start BETWEEN :first_start AND :last_start
       AND server_id = ANY (CAST(:servers AS integer[]))""",
 )
@@ -317,7 +319,7 @@ _RECENT_SERVERS = (
 
 def engines(connection: sa.Connection, period: Period, window: Window) -> list[str]:
     """Return the engines of the servers of a window."""
-    named = sa.select(_SERVERS.engine).where(_SERVERS.period == period.name, _SERVERS.window_start == window.start)
+    named = sa.select(_SERVERS.engine).where(*_servers_of(connection, period, window))
     return [row.engine for row in rows(connection, named.distinct().order_by(_SERVERS.engine))]
 
 
@@ -359,6 +361,12 @@ NAME_KINDS = ("server", "database", "group", "volume", "table")
 @dataclass(frozen=True)
 class NameMatch:
     """A name that a search matches, with its kind and server; for a group, `server` is the key of its label."""
+def _servers_of(connection: sa.Connection, period: Period, window: Window) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions for the servers of a window, with `with_derived` as in `rows`."""
+    can_be_derived = sa.or_(sa.literal(has_derived(connection, period.name)), sa.not_(_SERVERS.is_derived))
+    return [_SERVERS.period == period.name, _SERVERS.window_start == window.start, can_be_derived]
+
+
 
     kind: str
     name: str

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from capacity_assets.base.declarations import fleet_or_label
 from capacity_assets.base.periods import DAYS_PER_WEEK, PERIODS, Period, Window
 from capacity_assets.base.units import LARGEST_MB, human_change_mb, human_mb, human_percent
-from capacity_assets.reading.access import records, rows
+from capacity_assets.reading.access import has_derived, records, rows
 from capacity_assets.reading.coverage import (
     NEWEST_WINDOWS,
     NOTICEABLE,
@@ -127,7 +127,8 @@ def fleet_sizes(
                sum(size_mb) AS size_mb, sum(change_mb) AS change_mb,
                coalesce(sum(size_mb - change_mb), 0) AS known_before_mb
         FROM capacity_server_growth
-        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+        WHERE period = :period AND (:with_derived OR NOT is_derived)
+          AND window_start = ANY (CAST(:starts AS date[]))
           AND window_start BETWEEN :first_start AND :last_start
           AND (server_id = :server OR CAST(:server AS integer) IS NULL AND counted)
         GROUP BY window_start, window_end ORDER BY window_start"""
@@ -249,9 +250,12 @@ def last_sizes(
     derived = """
         SELECT DISTINCT ON (server_id) server_id, server, window_start AS day, size_mb, databases
         FROM capacity_server_growth
-        WHERE period = 'daily' AND window_start = ANY (CAST(:days AS date[])) AND is_derived
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start AND is_derived
           AND server_id = ANY (CAST(:servers AS integer[]))
         ORDER BY server_id, window_start DESC"""
+    if not servers:
+        return {}
     ends = measured_ends(connection, servers, until, newest=True)
     ends = {server: day for server, day in ends.items() if day >= since}
     measured = records(LastSize, connection, totals, servers=list(ends), days=list(ends.values()))
@@ -259,13 +263,14 @@ def last_sizes(
     newest = min(until, newest_day(connection, until) or until)
     # Servers without a total on the newest day. Few days, because each is read with all of their databases.
     back = 0
-    for days_back in DERIVED_DAYS_BACK:
+    for days_back in DERIVED_DAYS_BACK if has_derived(connection, "daily") else ():
         days = [newest - timedelta(days=number) for number in range(back, days_back)]
         days = [day for day in days if day >= since]
         without = [server for server in servers if server not in found or found[server].day < max(days, default=since)]
         if not days or not without:
             break
-        for one in records(LastSize, connection, derived, servers=without, days=days):
+        of_days = of_windows(PERIODS["daily"], days)
+        for one in records(LastSize, connection, derived, **of_days, servers=without):
             if one.server_id not in found or found[one.server_id].day < one.day:
                 found[one.server_id] = one
         back = days_back
@@ -285,7 +290,8 @@ def engine_sizes(connection: Connection, period: Period, windows: Sequence[Windo
     """Return the sizes of the engines by window; in each window they add up to its `FleetSize`."""
     statement = """
         SELECT window_start, engine AS series, sum(size_mb) AS size_mb FROM capacity_server_growth
-        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+        WHERE period = :period AND (:with_derived OR NOT is_derived)
+          AND window_start = ANY (CAST(:starts AS date[]))
           AND window_start BETWEEN :first_start AND :last_start AND counted
         GROUP BY window_start, engine ORDER BY window_start, engine"""
     return records(SeriesSize, connection, statement, **_of(period, windows))
@@ -298,8 +304,8 @@ def database_shares(
     statement = """
         WITH servers AS MATERIALIZED (
             SELECT window_start, measured_days FROM capacity_server_growth
-            WHERE server_id = :server AND period = :period AND window_start = ANY (CAST(:starts AS date[]))
-              AND window_start BETWEEN :first_start AND :last_start
+            WHERE server_id = :server AND period = :period AND (:with_derived OR NOT is_derived)
+              AND window_start = ANY (CAST(:starts AS date[])) AND window_start BETWEEN :first_start AND :last_start
         )
         SELECT d.window_start, d.database AS series,
                round(d.size_mb * CAST(d.measured_days AS numeric) / greatest(d.measured_days, s.measured_days))
@@ -322,8 +328,8 @@ def server_history(
         SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
                largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days, databases
         FROM capacity_server_growth
-        WHERE server_id = :server AND period = :period AND window_start = ANY (CAST(:starts AS date[]))
-          AND window_start BETWEEN :first_start AND :last_start"""
+        WHERE server_id = :server AND period = :period AND (:with_derived OR NOT is_derived)
+          AND window_start = ANY (CAST(:starts AS date[])) AND window_start BETWEEN :first_start AND :last_start"""
     sizes = records(SizeInWindow, connection, statement, **_of(period, windows), server=server_id)
     counts = {one.window_start: one.databases for one in sizes if one.databases is not None}
     days = {one.window_start: one.measured_days for one in sizes if one.measured_days is not None}

@@ -39,7 +39,8 @@ def newest_window(connection: Connection, period: Period) -> Window | None:
     databases = "SELECT window_start AS start FROM capacity_growth WHERE period = :period ORDER BY start DESC LIMIT 1"
     servers = """
         SELECT window_start AS start FROM capacity_server_growth
-        WHERE period = :period AND window_start > :after ORDER BY start DESC LIMIT 1"""
+        WHERE period = :period AND (:with_derived OR NOT is_derived)
+          AND window_start > :after ORDER BY start DESC LIMIT 1"""
     newest = rows(connection, databases, period=period.name)
     newest = rows(connection, servers, period=period.name, after=newest[0].start if newest else date.min) or newest
     return period.window_of(newest[0].start) if newest else None
@@ -49,8 +50,8 @@ def oldest_window(connection: Connection) -> date | None:
     """Return the first day of the oldest window of any period in which a server has a row; None: there is none."""
     # Not min(), as above.
     statement = """
-        SELECT window_start AS start FROM capacity_server_growth WHERE period = :period
-        ORDER BY window_start LIMIT 1"""
+        SELECT window_start AS start FROM capacity_server_growth
+        WHERE period = :period AND (:with_derived OR NOT is_derived) ORDER BY window_start LIMIT 1"""
     starts = [row.start for period in PERIODS for row in rows(connection, statement, period=period)]
     return min(starts, default=None)
 
@@ -79,7 +80,9 @@ def complete_window(connection: Connection, period: Period, newest: Window | Non
     before = min(period.previous(newest), period.last(today))
     of_window = {"period": period.name, "start": before.start}
     databases = "SELECT 1 FROM capacity_growth WHERE period = :period AND window_start = :start LIMIT 1"
-    servers = "SELECT 1 FROM capacity_server_growth WHERE period = :period AND window_start = :start LIMIT 1"
+    servers = """
+        SELECT 1 FROM capacity_server_growth
+        WHERE period = :period AND (:with_derived OR NOT is_derived) AND window_start = :start LIMIT 1"""
     return before if rows(connection, databases, **of_window) or rows(connection, servers, **of_window) else newest
 
 

@@ -16,12 +16,14 @@ from sqlalchemy.exc import ProgrammingError
 from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
+from capacity_assets.database.engine import snapshot
 from capacity_assets.database.schema import SchemaProblemsError, initialise, schema_state
 from capacity_assets.database.views import VIEWS
 from capacity_assets.forecast.decisions import EXCLUDED, Decision, decide
 from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, SizeStep, declare_limits, declare_steps
 from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.reading import access
 from capacity_assets.reading.changes import window_sizes
 from capacity_assets.report.page import notes, read_report
 from tests.clocks import fixed_clock
@@ -343,3 +345,47 @@ def test_the_fleet_names_servers_that_fell_silent_instead_of_calling_them_shrink
     assert (april["servers_missing"], april["missing_size_mb"]) == (1, 900)
     [march] = rows(engine, "SELECT * FROM capacity_fleet WHERE window_start = '2025-03-01'")
     assert (march["servers"], march["servers_missing"], march["missing_size_mb"]) == (2, 0, None)
+
+
+@pytest.mark.single_server("nodes plan their own partitions")
+@pytest.mark.parametrize(
+    ("query", "planned"),
+    [
+        # The day itself, and what is behind the last partition.
+        (
+            "SELECT size_mb FROM capacity_server_growth WHERE {of_day} AND NOT is_derived",
+            {"instance_size_aggregations"},
+        ),
+        (
+            "SELECT size_mb FROM capacity_server_growth WHERE {of_day}",
+            {"instance_size_aggregations", "database_size_aggregations", "group_size_aggregations"},
+        ),
+        ("SELECT size_mb FROM capacity_groups WHERE {of_day} AND grouped_by = 'team'", {"group_size_aggregations"}),
+    ],
+)
+def test_only_the_tables_of_a_question_are_planned(engine: Engine, query: str, planned: set[str]) -> None:
+    """Planning the partitions of servers without totals takes longer than reading all others."""
+    small_fleet(engine)
+    with engine.connect() as connection:
+        of_day = "period = 'daily' AND window_start = DATE '2025-02-03'"
+        connection.execute(text(f"EXPLAIN {query.format(of_day=of_day)}"))
+        opened = connection.execute(
+            text("SELECT CAST(relation AS regclass) FROM pg_locks WHERE pid = pg_backend_pid()")
+        )
+        names = [str(name) for name in opened.scalars()]
+    of_periods = re.compile(r"(.*_aggregations)_(?:default|(?:daily|weekly|monthly|quarterly|yearly).*)")
+    assert {found.group(1) for name in names if (found := of_periods.fullmatch(name))} == planned
+
+
+def test_a_snapshot_answers_the_same_question_once(engine: Engine) -> None:
+    question = "SELECT clock_timestamp() AS now, CAST(:number AS integer) AS number"
+    with snapshot(engine) as connection:
+        first = access.rows(connection, question, number=1)
+        assert access.rows(connection, question, number=1) == first
+        assert access.rows(connection, question, number=2) != first
+        many = "SELECT clock_timestamp() AS now FROM generate_series(1, 1001)"
+        assert access.rows(connection, many) != access.rows(connection, many), "large results are not kept"
+    with snapshot(engine) as connection:
+        assert access.rows(connection, question, number=1) != first
+    with engine.connect() as connection:
+        assert access.rows(connection, question, number=1) != access.rows(connection, question, number=1)
