@@ -109,6 +109,8 @@ ORDERS: dict[str, tuple[sa.ColumnElement[Any], ...]] = {
 # Unknown changes are excluded if they would be first, so that an index has the order.
 _WITHOUT_INDEX = ("size", "percent")
 """Orders without an index: all rows of a window are sorted. Days have none for any order."""
+ROWS_TRIED = 2000
+"""Rows of a day among which the least change is found that a list of the largest changes can begin with."""
 _CONDITIONS = {"shrinkage": _GROWTH.change_mb < 0, "growth": _GROWTH.change_mb.is_not(None)}
 SERVER_ORDERS: dict[str, sa.ColumnElement[Any]] = {
     "size": _SERVERS.size_mb.desc(),
@@ -173,9 +175,45 @@ def most_changed(
     connection: sa.Connection, period: Period, window: Window, *, shown: int
 ) -> tuple[bool, list[DatabaseRow], list[DatabaseRow]]:
     """Return whether any change in a window is known, and the databases that grew most and shrank most in it."""
-    grown, _ = databases(connection, period, window, order="growth", shown=shown)
-    shrunk, _ = databases(connection, period, window, order="shrinkage", shown=shown)
+    if period.days == 1:
+        grown, shrunk = _most_changed_in_a_day(connection, period, window, shown)
+    else:
+        grown, _ = databases(connection, period, window, order="growth", shown=shown)
+        shrunk, _ = databases(connection, period, window, order="shrinkage", shown=shown)
     return bool(grown), [row for row in grown if (row.change_mb or 0) > 0], shrunk
+
+
+def _most_changed_in_a_day(
+    connection: sa.Connection, period: Period, window: Window, shown: int
+) -> tuple[list[DatabaseRow], list[DatabaseRow]]:
+    """Return the first rows of the lists by growth and by shrinkage; without an index, both from one reading."""
+    of_window = [_GROWTH.period == period.name, _GROWTH.window_start == window.start]
+    known = [*of_window, _counted(connection), _GROWTH.change_mb.is_not(None)]
+    some = sa.select(_GROWTH.change_mb).where(*known).limit(ROWS_TRIED).cte("some").prefix_with("MATERIALIZED")
+    # What is first among some rows bounds what can be first among all. The bound is read once, as a value.
+    change = some.c.change_mb
+    bounds = [sa.select(change).order_by(order).offset(shown).limit(1) for order in (change.desc(), change)]
+    least_growth, least_shrinkage = (sa.func.coalesce(one.scalar_subquery(), _GROWTH.change_mb) for one in bounds)
+    can_be_listed = sa.or_(_GROWTH.change_mb >= least_growth, _GROWTH.change_mb <= least_shrinkage)
+    columns = (_GROWTH.server_id, _GROWTH.database, _GROWTH.size_mb, _GROWTH.change_mb)
+    moved = sa.select(*columns).where(*known, can_be_listed).cte("moved").prefix_with("MATERIALIZED").columns
+    ties = (moved.size_mb.desc(), moved.server_id, moved.database)
+    keys = [
+        sa.select(moved.server_id, moved.database, sa.literal(is_growth).label("is_growth"), place.label("place"))
+        .where(is_listed)
+        .order_by(place)
+        .limit(shown)
+        for is_growth, is_listed, place in (
+            (True, sa.true(), sa.func.row_number().over(order_by=(moved.change_mb.desc(), *ties))),
+            (False, moved.change_mb < 0, sa.func.row_number().over(order_by=(moved.change_mb, *ties))),
+        )
+    ]
+    listed = sa.union_all(*keys).subquery("listed")
+    is_listed = sa.and_(_GROWTH.server_id == listed.c.server_id, _GROWTH.database == listed.c.database)
+    of_row = _columns(_GROWTH, DatabaseRow.__dataclass_fields__)
+    statement = sa.select(listed.c.is_growth, *of_row).where(*of_window, is_listed).order_by(listed.c.place)
+    found = records(lambda is_growth, **row: (is_growth, DatabaseRow(**row)), connection, statement)
+    return [row for is_growth, row in found if is_growth], [row for is_growth, row in found if not is_growth]
 
 
 def servers(  # noqa: PLR0913 -- one argument per filter
@@ -323,6 +361,12 @@ def engines(connection: sa.Connection, period: Period, window: Window) -> list[s
     return [row.engine for row in rows(connection, named.distinct().order_by(_SERVERS.engine))]
 
 
+def _servers_of(connection: sa.Connection, period: Period, window: Window) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions for the servers of a window, with `with_derived` as in `rows`."""
+    can_be_derived = sa.or_(sa.literal(has_derived(connection, period.name)), sa.not_(_SERVERS.is_derived))
+    return [_SERVERS.period == period.name, _SERVERS.window_start == window.start, can_be_derived]
+
+
 def _counted(connection: sa.Connection) -> sa.ColumnElement[bool]:
     """Return the condition that a server counts in sums, as a list so that no row needs the registry."""
     others = rows(connection, "SELECT server_id FROM capacity_servers WHERE counted_by IS NOT NULL")
@@ -361,12 +405,6 @@ NAME_KINDS = ("server", "database", "group", "volume", "table")
 @dataclass(frozen=True)
 class NameMatch:
     """A name that a search matches, with its kind and server; for a group, `server` is the key of its label."""
-def _servers_of(connection: sa.Connection, period: Period, window: Window) -> list[sa.ColumnElement[bool]]:
-    """Return the conditions for the servers of a window, with `with_derived` as in `rows`."""
-    can_be_derived = sa.or_(sa.literal(has_derived(connection, period.name)), sa.not_(_SERVERS.is_derived))
-    return [_SERVERS.period == period.name, _SERVERS.window_start == window.start, can_be_derived]
-
-
 
     kind: str
     name: str

@@ -13,7 +13,9 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.orchestration.metadata import summary_text
+from capacity_assets.reading import lists
 from capacity_assets.reading.changes import SizeChange, WindowSizes, window_sizes
+from capacity_assets.reading.lists import databases, most_changed
 from tests.computing import compute_windows
 from tests.fleet import (
     add_database_sizes,
@@ -51,6 +53,35 @@ def test_growers_and_shrinkers_are_the_stored_rows_that_changed_most(
             shrunk = sorted(change for change in changes if change < 0)
             assert [mover.change_mb for mover in sums.growers] == grown[:3]
             assert [mover.change_mb for mover in sums.shrinkers] == shrunk[:3]
+
+
+@pytest.mark.parametrize("tried", [1, 5, 2000])
+def test_the_largest_changes_of_a_day_are_those_of_its_lists_whichever_rows_are_read_first(
+    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch, tried: int
+) -> None:
+    monkeypatch.setattr(lists, "ROWS_TRIED", tried)
+    add_instances(engine, [1, 2])
+    add_instances(engine, [3], counted_by=1)
+    for number in range(24):
+        # Equal changes, none, and databases without a day before.
+        change = (number % 7 - 3) * 10
+        first = date(2025, 3, 1) if number % 6 else date(2025, 3, 2)
+        history = [100, 100 + change] if number % 6 else [100]
+        add_database_sizes(engine, sizes(1 + number % 3, f"db-{number}", first.isoformat(), history))
+    compute_windows(service, "daily", date(2025, 3, 1), date(2025, 3, 2))
+    daily, day = PERIODS["daily"], PERIODS["daily"].window_of(date(2025, 3, 2))
+
+    with engine.connect() as connection:
+        for shown in (1, 3, 50):
+            grown, _ = databases(connection, daily, day, order="growth", shown=shown)
+            shrunk, _ = databases(connection, daily, day, order="shrinkage", shown=shown)
+            assert most_changed(connection, daily, day, shown=shown) == (
+                True,
+                [row for row in grown if row.change_mb and row.change_mb > 0],
+                shrunk,
+            )
+        assert len(shrunk) == 7
+        assert most_changed(connection, daily, daily.previous(day), shown=3) == (False, [], [])
 
 
 def test_a_mover_has_the_size_of_the_window_before_and_where_that_is_gone_the_size_it_must_have_had(
