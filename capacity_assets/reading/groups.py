@@ -86,6 +86,10 @@ class GroupMove:
     to_group: str | None
 
 
+FEW_SERVERS, LARGEST_TRIED = 10, 1_000
+"""Above this number of servers with other labels, moves are searched among their largest databases first."""
+
+
 def group_moves(  # noqa: PLR0913 -- a group is a key and a name
     connection: Connection,
     period: Period,
@@ -114,7 +118,12 @@ def group_moves(  # noqa: PLR0913 -- a group is a key and a name
             before = period.previous(window)
             days = {"before": before.start, "before_end": before.end, "start": window.start, "end": window.end}
             which = {"by": by, "every": every, "name": name, "servers": list(servers), "shown": shown - len(moves)}
-            moves += records(GroupMove, connection, _MOVES, period=period.name, **days, **which)
+            found: list[GroupMove] = []
+            # Of a hundred thousand databases, the largest are enough if many of them have moved.
+            for most in (LARGEST_TRIED, None) if len(servers) > FEW_SERVERS else (None,):
+                if len(found) < shown - len(moves):
+                    found = records(GroupMove, connection, _MOVES, period=period.name, **days, **which, most=most)
+            moves += found
     return moves
 
 
@@ -124,6 +133,7 @@ WITH measured AS MATERIALIZED (
     FROM capacity_growth n JOIN capacity_growth b ON b.server_id = n.server_id AND b.database = n.database
     WHERE n.period = :period AND n.window_start = :start AND b.period = :period AND b.window_start = :before
       AND n.counted AND n.server_id = ANY (CAST(:servers AS integer[]))
+    ORDER BY n.size_mb DESC, n.server_id, n.database LIMIT CAST(:most AS integer)
 ), subjects AS (
     SELECT 2 * m.number + d.number AS number, m.server_id AS instance_id, m.database AS database_name, d.day
     FROM measured m CROSS JOIN (VALUES (0, CAST(:before_end AS date)), (1, CAST(:end AS date))) AS d (number, day)

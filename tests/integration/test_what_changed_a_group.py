@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.forecast.limits import SizeStep, declare_steps
 from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.reading import groups
+from capacity_assets.reading.groups import group_moves
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.digests import FIRST, WEEK, WEEKLY, weekly
@@ -110,3 +114,20 @@ def test_a_database_that_moved_is_no_growth_of_all_groups_where_one_is_compared_
     assert {one["name"]: one["known_before_mb"] for one in page["groups"]} == {"sales": 2100, "finance": 100}
     assert page["change_mb"] == changes["size"]["change_mb"] == 0
     assert (changes["rest_change_mb"], sales["sizes"][-1]["change_mb"]) == (0, -moved)
+
+
+def test_moves_of_many_servers_are_searched_among_their_largest_databases_first(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved_and_stepped(engine)
+    declare_labels(engine, [Label("server-1", None, "team", "support", TUESDAY)], TODAY)
+    week = PERIODS["weekly"]
+    with engine.connect() as connection:
+        every = group_moves(connection, week, [EARLIER, WEEK], "team", shown=5, every=True)
+        assert [one.database for one in every] == ["crm", "audit", "ledger"]
+        monkeypatch.setattr(groups, "FEW_SERVERS", 0)
+        for tried in (1, 2, 1_000):
+            monkeypatch.setattr(groups, "LARGEST_TRIED", tried)
+            for shown in (1, 2, 5):
+                found = group_moves(connection, week, [EARLIER, WEEK], "team", shown=shown, every=True)
+                assert found == every[:shown], (tried, shown)
