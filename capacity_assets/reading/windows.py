@@ -22,6 +22,8 @@ from capacity_assets.database.cluster import is_distributed
 from capacity_assets.database.engine import TODAY
 from capacity_assets.reading.access import records, rows
 
+RECENT_DAYS = 31
+
 
 def of_windows(period: Period, starts: Sequence[date]) -> dict[str, object]:
     """Return the parameters of a query of windows: their period, their first days, and the first and last of these.
@@ -58,12 +60,15 @@ def oldest_window(connection: Connection) -> date | None:
 
 def newest_day(connection: Connection, today: date) -> date | None:
     """Return the newest day up to today with samples."""
-    # Not max(), as above.
+    # Not max(), as above. First among recent days, because the partitions of all days take longer to plan.
     statement = """
         SELECT max(day) AS day FROM (
-            (SELECT day FROM capacity_server_samples WHERE day <= :today ORDER BY day DESC LIMIT 1)
-            UNION ALL (SELECT day FROM capacity_samples WHERE day <= :today ORDER BY day DESC LIMIT 1)) AS days"""
-    day: date | None = rows(connection, statement, today=today)[0].day
+            (SELECT day FROM capacity_server_samples WHERE day BETWEEN :first AND :today ORDER BY day DESC LIMIT 1)
+            UNION ALL
+            (SELECT day FROM capacity_samples WHERE day BETWEEN :first AND :today ORDER BY day DESC LIMIT 1)) AS days"""
+    day: date | None = None
+    for first in (today - timedelta(days=RECENT_DAYS), date.min):
+        day = day or rows(connection, statement, first=first, today=today)[0].day
     return day
 
 

@@ -25,6 +25,7 @@ from capacity_assets.forecast.limits import Limit, SizeStep, declare_limits, dec
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading import access
 from capacity_assets.reading.changes import window_sizes
+from capacity_assets.reading.windows import newest_day
 from capacity_assets.report.page import notes, read_report
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
@@ -389,3 +390,17 @@ def test_a_snapshot_answers_the_same_question_once(engine: Engine) -> None:
         assert access.rows(connection, question, number=1) != first
     with engine.connect() as connection:
         assert access.rows(connection, question, number=1) != access.rows(connection, question, number=1)
+
+
+def test_the_newest_day_with_samples_is_found_however_old_it_is_and_never_in_the_future(engine: Engine) -> None:
+    today = date(2025, 6, 1)
+    add_instances(engine, [1])
+    with engine.connect() as connection:
+        assert newest_day(connection, today) is None
+        for day in (date(2024, 12, 31), date(2025, 5, 1), date(2025, 5, 31), today):
+            add_database_sizes(engine, sizes(1, "orders", day.isoformat(), [100]))
+            connection.rollback()
+            assert newest_day(connection, today) == day
+        add_instance_sizes(engine, totals(1, "2025-06-01", [(100, 1), (100, 1)]))
+        connection.rollback()
+        assert newest_day(connection, today) == today
