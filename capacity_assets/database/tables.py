@@ -150,7 +150,7 @@ def forecast_columns(days: int) -> list[Column[object]]:
     ]
 
 
-SCHEMA_REVISION = "0026"
+SCHEMA_REVISION = "0027"
 """The number of these definitions. Raise it with a column that programs use, so that they require `capacity init`
 first.
 
