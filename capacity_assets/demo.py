@@ -127,7 +127,7 @@ def refuse_the_sample_fleet(engine: Engine) -> None:
     """Refuse to add real servers or samples to a database with the demo's sample fleet; raises CapacityError."""
     if holds_sample_fleet(engine):
         raise CapacityError(
-            "This database holds the sample fleet of `capacity demo`, and real figures do not mix with it. Set "
+            "This database holds the sample fleet of `capacity demo`, which must not be mixed with real servers. Set "
             "CAPACITY_HOME to another folder, as `make own` does, or CAPACITY_DATABASE_URL to a database of your own, "
             "or remove the fleet with `capacity demo --remove`."
         )

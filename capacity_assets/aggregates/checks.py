@@ -301,8 +301,8 @@ def partitions_complete(left: Sequence[IncompleteWindow], severity: CheckSeverit
         several = f" to {span[-1].key}, {len(span)} windows" if len(span) > 1 else ""
         listed.append(f"{span[0].key}{several}: {reason}")
     advice = (
-        "Fix the samples of servers that failed, then materialise these partitions. Changed samples are followed by "
-        "the late data sensor by itself, unless it is off or its run failed."
+        "Fix the samples of servers that failed, then materialise these partitions. The late data sensor "
+        "recomputes windows of changed samples, unless it is off or its run failed."
     )
     return CheckOutcome(PARTITIONS_COMPLETE, severity, len(stretches), tuple(listed), advice)
 

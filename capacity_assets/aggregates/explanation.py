@@ -58,7 +58,7 @@ def reference_figures(
     for measure in level.measures:
         now, before = _days(samples.own, measure.source), _days(samples.before, measure.source)
         yield from _own_figures(measure, now)
-        yield from _compared_figures(measure.change, measure.change_percent, now, before, "in the window before")
+        yield from _compared_figures(measure.change, measure.change_percent, now, before, "in the previous window")
         if measure.further:
             a_year_ago = _days(samples.year_before, measure.source)
             names = (measure.further.year_change, measure.further.year_change_percent)
@@ -261,7 +261,7 @@ class Explanation:
             )
         return (
             f"{', '.join(wrong)}: the stored values differ from the current samples. These changed after the row was "
-            "computed, or samples of the window before or of a year before are gone. `capacity plan` says what a run "
+            "computed, or samples of the previous window or of a year before are gone. `capacity plan` says what a run "
             "would do."
         )
 

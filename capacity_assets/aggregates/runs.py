@@ -805,7 +805,7 @@ def coverage_of(
     days = [day for window in windows for day in window.dates if day <= today]
     sampled: dict[sa.Table, set[date]] = {}
     with (
-        database_errors(doing="counting measured days", kept="What was computed is kept."),
+        database_errors(doing="counting measured days", kept="Computed windows are kept."),
         engine.connect() as connection,
     ):
         for raw in {raw for level in levels for raw in level.raw_tables}:

@@ -119,7 +119,7 @@ class PartitionRange:
     def _outside(self, period: Period) -> str:
         configured = f"(CAPACITY_START_DATE is {self.first_day})"
         return (
-            f"lies outside the {period.name} partition range: the first starts on {self._first_start(period)} "
+            f"is outside the {period.name} partition range: the first starts on {self._first_start(period)} "
             f"{configured}, the current one on {self._last(period).start}."
         )
 

@@ -130,7 +130,7 @@ def day_of(written: object) -> date:
     except ValueError:
         raise ValidationError(f"{written!r} is not a day of the calendar; write YYYY-MM-DD.") from None
     if not FIRST_YEAR <= day.year <= LAST_YEAR:
-        raise ValidationError(f"{day} lies outside the years {FIRST_YEAR} to {LAST_YEAR}.")
+        raise ValidationError(f"{day} is outside the years {FIRST_YEAR} to {LAST_YEAR}.")
     return day
 
 

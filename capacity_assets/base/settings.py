@@ -170,7 +170,7 @@ def _first_day(value: object) -> object:
         raise ValueError(f"{value!r} is not a date; write YYYY-MM-DD, for example 2025-01-01") from None
     if not EARLIEST_START <= day <= LATEST_START:
         side, end = ("before", EARLIEST_START) if day < EARLIEST_START else ("after", LATEST_START)
-        raise ValueError(f"{value!r} lies {side} {end}; write the first day with samples")
+        raise ValueError(f"{value!r} is {side} {end}; write the first day with samples")
     return day
 
 

@@ -71,7 +71,7 @@ work_options = options.combined_options(
         shell_complete=options.completion_of((*LEVELS, SCOPE_ALL)),
     ),
     click.option(
-        "--server", "--instance", "names", multiple=True, help="Only this server, by name or number; may be repeated."
+        "--server", "--instance", "names", multiple=True, help="Only this server, by name or ID; may be repeated."
     ),
     click.option(
         "--recompute", is_flag=True, help="Also recompute windows that did not change since they were computed."
@@ -237,9 +237,9 @@ GROUP_HEADINGS = ("Server", "Database", ">Days", ">Size per measured day", "Labe
 @period_option()
 @click.option("--window", "day", type=DAY, help="Any day of the window. Default: the window that is due.")
 @click.option("--server", help="Name of the server. Needed if several servers have a database of that name.")
-@click.option("--runway", is_flag=True, help="Explain when it will be full, instead of a period's figures.")
+@click.option("--runway", is_flag=True, help="Explain the forecast instead of the figures of a period.")
 @click.option("--volume", help="With --runway: a volume of the server instead of a database.")
-@label_option("The sum of a group, such as team=payments.")
+@label_option("Explain the sum of a group, such as team=payments.")
 @click.option("--all", "list_all", is_flag=True, help="List the samples of all days, or all parts of a group.")
 @json_command
 def explain(

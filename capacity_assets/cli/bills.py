@@ -257,7 +257,7 @@ GROUP_COLUMNS = (
 @click.command()
 @click.option("--month", type=options.MONTH, help="Default: the last complete one.")
 @options.grouping_option("engine, server, or a label key. Default: the first of CAPACITY_LABEL_KEYS.")
-@click.option("--issue", type=click.IntRange(1), help="Show an earlier version of the bill unchanged; compute nothing.")
+@click.option("--issue", type=click.IntRange(1), help="Show this version of the bill; compute nothing.")
 @click.option(
     "--output", default=options.STANDARD_OUTPUT, help="A file: .csv, .json or .html. Default: a table on the screen."
 )
@@ -406,7 +406,7 @@ coming_months_option = click.option(
     type=click.IntRange(1, group_budgets.MOST_MONTHS),
     default=group_budgets.MOST_MONTHS,
     show_default=True,
-    help="Whole months after the current one.",
+    help="Number of months after the current one.",
 )
 BUDGET_COLUMNS = (
     "size_mb", "end_size_mb", "end_lower_mb", "end_upper_mb", "amount", "lower_amount", "upper_amount",
@@ -517,7 +517,7 @@ BUDGET_FORMATS: Mapping[str, Callable[[Budget], str]] = {
 
 @click.group(cls=OrderedGroup)
 def budgets() -> None:
-    """Declare what groups may cost, to compare bills with it."""
+    """Declare budgets of groups, with which bills are compared."""
 
 
 months_options = options.combined_options(
@@ -545,7 +545,7 @@ def set_budget(
 ) -> DeclarationReport:
     """Declare the AMOUNT that GROUP may cost in a month.
 
-    GROUP is a label such as team=payments, or engine=oracle, or server=db-7; team= stands for what has no team. A
+    GROUP is a label such as team=payments, or engine=oracle, or server=db-7; team= is the group without a team. A
     budget replaces an earlier one of the same month. Bills show it next to the amount.
 
     \b

@@ -174,8 +174,8 @@ def _unreadable(subject: str, error: Exception) -> Finding:
 
 
 def _retention_text(rules: Retention) -> str:
-    named = [f"{name} {'for ever' if days is None else f'{days} days'}" for name, days in rules.days.items()]
-    return f"{', '.join(named)}; everything else for ever"
+    named = [f"{name} {'forever' if days is None else f'{days} days'}" for name, days in rules.days.items()]
+    return f"{', '.join(named)}; everything else forever"
 
 
 def _sources_text(sources: Sequence[PrometheusSource]) -> str:

@@ -70,7 +70,10 @@ def _declarer(_context: click.Context, _parameter: click.Parameter, by: str | No
 
 
 by_option = click.option(
-    "--by", metavar="NAME", callback=_declarer, help="Who declares it. Default: CAPACITY_DECLARED_BY, else your login."
+    "--by",
+    metavar="NAME",
+    callback=_declarer,
+    help="Author of the declaration. Default: CAPACITY_DECLARED_BY, otherwise your login.",
 )
 
 

@@ -226,13 +226,13 @@ class Export:
 @click.option("--from", "first_day", type=options.DAY, help="First day; its whole window is included.")
 @click.option("--to", "last_day", type=options.DAY, help="Last day; windows that begin later are excluded.")
 @options.filter_options
-@click.option("--runway", is_flag=True, help="Write the newest runways instead of a period's aggregates.")
+@click.option("--runway", is_flag=True, help="Write the newest forecasts instead of the aggregates of a period.")
 @click.option("--objects", is_flag=True, help="Write the samples of tables and indexes instead.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["csv", "parquet", "xlsx"]),
-    help="Default: by the extension of the file, else csv.",
+    help="Default: by the extension of the file, otherwise csv.",
 )
 @click.option("--output", default="-", help="A file. Default: standard output.")
 @click.option("--raw", is_flag=True, help="CSV: do not escape names that a spreadsheet would run as a formula.")
@@ -282,7 +282,7 @@ def write_rows(engine: Engine, query: Query, output: str, form: str) -> int | No
 def _query(runner: AggregationTaskRunner, chosen: Export, *, is_guarded: bool) -> sql.Composed:
     first, last = chosen.first_day or date.min, chosen.last_day or date.max
     if first > last:
-        raise ValidationError(f"The first day {first} lies after the last day {last}.")
+        raise ValidationError(f"The first day {first} is after the last day {last}.")
     key, value = chosen.label or (None, None)
     condition = sql.SQL(
         "({engine} IS NULL OR engine = {engine}) AND ({key} IS NULL OR labels ->> {key} = {value})"

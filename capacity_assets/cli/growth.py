@@ -51,7 +51,7 @@ UNKNOWN = "unknown"
 
 @click.command()
 @options.window_options
-@click.option("--by", default="growth", show_default=True, type=click.Choice(list(TITLES)), help="What to sort by.")
+@click.option("--by", default="growth", show_default=True, type=click.Choice(list(TITLES)), help="Sort order.")
 @click.option("--server", help="Only databases of this server.")
 @click.option("--tables", is_flag=True, help="List the tables and indexes that grew most instead of databases.")
 @options.filter_options

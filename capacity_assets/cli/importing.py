@@ -104,7 +104,10 @@ class ImportOptions:
 @click.command("import")
 @click.argument("source")
 @click.option(
-    "--level", default="database", show_default=True, help="What a row is: a database's size, or a server's total."
+    "--level",
+    default="database",
+    show_default=True,
+    help="What a row contains: the size of a database, or the total of a server.",
 )
 @click.option(
     "--map", "mapping", multiple=True, metavar="OURS=THEIRS", help="Read OURS from the column THEIRS; may be repeated."
@@ -121,7 +124,7 @@ class ImportOptions:
 @click.option(
     "--date-format",
     metavar="FORMAT",
-    help="How days are written: iso, day-first, month-first, or a format such as %d.%m.%y. Default: detected.",
+    help="Format of days: iso, day-first, month-first, or a format such as %d.%m.%y. Default: detected.",
 )
 @click.option("--encoding", help="Encoding of a CSV file, such as cp1252. Default: UTF-8, or UTF-16 if marked as such.")
 @click.option("--sheet", help="Sheet of an .xlsx file. Default: the first.")
@@ -136,12 +139,12 @@ class ImportOptions:
 @click.option(
     "--origin",
     type=click.Choice(sources.ORIGINS_OF_FILES),
-    help="Program that measured the samples, if it was another one.",
+    help="Program that measured the samples.",
 )
 @click.option(
-    "--from", "first", type=options.DAY, help="First day to ask monitoring for. Default: a year before the last."
+    "--from", "first", type=options.DAY, help="First day to read from monitoring. Default: a year before the last."
 )
-@click.option("--to", "last", type=options.DAY, help="Last day to ask monitoring for. Default: yesterday.")
+@click.option("--to", "last", type=options.DAY, help="Last day to read from monitoring. Default: yesterday.")
 @options.password_option
 @options.dry_run_option
 @options.json_command

@@ -37,7 +37,7 @@ def labels() -> None:
 
 database_option = click.option("--database", metavar="NAME", help="Databases with this name, or pattern with * and ?.")
 now_option = click.option(
-    "--now", is_flag=True, help="Compute all groups now, however long it takes. Default: for a few seconds."
+    "--now", is_flag=True, help="Compute all groups now, however long it takes. Default: compute for a few seconds."
 )
 
 

@@ -248,7 +248,7 @@ def _volume_cells(row: Row[Any]) -> list[object]:
     "Volumes",
     ("Server", "Volume", ">Size", ">Free", "Day", "Source", "By"),
     _volume_cells,
-    "No volume is known. `capacity instances test SERVER` says why a server reports none.",
+    "No volume is known. `capacity instances test SERVER` shows why a server reports none.",
     lambda row: row._asdict() | declaring.declared_json(row),
 )
 def list_volumes(engine: Engine, /) -> Sequence[Row[Any]]:
@@ -326,7 +326,7 @@ decided_arguments = options.combined_options(
     "--until", required=True, type=options.DAY, help="Last day on which it applies; for a plan, the day of the change."
 )
 @click.option("--note", required=True, help="Why, such as 'purge runs on Friday'.")
-@click.option("--ticket", metavar="URL", help="Address of its ticket.")
+@click.option("--ticket", metavar="URL", help="Address of the ticket.")
 @click.option("--gb", help="GiB by which a plan raises the limit on that day, such as 500 or 1.5.")
 @volume_option
 @declaring.command
@@ -436,7 +436,7 @@ def import_decisions(session: DeclarationSession, /, *, file: Path) -> Declarati
 
 
 @decisions.command("list")
-@click.option("--all", "every", is_flag=True, help="Also those that are past or closed.")
+@click.option("--all", "every", is_flag=True, help="Also list past and closed decisions.")
 @options.json_command
 def list_decisions(settings: Settings, /, *, every: bool) -> Report:
     """Show the decisions that are open, and their risk then and now.

@@ -70,7 +70,7 @@ COMMANDS = [
     LazyCommand("prices", "bills:prices", "Declare what a GiB costs per month."),
     LazyCommand("bill", "bills:bill", "Show what the databases of a month cost, by group."),
     LazyCommand("budget", "bills:budget", "Show what each team, or any other group, will cost in the coming months."),
-    LazyCommand("budgets", "bills:budgets", "Declare what groups may cost, to compare bills with it."),
+    LazyCommand("budgets", "bills:budgets", "Declare budgets of groups, with which bills are compared."),
     LazyCommand("top", "growth:top", "List the databases that grew or shrank most, or the largest."),
     LazyCommand("inside", "growth:inside", "Show which tables and indexes explain the change of a database."),
     LazyCommand("groups", "growth:groups", "Show the size and growth of each team, or any other group."),
@@ -90,13 +90,13 @@ COMMANDS = [
 @click.option("-v", "--verbose", is_flag=True, help="Show the log on standard error.")
 @click.pass_context
 def main(context: click.Context, *, verbose: bool) -> None:
-    """How fast do the databases grow? Aggregates of a fleet's daily size samples.
+    """Capacity history of a fleet of database servers: sizes, growth, forecasts and bills.
 
     \b
     First steps:
       capacity demo     a sample fleet, computed through Dagster
       capacity up       the pages and Dagster (UI and daemon) on this machine
-      capacity check    problems of the configuration, database and schema
+      capacity check    a check of configuration, database and schema
 
     Configuration comes from environment variables; see .env.example.
     """

@@ -25,7 +25,7 @@ BACKLOG = 256
 @click.command()
 @click.option("--port", default=PAGES_PORT, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
 @click.option("--host", default=HOST, show_default=True, help="Address to listen on.")
-@click.option("--name", "names", multiple=True, metavar="HOST", help="Further host name by which browsers reach it.")
+@click.option("--name", "names", multiple=True, metavar="HOST", help="Additional host name of the pages in browsers.")
 @click.option("--allow-writing-role", is_flag=True, help="Serve even if the database role can write.")
 @command
 def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], allow_writing_role: bool) -> None:

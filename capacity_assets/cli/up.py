@@ -77,7 +77,7 @@ class StopRequestedError(BaseException):
     "names",
     multiple=True,
     metavar="HOST:PORT",
-    help="Further host and port by which browsers reach it, for example through a proxy.",
+    help="Additional host and port in browsers, for example of a proxy.",
 )
 @click.option(
     "--workspace",

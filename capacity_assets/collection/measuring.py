@@ -51,7 +51,7 @@ from capacity_assets.database.measures import PART_KINDS
 
 Answer = TypeVar("Answer")
 LONGEST_NAME, LONGEST_DETAIL = 255, 500
-# Half a surrogate pair is no text in UTF-8.
+# Half of a surrogate pair cannot be encoded in UTF-8.
 _NAME = re.compile(rf"[^\0\ud800-\udfff]{{1,{LONGEST_NAME}}}")
 # Errors that a value of another type raises: an engine of another package may return one.
 NOT_AS_DECLARED = (TypeError, ValueError, AttributeError)

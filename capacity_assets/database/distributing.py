@@ -125,7 +125,7 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTabl
             # After distribution, the coordinator still has a copy of the rows.
             remove = text("SELECT truncate_local_data_after_distributing_table(:table)")
             connection.execute(remove, {"table": table.name})
-            # Removing the copy is no change of rows, but fires their trigger.
+            # Removing the copy changes no row, but fires the trigger.
             connection.execute(text("DELETE FROM capacity_changes WHERE xmin = CAST(pg_current_xact_id() AS xid)"))
             # Views for distributed tables, as soon as enough tables are distributed.
             create_views(connection, outdated_views(connection))

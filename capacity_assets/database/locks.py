@@ -95,7 +95,7 @@ def lock_lost_error(period: str, why: str) -> LockLostError:
 
 KEY_PREFIX = "capacity:aggregation"
 LOCK_SESSION = "capacity_assets lock "
-"""With what the name of a session begins that holds a lock."""
+"""The beginning of the name of a session that holds a lock."""
 RENEWALS_PER_TIME_TO_LIVE = 3
 # Per network operation, and for a whole call.
 REDIS_TIMEOUT_SECONDS, CALL_SECONDS = 5.0, 15.0

@@ -286,7 +286,7 @@ def withdraw(
         key = (ids_of(connection, {subject.server})[subject.server], subject.subject, subject.name)
         for closed in _close(connection, [key], by):
             return closed
-        message = f"There is no decision on {subject.display_name}. `capacity decisions list` names them."
+        message = f"There is no decision on {subject.display_name}. `capacity decisions list` shows all."
         raise NotFoundError(message)
 
 

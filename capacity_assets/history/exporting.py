@@ -189,7 +189,7 @@ def write_workbook(
                 sheet = _new_sheet(workbook, columns)
             line = written % SHEET_ROWS + 1
             for place, value in enumerate(row):
-                # What is given directly takes half of the time.
+                # Writing values by their type takes half of the time.
                 if value is None or value == "":
                     continue
                 if isinstance(value, str):

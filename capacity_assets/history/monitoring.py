@@ -61,7 +61,7 @@ class ImportDays:
         if chosen.last > yesterday:
             raise ValidationError(f"--to {human_day(chosen.last)} is not over: the last value of a day counts.")
         if chosen.first > chosen.last:
-            raise ValidationError(f"--from {human_day(chosen.first)} lies after --to {human_day(chosen.last)}.")
+            raise ValidationError(f"--from {human_day(chosen.first)} is after --to {human_day(chosen.last)}.")
         return chosen
 
 

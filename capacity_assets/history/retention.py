@@ -55,12 +55,12 @@ LONGEST_DAYS = 100_000
 
 @dataclass(frozen=True)
 class Retention:
-    """The days that rows are kept, by name; None, and a name that is missing: for ever."""
+    """The days that rows are kept, by name; None, and a name that is missing: forever."""
 
     days: Mapping[str, int | None]
 
     def of(self, table: Table, period: str | None = None) -> int | None:
-        """Return for how many days the rows of a table, or its aggregates of a period, are kept; None: for ever.
+        """Return for how many days the rows of a table, or its aggregates of a period, are kept; None: forever.
 
         A rule for a table takes precedence over that of its kind; limits are kept as samples are.
         """
@@ -184,7 +184,7 @@ class RetentionPlan:
 
     def _sentence(self, left: IncompleteWindow) -> str:
         period = self.periods[left.period_type]
-        before = " (it lies before CAPACITY_START_DATE)" if left.window.start < self._first(period) else ""
+        before = " (it is before CAPACITY_START_DATE)" if left.window.start < self._first(period) else ""
         return f"the {period.name} window from {left.window.start} reads them and {left.reason}{before}"
 
     def _first(self, period: Period) -> date:

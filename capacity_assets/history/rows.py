@@ -78,13 +78,15 @@ def column_positions(
     """Find our columns among the headings; raises ValidationError: one is missing, mapped to nothing, or twice."""
     unknown = sorted(set(mapping) - set(layout.columns))
     if unknown:
-        raise ValidationError(f"--map {unknown[0]}=...: there is no such column; ours are {', '.join(layout.columns)}.")
+        raise ValidationError(
+            f"--map {unknown[0]}=...: there is no such column; known are {', '.join(layout.columns)}."
+        )
     places: dict[str, int] = {}
     # Spreadsheets and databases write headings in capitals.
     lowered = {name.lower(): name for name in reversed(headings)}
     for ours in layout.columns:
         theirs = mapping.get(ours)
-        # IDs of servers are only valid in one registry: the user must say that they are ours.
+        # IDs of servers are valid only in one registry: the user must say that they are those of this database.
         unmapped = [] if ours == INSTANCE_ID else [ours, ALIASES.get(ours, ours)]
         candidates = unmapped if theirs is None else [theirs]
         heading = next((lowered[name.lower()] for name in candidates if name.lower() in lowered), None)
@@ -495,7 +497,7 @@ def _day(conventions: ValueFormats, text: str) -> date:
     if (moment.hour, moment.minute, moment.second, moment.microsecond) != (0, 0, 0, 0):
         raise _BadValue(f"day {text!r:.40} has a time; write the day in CAPACITY_TIMEZONE")
     if moment.year < FIRST_YEAR:
-        raise _BadValue(f"day {text!r:.40} lies before {FIRST_YEAR}")
+        raise _BadValue(f"day {text!r:.40} is before {FIRST_YEAR}")
     return moment.date()
 
 

@@ -201,7 +201,7 @@ class CsvSource:
 def _known(encoding: str) -> str:
     try:
         found = codecs.lookup(encoding)
-        # Some codecs are no encodings of text.
+        # Some codecs are not text encodings.
         "".encode(encoding)
     except (LookupError, ValueError):
         raise ValidationError(f"--encoding {encoding!r:.40} is not an encoding; write utf-8 or cp1252.") from None
@@ -305,7 +305,7 @@ class ExcelSource:
                 yield row
                 read += 1
         except BaseException as error:
-            # Of Rust, and no Exception; it cannot be imported.
+            # A panic of Rust is not an Exception, and its class cannot be imported.
             if type(error).__name__ != "PanicException":
                 raise
             raise ValidationError(

@@ -42,7 +42,7 @@ from capacity_assets.messages.message import MESSAGE_FORMATS, PAGERDUTY, RENDERE
 
 TABLE = "receivers"
 LONGEST_NAME = 255
-# One at sign, no blank and no line break: with these, an address could add mail headers.
+# One at sign, no space and no line break: with these, an address could add mail headers.
 ADDRESS = re.compile(r"[^@\s,;<>]+@[^@\s,;<>]+")
 DIGEST, ALERTS = "digest", "alerts"
 DEFAULT = "default"
@@ -143,7 +143,7 @@ def _receiver(values: Mapping[str, object], keys: Sequence[str]) -> Receiver:
             not all(ADDRESS.fullmatch(address) for address in receiver.to),
             'to is a list of mail addresses, as ["dba@example.com"].',
         ),
-        (not receiver.channels, "nobody would get it: write to = [...], or webhook = true."),
+        (not receiver.channels, "it has no address: write to = [...], or webhook = true."),
         (
             receiver.format not in MESSAGE_FORMATS,
             f"format is {receiver.format!r}; write one of {known}.{suggestion(receiver.format, MESSAGE_FORMATS)}",

@@ -282,7 +282,7 @@ def _description(period: Period, level: Level) -> str:
         Rows lie in `{level.target.name}` with `period_type = '{period.name}'`. A partition is a window; its key is
         the first day. {figures}
 
-        - *Change* and *growth* compare exact means with those of the window before; unknown is null, not zero.
+        - *Change* and *growth* compare exact means with those of the previous window; unknown is null, not zero.
         - *Trend*: {trend_rule(f"{period.trend_percent} %")}
           (`CAPACITY_TREND_PERCENT` sets another threshold).
         - Running a window again over unchanged samples writes nothing. Rows built from more samples than the
@@ -300,7 +300,7 @@ def aggregation_schedule(graph: Graph, period: Period) -> dg.ScheduleDefinition:
     def request_windows(context: dg.ScheduleEvaluationContext, moment: datetime) -> Requests:
         due = period.scheduled(moment.date())
         if due.start < first.start:
-            return dg.SkipReason(f"The window {due.key} lies before the first partition, {first.key}.")
+            return dg.SkipReason(f"The window {due.key} is before the first partition, {first.key}.")
         before = _last_requested_before(context.instance, name, due.start)
         windows = (
             [due] if before is None else [w for w in period.windows_between(before, due.start) if w.start > before]

@@ -173,7 +173,7 @@ class _Outbox:
 
     def send(self) -> str:
         """Send, and return a text about it; raises ReceiverError, as `_send_held`."""
-        # Sent side by side, so that a receiver that hangs delays only its own messages.
+        # Sent in parallel, so that a receiver that hangs delays only its own messages.
         with ThreadPoolExecutor() as threads:
             held = threads.submit(self._send_held)
             outcome = self._tell_owners()

@@ -395,7 +395,7 @@ def level_tags(raw: RawTable) -> dict[str, str]:
 
 
 def _description(raw: RawTable, source: str, how: str) -> str:
-    reader = "Aggregates read the days of their window and of the window before it."
+    reader = "Aggregates read the days of their window and of the previous window."
     if raw.level is None:
         reader = "The runway of a day reads the newest samples of the month before that day."
     if not raw.has_forecasts:

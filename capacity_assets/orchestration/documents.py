@@ -364,7 +364,7 @@ def digest(graph: Graph, period: Period) -> dg.Definitions:
     def request_week(_context: dg.ScheduleEvaluationContext, moment: datetime) -> Requests:
         week: Window = period.last(moment.date())
         if week.start < period.window_of(settings.start_date).start:
-            return dg.SkipReason("The last week lies before the first partition.")
+            return dg.SkipReason("The last week is before the first partition.")
         return dg.RunRequest(run_key=moment.date().isoformat(), partition_key=week.key)
 
     schedule = graph.schedule(

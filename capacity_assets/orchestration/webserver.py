@@ -111,7 +111,7 @@ class GuardedWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceReques
     "--name",
     "names",
     multiple=True,
-    help="Further host:port by which browsers know it, as behind a proxy; may be repeated.",
+    help="Additional host:port in browsers, for example of a proxy; may be repeated.",
 )
 @click.option("--read-only", is_flag=True, help="Launch and change nothing.")
 def main(  # noqa: PLR0913 -- one argument per option

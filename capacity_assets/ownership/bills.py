@@ -666,7 +666,7 @@ def _budget_notes(bill_by_group: BillByGroup) -> list[str]:
     if not bill_by_group.has_budget:
         return []
     what = "projected amount" if bill_by_group.bill.days_so_far else "amount"
-    notes = [f"The budget is compared with the {what}. What is over budget has a plus sign."]
+    notes = [f"The budget is compared with the {what}. Amounts over budget have a plus sign."]
     if bill_by_group.without_budget:
         groups = (group_named(one.name, bill_by_group.grouped_by) for one in bill_by_group.without_budget)
         rest = _total(bill_by_group.amount_without_budget, bill_by_group.bill.currency)

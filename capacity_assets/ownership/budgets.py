@@ -340,7 +340,7 @@ class Budget:
     def _budget_notes(self) -> Iterator[str]:
         """Return sentences on what declared budgets are compared with, and which are not; empty without any."""
         if self.total.budget is not None:
-            yield "A declared budget is compared with the amount of its month. What is over budget has a plus sign."
+            yield "A declared budget is compared with the amount of its month. Amounts over budget have a plus sign."
             missing = [
                 f"{group_named(line.name, self.grouped_by)} ({counted(number, 'month')})"
                 for line in self.lines

@@ -41,7 +41,7 @@ class ChangeKind(StrEnum):
     NEW = "new"
     GONE = "gone"
     APPEARED = "appeared"
-    """Its server has no row in the window before."""
+    """Its server has no row in the previous window."""
     MISSING = "missing"
     """Its server has no row in this window."""
 
@@ -176,7 +176,7 @@ def unusual_changes(
 
 @dataclass(frozen=True)
 class ShrunkDatabase:
-    """A database that is smaller than in the window before, MiB."""
+    """A database that is smaller than in the previous window, MiB."""
 
     server_id: int
     server: str
@@ -491,7 +491,7 @@ def window_sizes(
     engine: sa.Engine, period: Period, level: Level, windows: Sequence[Window], *, largest: int = LARGEST_SHOWN
 ) -> dict[date, WindowSizes]:
     """Return the sizes of windows at a level by first day; raises DatabaseError."""
-    reading = database_errors(doing="reading the largest changes", kept="What was computed is kept.")
+    reading = database_errors(doing="reading the largest changes", kept="Computed windows are kept.")
     starts = [window.start for window in windows]
     with reading, engine.connect() as connection:
         # The size and growth of a replica are already counted with its primary.

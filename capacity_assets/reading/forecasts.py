@@ -488,7 +488,7 @@ def _of_keys(source: sa.FromClause, keys: Collection[tuple[int, str, str]], *, o
 
 def _usage(state: str, binding: Sequence[StoredRunway], first: StoredRunway | None, thresholds: Thresholds) -> Usage:
     """Return the usage by what may bind and by what fills first."""
-    # Free space of a shared limit is no limit of its own; the use of the volume or server is shown.
+    # Free space below a shared limit is not its own limit; the use of the volume or server is shown.
     limited = [one for one in binding if one.limit_mb is not None and not one.is_shared]
     by_use = max(limited, key=lambda one: one.size_mb / max(one.limit_mb or 0, 1), default=None)
     shown = first if first in limited else by_use

@@ -348,7 +348,7 @@ class Edition:
             return None
         was, now = human_pair_mb(before.end_mb, self.issue.end_mb)
         return (
-            f"Issue {self.issue.number}. Issue {before.number}, of {before.issued_at:%Y-%m-%d %H:%M} UTC, said {was} "
+            f"Issue {self.issue.number}. Issue {before.number}, of {before.issued_at:%Y-%m-%d %H:%M} UTC, had {was} "
             f"with a known change of {before.known_change} MiB; it is {now} with {self.issue.known_change} MiB. "
             f"{self.reason} The earlier page is kept as {self.kept_as}."
         )

@@ -56,7 +56,7 @@ class ChangesPage:
     size: SizeInWindow | None = None
     """The size of the fleet; None: it was not measured in the window."""
     before_mb: int | None = None
-    """The size of the fleet in the window before; None: it was not measured."""
+    """The size of the fleet in the previous window; None: it was not measured."""
     grouped_by: str = ""
     groupings: Sequence[str] = ()
     groups: Sequence[Group] = ()
@@ -237,7 +237,7 @@ def _of_any_grouping(
 
 
 def _sizes(reader: Reader, period: Period, window: Window) -> tuple[SizeInWindow, SizeInWindow]:
-    """Return the size of the fleet in the window before, and in a window."""
+    """Return the size of the fleet in the previous window, and in a window."""
     # Whether it was partly measured follows from the windows around it.
     windows = [*period.back(window, 3), period.following(window)]
     with reader.transaction() as connection:

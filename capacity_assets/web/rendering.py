@@ -185,7 +185,7 @@ def _cells(row: Mapping[str, object]) -> dict[str, object]:
     """Return the cells of a row by column; a mapping has a column for each value, such as labels_team."""
     cells: dict[str, object] = {}
     for name, value in row.items():
-        # Most values, whose kind is found soonest.
+        # Checked first, because most values are of these types.
         if value is None or isinstance(value, str | int | float):
             cells[name] = value
         elif isinstance(value, Mapping):

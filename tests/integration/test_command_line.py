@@ -74,7 +74,7 @@ BAD_USAGE = [
     (("--period", "hourly"), "Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly, all."),
     (("--period", "daily", "--level", "rack"), "Unknown level 'rack'; known: database, instance, group, all"),
     (("--period", "daily", "--instance", "99"), "No server '99' is registered"),
-    (("--period", "daily", "--from", "2025-03-02", "--to", "2025-03-01"), "lies after the last day"),
+    (("--period", "daily", "--from", "2025-03-02", "--to", "2025-03-01"), "is after the last day"),
     (("--period", "daily", "--from", "2019-01-01", "--to", "2019-01-01"), "partition range: the first starts on"),
     (
         ("--period", "daily", "--from", "2999-01-01", "--to", "2999-01-01"),
@@ -177,7 +177,7 @@ def test_days_at_the_ends_of_the_calendar_are_refused(arguments: tuple[str, ...]
     result = capacity(*arguments)
 
     assert result.exit_code == 2
-    assert "lies outside the years 1900 to 2999" in result.output
+    assert "is outside the years 1900 to 2999" in result.output
 
 
 @pytest.mark.parametrize(

@@ -408,7 +408,7 @@ def test_a_file_of_decisions_names_the_lines_that_cannot_be_declared(engine: Eng
     unquoted = capacity("decide", "server-1", "E:", "excluded", "--until", str(SOON), "--note", "x")
 
     assert [one.exit_code for one in (refused, with_nul, unknown, unquoted)] == [2, 2, 2, 2]
-    assert "line 2: 9999-12-31 lies outside the years 1900 to 2999." in refused.output
+    assert "line 2: 9999-12-31 is outside the years 1900 to 2999." in refused.output
     assert "line 3: 'http://[::1' is not the address of a ticket" in refused.output
     assert "line 4: '1e999999999' is not a number of GiB" in refused.output
     assert "line 2 contains a NUL character." in with_nul.output

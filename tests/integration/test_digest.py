@@ -359,7 +359,7 @@ def test_the_schedule_asks_for_the_last_week_on_three_days() -> None:
 NO_RECEIVERS = [
     ("", "must contain only tables [[receivers]]"),
     ('[[receivers]]\nto = ["a@b"]\n', "name missing"),
-    ('[[receivers]]\nname = "x"\n', "nobody would get it"),
+    ('[[receivers]]\nname = "x"\n', "it has no address"),
     ('[[receivers]]\nname = "x"\nto = ["a@b, c@d"]\n', "a list of mail addresses"),
     ('[[receivers]]\nname = "x"\nto = ["a@b\\nBcc: c@d"]\n', "a list of mail addresses"),
     ('[[receivers]]\nname = "x"\nto = ["a@b"]\nlabel = "taem=x"\n', "Did you mean 'team'?"),

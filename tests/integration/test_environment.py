@@ -162,7 +162,7 @@ def _unmount(folder: Path) -> None:
 
 @fault(
     "`CAPACITY_START_DATE` near the end of the calendar",
-    says="'9999-12-31' lies after 2999-12-31; write the first day with samples",
+    says="'9999-12-31' is after 2999-12-31; write the first day with samples",
     code=2,
 )
 def _(folder: Path, _home: Path) -> Answer:

@@ -136,7 +136,7 @@ UNEXPLAINED = [
         "There is no month yet that contains 1 Jan 2031; the",
     ),
     (("orders", "--server", "server-9", "--period", "monthly"), "There is no server 'server-9'"),
-    (("orders", "--period", "monthly", "--window", "2024-02-01"), "lies outside the monthly partition range"),
+    (("orders", "--period", "monthly", "--window", "2024-02-01"), "is outside the monthly partition range"),
     (("--period", "monthly"), "Name a database, a server with --server, or a group"),
     (("both", "--period", "monthly"), "2 servers have a database named 'both': server-1, server-2."),
     (("orders", "--period", "monthly", "--window", "2025-02-30"), "is not a day of the calendar"),

@@ -164,7 +164,7 @@ NO_EXPORTS = [
     (("--period", "hourly"), 2, "Unknown period 'hourly'"),
     (("--period", "monthly", "--level", "table"), 2, "Unknown level 'table'"),
     (("--period", "monthly", "--format", "parquet"), 2, "need a file"),
-    (("--period", "monthly", "--from", "2025-05-01", "--to", "2025-01-01"), 2, "lies after"),
+    (("--period", "monthly", "--from", "2025-05-01", "--to", "2025-01-01"), 2, "is after"),
     (("--period", "monthly", "--output", "/proc/none/x.csv"), 1, "cannot be written"),
     (("--period", "monthly", "--output", "/"), 2, "is not an ordinary file"),
     (("--period", "monthly", "--output", "/dev/null"), 2, "is not an ordinary file"),

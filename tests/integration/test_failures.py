@@ -157,13 +157,13 @@ def test_bad_requests_are_refused_before_anything_is_written(
         runner.run_period("hourly")
     with pytest.raises(ValidationError, match="Unknown level 'cluster'; known: database, instance, group, all"):
         service.levels_of("cluster")
-    with pytest.raises(ValidationError, match="the first day 2025-03-02 lies after the last day 2025-03-01"):
+    with pytest.raises(ValidationError, match="the first day 2025-03-02 is after the last day 2025-03-01"):
         service.calculate_period_aggregations("daily", date(2025, 3, 2), date(2025, 3, 1))
     with pytest.raises(ValidationError, match="is not a weekly window"):
         service.aggregate("weekly", [Window(date(2025, 3, 1), date(2025, 3, 7))])
     with pytest.raises(ValidationError, match="No window"):
         service.aggregate("weekly", [])
-    with pytest.raises(ValidationError, match="2019-01-01 lies outside the monthly partition range: the first"):
+    with pytest.raises(ValidationError, match="2019-01-01 is outside the monthly partition range: the first"):
         runner.service.partitions.windows_between(PERIODS["monthly"], date(2019, 1, 1), date(2025, 3, 1))
     with pytest.raises(ValidationError, match="yet that contains 1 Aug 2025; the newest begins on 1 Jul 2025"):
         runner.service.partitions.windows_between(PERIODS["monthly"], date(2025, 3, 1), date(2025, 8, 1))

@@ -285,7 +285,7 @@ REFUSED = [
     (("prometheus:mysql", "--to", str(TODAY)), "--to 20 Jul 2025 is not over: the last value of a day counts."),
     (
         ("prometheus:mysql", "--from", "2025-07-02", "--to", "2025-07-01"),
-        "--from 2 Jul 2025 lies after --to 1 Jul 2025.",
+        "--from 2 Jul 2025 is after --to 1 Jul 2025.",
     ),
     (("prometheus:mysql", "--unit", "gb"), "--unit is for files only; omit it for Prometheus."),
     (("sizes.csv", "--from", "2025-07-01"), "--from is for monitoring only; omit it for a file."),

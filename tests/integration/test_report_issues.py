@@ -82,7 +82,7 @@ def test_a_closed_window_that_is_restated_keeps_the_page_and_says_what_it_was_is
 
     assert said is not None
     assert said.startswith("Issue 2. Issue 1, of ")
-    assert " said 100.0 GiB with a known change of +0 MiB; it is 101.0 GiB with +0 MiB. Since then: 56 samples" in said
+    assert " had 100.0 GiB with a known change of +0 MiB; it is 101.0 GiB with +0 MiB. Since then: 56 samples" in said
     assert said.endswith("of imported. The earlier page is kept as growth-issue-1.html.")
     assert escape(said) in path.read_text()
     assert (tmp_path / "growth-issue-1.html").read_text() == first

@@ -151,7 +151,7 @@ def test_samples_of_before_the_start_date_were_never_computed_and_stay(
 
     assert report.kept[:2] == [
         f"database_size_stats_2023_{month}: the daily window from {day} reads them and has samples, but was never "
-        "computed (it lies before CAPACITY_START_DATE)"
+        "computed (it is before CAPACITY_START_DATE)"
         for month, day in (("01", "2023-01-30"), ("02", "2023-02-01"))
     ]
     assert rows_by_partition(engine, "database_size_stats")["database_size_stats_2023_01"] == 2

@@ -32,7 +32,7 @@ def test_a_row_becomes_values_and_noon_of_its_day_where_no_time_is_reported() ->
     ("cells", "reason"),
     [
         ({"day": "31.01.2025"}, "is not YYYY-MM-DD"),
-        ({"day": "0001-01-01"}, "lies before 1900"),
+        ({"day": "0001-01-01"}, "is before 1900"),
         ({"day": "2025-07-21"}, "is in the future"),
         ({"day": "2025-01-31T03:00"}, "has a time"),
         ({"size_mb": ""}, "is not a number"),

@@ -82,4 +82,4 @@ def test_a_tick_before_any_partition_is_skipped_with_the_reason(
     skipped = tick(instance, settings, "yearly", "2024-01-01T04:00")
 
     assert isinstance(skipped, dg.SkipReason)
-    assert skipped.skip_message == "The window 2023-01-01 lies before the first partition, 2024-01-01."
+    assert skipped.skip_message == "The window 2023-01-01 is before the first partition, 2024-01-01."

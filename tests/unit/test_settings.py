@@ -90,7 +90,7 @@ def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
         ("CAPACITY_FILLS_SOON_SEVERITY", "fatal", "Input should be 'error' or 'warn'"),
         ("CAPACITY_JUMP_PERCENT", "0", "Input should be greater than 0"),
         ("CAPACITY_START_DATE", "20260101", "'20260101' is not a date; write YYYY-MM-DD"),
-        ("CAPACITY_START_DATE", "0001-01-01", "lies before 1970-01-01"),
+        ("CAPACITY_START_DATE", "0001-01-01", "is before 1970-01-01"),
         ("CAPACITY_EXPORT_URL", f"sftp://dba:{SECRET}@host/capacity", "a URL without a password; write /srv/"),
         ("CAPACITY_EXPORT_URL", "files", "must be an absolute path, or a URL"),
         ("CAPACITY_HOME", __file__, "is a file; write the path of a folder"),

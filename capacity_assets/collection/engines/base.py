@@ -276,7 +276,7 @@ def by_database(
             continue
         try:
             found[name] = read(name)
-        except Exception as error:  # noqa: BLE001 -- drivers raise what they like
+        except Exception as error:  # noqa: BLE001 -- drivers raise any exception
             unknown.append((name, str(failure(error))))
     return found, unknown
 

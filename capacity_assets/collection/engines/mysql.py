@@ -581,7 +581,7 @@ class MySQL(EngineAdapter):
         "-- GRANT REPLICATION CLIENT ON *.* TO 'capacity_probe'@'%';\n"
         "-- for indexes apart from their tables, with CAPACITY_OBJECTS:\n"
         "GRANT SELECT ON mysql.innodb_index_stats TO 'capacity_probe'@'%';\n"
-        "-- for tables to which nobody wrote, with CAPACITY_OBJECTS, where performance_schema is on:\n"
+        "-- for tables that were not written to, with CAPACITY_OBJECTS and performance_schema:\n"
         "-- GRANT SELECT ON performance_schema.setup_instruments TO 'capacity_probe'@'%';\n"
         "-- GRANT SELECT ON performance_schema.setup_consumers TO 'capacity_probe'@'%';\n"
         "-- GRANT SELECT ON performance_schema.setup_objects TO 'capacity_probe'@'%';\n"
