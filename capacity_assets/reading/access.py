@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -39,9 +40,20 @@ def reading_engine(url: URL, *, role: str | None = None) -> Engine:
     )
 
 
-def plan_with_loops(connection: Connection, *, allowed: bool) -> None:
-    """Allow nested loops in this transaction, or forbid them while statistics are older than the rows."""
-    connection.execute(text(f"SET LOCAL enable_nestloop = {'on' if allowed else 'off'}"))
+WITHOUT_LOOPS = ("enable_nestloop = off",)
+"""For statements whose parts have more rows than statistics or estimates say."""
+BY_HASHES = (*WITHOUT_LOOPS, "enable_mergejoin = off", "work_mem = '32MB'")
+"""For joins of some hundred thousand rows: hash tables in memory instead of sorting, which takes longer."""
+
+
+@contextmanager
+def planned_with(connection: Connection, settings: Sequence[str]) -> Iterator[None]:
+    """Plan the statements within this context with settings of PostgreSQL, and those after it without."""
+    for setting in settings:
+        connection.execute(text(f"SET LOCAL {setting}"))
+    yield
+    for setting in settings:
+        connection.execute(text(f"SET LOCAL {setting.split()[0]} TO DEFAULT"))
 
 
 def limit_seconds(connection: Connection, seconds: int) -> None:

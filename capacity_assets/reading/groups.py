@@ -16,7 +16,7 @@ from capacity_assets.base.units import first_of, human_mb, percent_of
 from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.labels import WITHOUT_LABEL, GroupFillDate
-from capacity_assets.reading.access import plan_with_loops, records, rows
+from capacity_assets.reading.access import WITHOUT_LOOPS, planned_with, records, rows
 from capacity_assets.reading.coverage import NOTICEABLE, measured_before
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.sizes import SizeInWindow
@@ -346,9 +346,8 @@ def partial_groups(
     windows = [*period.back(window, 3), period.following(window)]
     starts = [one.start for one in windows]
     spans = {"befores": starts[:2], "asked": starts[1:3], "afters": starts[2:]}
-    plan_with_loops(connection, allowed=False)
-    found = rows(connection, missing, **of_windows(period, starts), **spans)
-    plan_with_loops(connection, allowed=True)
+    with planned_with(connection, WITHOUT_LOOPS):
+        found = rows(connection, missing, **of_windows(period, starts), **spans)
     groups: dict[date, set[str | None]] = {start: set() for start in starts[1:3]}
     names_of: dict[int, set[str | None]] = {row.server_id: {row.engine} for row in found}
     if found and grouped_by != "engine":
@@ -436,19 +435,17 @@ def short_servers(
     parameters = {**of_windows(period, [window.start for window in windows]), "grouped_by": grouped_by, "name": name}
     before = list(measured_before(connection, period, windows[0]))
     # The planner does not know how many rows the parts of the statement have.
-    plan_with_loops(connection, allowed=False)
-    found = records(
-        ShortServer,
-        connection,
-        statement,
-        **parameters,
-        first=windows[0].start,
-        before=before,
-        noticeable=1 - NOTICEABLE,
-        is_daily=period.days == 1,
-    )
-    plan_with_loops(connection, allowed=True)
-    return found
+    with planned_with(connection, WITHOUT_LOOPS):
+        return records(
+            ShortServer,
+            connection,
+            statement,
+            **parameters,
+            first=windows[0].start,
+            before=before,
+            noticeable=1 - NOTICEABLE,
+            is_daily=period.days == 1,
+        )
 
 
 def changes_of_databases(

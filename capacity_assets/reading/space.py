@@ -16,7 +16,7 @@ from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.units import BYTES_PER_MB, human_day, human_mb
 from capacity_assets.database.measures import DISCONNECTED, PART_KINDS, SLOT
 from capacity_assets.ownership.bills import CENT
-from capacity_assets.reading.access import plan_with_loops, rows
+from capacity_assets.reading.access import WITHOUT_LOOPS, planned_with, rows
 from capacity_assets.reading.subjects import ServerVolume
 
 COMPARED_DAYS = 30
@@ -335,9 +335,8 @@ def unchanged_databases(connection: Connection, month: Window, issue: int, *, sh
     """Return the unchanged databases of an issue of a bill, the costliest by name; raises DBAPIError."""
     starts = [window.start for window in PERIODS["monthly"].back(month, MONTHS)]
     # Nested loops would be slow: the sets that are joined cover the whole fleet.
-    plan_with_loops(connection, allowed=False)
-    found = rows(connection, _UNCHANGED, starts=starts, months=MONTHS, month=month.start, issue=issue, shown=shown)
-    plan_with_loops(connection, allowed=True)
+    with planned_with(connection, WITHOUT_LOOPS):
+        found = rows(connection, _UNCHANGED, starts=starts, months=MONTHS, month=month.start, issue=issue, shown=shown)
     if not found:
         return UnchangedDatabases(0, 0, None, ())
     listed = [

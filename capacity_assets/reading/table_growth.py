@@ -24,7 +24,7 @@ from capacity_assets.base.units import human_change_mb, human_days, whole_mb
 from capacity_assets.collection.storing import LARGEST_LISTED
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.sql import with_queries
-from capacity_assets.reading.access import plan_with_loops, records, rows
+from capacity_assets.reading.access import BY_HASHES, WITHOUT_LOOPS, planned_with, records, rows
 from capacity_assets.reading.space import in_cents
 from capacity_assets.reading.subjects import BillIssue
 
@@ -228,9 +228,9 @@ def list_objects(  # noqa: PLR0913 -- one argument per choice of a list
     if order in _CHOSEN:
         statement, parts = _CHOSEN[order]
         # PostgreSQL estimates few objects of these days and databases, and would look each up in the other sample.
-        plan_with_loops(connection, allowed=are_few)
-        chosen = _rows(connection, statement, days, parts, **parameters)
-        plan_with_loops(connection, allowed=True)
+        many = WITHOUT_LOOPS if order == "name" else BY_HASHES
+        with planned_with(connection, () if are_few else many):
+            chosen = _rows(connection, statement, days, parts, **parameters)
         here = _HERE_CHOSEN
         parameters |= {f"chosen_{name}": [getattr(row, name) for row in chosen] for name in _KEY}
     parts = {"here": here, "changes": _LISTED_CHANGES, **_COMPARISON, "price_of": _PRICE_OF, "counted": _COUNTED}

@@ -54,7 +54,7 @@ from capacity_assets.database.engine import snapshot
 from capacity_assets.ownership import bills
 from capacity_assets.ownership.bills import BillByGroup
 from capacity_assets.ownership.labels import first_fill_date_of_groups
-from capacity_assets.reading.access import plan_with_loops
+from capacity_assets.reading.access import WITHOUT_LOOPS, planned_with
 from capacity_assets.reading.changes import (
     NOT_COMPARABLE,
     ChangeKind,
@@ -217,10 +217,9 @@ def read_report(  # noqa: PLR0913 -- one argument per choice of a report
     reading = database_errors(doing="reading the report's figures")
     with reading, snapshot(engine) as connection:
         # Right after a load, table statistics do not cover the new windows, and the planner would choose nested loops.
-        plan_with_loops(connection, allowed=False)
-        report = replace(_read(connection, period, window, server), today=today)
+        with planned_with(connection, WITHOUT_LOOPS):
+            report = replace(_read(connection, period, window, server), today=today)
         # Nested loops are faster for looking up a few subjects, objects and labels among many rows.
-        plan_with_loops(connection, allowed=True)
         report = replace(report, databases=_with_objects(connection, window, report.databases))
         issued = newest_issue(
             connection, window.start, window.end, server, shown=0, dated=RISKS_LISTED, today=today or window.end
