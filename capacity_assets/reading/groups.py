@@ -475,7 +475,9 @@ def changes_of_databases(
     }
     for row in _moved_sizes(connection, period, starts, grouped_by, servers):
         change_mb, size_mb = found.get((row.window_start, row.name), (0, 0))
-        found[row.window_start, row.name] = (change_mb + row.change_mb, size_mb + row.size_mb)
+        # The sizes are rounded, not their difference, so that no size before is negative.
+        change_mb += row.size_mb - row.before_mb
+        found[row.window_start, row.name] = (change_mb, size_mb + row.size_mb)
     return found
 
 
@@ -530,9 +532,8 @@ WITH changes AS (
     SELECT number, server_id AS instance_id, database AS database_name, day FROM parts
 ), held AS MATERIALIZED ({LABELS_OF_SUBJECTS})
 SELECT CAST(:start AS date) AS window_start, h.labels ->> :by AS name,
-       CAST(round(sum(p.size_mb * p.now - (p.size_mb - p.change_mb) * p.before
-                      - CASE WHEN p.is_last THEN p.change_mb ELSE 0 END)) AS bigint) AS change_mb,
-       CAST(round(sum(p.size_mb * p.now - CASE WHEN p.is_last THEN p.size_mb ELSE 0 END)) AS bigint) AS size_mb
+       CAST(round(sum(p.size_mb * (p.now - CAST(p.is_last AS integer)))) AS bigint) AS size_mb,
+       CAST(round(sum((p.size_mb - p.change_mb) * (p.before - CAST(p.is_last AS integer)))) AS bigint) AS before_mb
 FROM parts p LEFT JOIN held h USING (number) GROUP BY 2
 """  # noqa: S608 -- the order of labels is defined once
 

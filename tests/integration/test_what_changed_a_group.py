@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import date, timedelta
 
 import pytest
 from sqlalchemy import Engine
@@ -114,6 +114,25 @@ def test_a_database_that_moved_is_no_growth_of_all_groups_where_one_is_compared_
     assert {one["name"]: one["known_before_mb"] for one in page["groups"]} == {"sales": 2100, "finance": 100}
     assert page["change_mb"] == changes["size"]["change_mb"] == 0
     assert (changes["rest_change_mb"], sales["sizes"][-1]["change_mb"]) == (0, -moved)
+
+
+def test_a_group_into_which_all_its_databases_moved_was_nothing_before(
+    engine: Engine, service: AggregationService
+) -> None:
+    """Half of its 901 MiB is no whole number, and must not be rounded to a size before."""
+    add_instances(engine, [1, 2])
+    add_database_sizes(engine, sizes(1, "crm", "2025-05-01", [500] * 61))
+    add_database_sizes(engine, sizes(2, "log", "2025-05-01", [901] * 58))
+    for server in ("server-1", "server-2"):
+        declare_labels(engine, [Label(server, None, "team", "sales", ALWAYS)], TODAY)
+    declare_labels(engine, [Label("server-2", None, "team", "finance", date(2025, 6, 16))], TODAY)
+    compute_windows(service, "monthly", date(2025, 5, 1), date(2025, 6, 30))
+
+    with served_pages(engine.url) as pages:
+        page = pages.document("/groups?period=monthly&window=2025-06-01")
+
+    found = {one["name"]: (one["known_before_mb"], one["change_mb"], one["change_percent"]) for one in page["groups"]}
+    assert found == {"sales": (1401, -451, -32.2), "finance": (0, 450, None)}
 
 
 def test_moves_of_many_servers_are_searched_among_their_largest_databases_first(
