@@ -93,10 +93,13 @@ class Reader:
         self._reading: dict[Hashable, Future[Any]] = {}
         self._lock, self._computing = threading.Lock(), threading.Lock()
         self._opened: WeakSet[Any] = WeakSet()
-        self._asked: dict[object, float] = {}
+        self._asked: dict[int, float] = {}
         self._answered_at = 0.0
         self._is_ended = False
         self.watch(engine)
+        event.listen(engine, "before_cursor_execute", lambda *_of_statement: self._ask())
+        event.listen(engine, "after_cursor_execute", lambda *_of_statement: self._take_answer())
+        event.listen(engine, "handle_error", lambda _error: self._ask_no_more())
         self._background = ThreadPoolExecutor(CONNECTIONS - FOR_READERS, thread_name_prefix="background")
 
     def close(self) -> None:
@@ -127,18 +130,27 @@ class Reader:
         """Return a context with a connection that sees one snapshot of the tables throughout."""
         if self._is_ended:
             raise DatabaseError("The pages are being stopped.")
-        transaction = object()
-        self._asked[transaction] = time.monotonic()
+        self._ask()
         try:
             with snapshot(self._engine) as connection:
                 yield connection
-            self._answered_at = time.monotonic()
         finally:
-            del self._asked[transaction]
+            self._ask_no_more()
+
+    def _ask(self) -> None:
+        """Note that this thread waits for the database; one thread waits for one answer."""
+        self._asked[threading.get_ident()] = time.monotonic()
+
+    def _ask_no_more(self) -> None:
+        self._asked.pop(threading.get_ident(), None)
+
+    def _take_answer(self) -> None:
+        self._ask_no_more()
+        self._answered_at = time.monotonic()
 
     @property
     def silent_seconds(self) -> float:
-        """For how long the database has not answered, although a transaction waits for it; 0: none waits."""
+        """For how long the database has not answered, although a thread waits for it; 0: none waits."""
         oldest = min(list(self._asked.values()), default=None)
         return 0.0 if oldest is None else time.monotonic() - max(oldest, self._answered_at)
 

@@ -278,6 +278,25 @@ def test_what_all_readers_share_may_take_longer_than_a_page_and_holds_up_neither
         assert time.monotonic() - ended < 10, "the statement is cancelled"
 
 
+def test_a_database_that_answers_each_of_many_statements_is_not_silent(database: URL) -> None:
+    engine = reading_engine(database)
+    reader = Reader(engine)
+    with reader.transaction() as connection, ThreadPoolExecutor(1) as pool:
+        for _ in range(5):
+            connection.execute(text("SELECT pg_sleep(0.2)"))
+        assert reader.silent_seconds == 0, "it computes with the answers"
+        with suppress(DBAPIError):
+            connection.execute(text("SELECT 1/0"))
+        assert reader.silent_seconds == 0, "nothing waits after an error"
+        connection.rollback()
+        waiting = pool.submit(connection.execute, text("SELECT pg_sleep(1)"))
+        time.sleep(0.5)
+        assert 0.4 < reader.silent_seconds < 1
+        waiting.result()
+    reader.close()
+    engine.dispose()
+
+
 def test_the_pages_end_while_the_database_hangs(measured_postgres: PostgresServer) -> None:
     measured_postgres.execute("CREATE DATABASE hanging")
     address = URL.create(
