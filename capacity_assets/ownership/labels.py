@@ -92,7 +92,7 @@ def declare_labels(
     refuse_repeated(subjects, lambda one: f"{one[2]} of {subject_text(one[0], one[1])}", "Given more than once:")
     with places_in_errors(labels), declaring(engine, "storing labels", dry_run=dry_run) as connection:
         rows = _rows(connection, labels)
-        placed = [_change(label, row) for label, row in zip(labels, _placed(connection, rows, today), strict=True)]
+        placed = _changes(labels, _placed(connection, rows, today))
         changes = [change for change in placed if change is not None]
         removed = [subject_text(label.server, label.database) for label in labels if label.value is None]
         if removed and not changes:
@@ -133,16 +133,34 @@ def _placed(connection: Connection, rows: Sequence[Mapping[str, object]], today:
     return connection.execute(text(PLACED), parameters).all()
 
 
-def _change(label: Label, placed: Row[Any]) -> LabelChange | None:
-    """Return the change by a label; None: it already applies."""
-    history = list(zip(placed.days or (), placed.held or (), strict=True))
-    later = tuple(one for one in history if one[0] > placed.first_day)
-    before = next((value for day, value in reversed(history) if day <= placed.first_day), None)
+def _changes(labels: Sequence[Label], placed: Sequence[Row[Any]]) -> list[LabelChange | None]:
+    """Return the change by each label; None: it already applies."""
+    given: dict[tuple[object, ...], dict[date, str | None]] = {}
+    for label, row in zip(labels, placed, strict=True):
+        given.setdefault((label.server, label.database, label.key), {})[row.first_day] = label.value
+    return [
+        _change(label, row, given[label.server, label.database, label.key])
+        for label, row in zip(labels, placed, strict=True)
+    ]
+
+
+def _change(label: Label, placed: Row[Any], given: Mapping[date, str | None]) -> LabelChange | None:
+    """Return the change by a label, of all that are given of its subject and key by first day."""
+    history: dict[date, str | None] = dict(zip(placed.days or (), placed.held or (), strict=True))
     if label.valid_from == ALWAYS:
-        is_change = bool(history) if label.value is None else (len(history) != 1 or before != label.value)
+        is_change = bool(history) if label.value is None else history != {ALWAYS: label.value}
     else:
-        is_change = before != label.value
+        # One that applies to all of history removes what was stored.
+        others = {day: value for day, value in given.items() if day != placed.first_day}
+        history = others if ALWAYS in others else {**history, **others}
+        is_change = _value_on(history, placed.first_day) != label.value
+    later = tuple((day, history[day]) for day in sorted(history) if day > placed.first_day)
+    before = _value_on(history, placed.first_day)
     return LabelChange(replace(label, valid_from=placed.first_day), before, later) if is_change else None
+
+
+def _value_on(history: Mapping[date, str | None], day: date) -> str | None:
+    return history[max(earlier)] if (earlier := [one for one in history if one <= day]) else None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.database.tables import ALWAYS
+from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import TODAY
 from tests.command import capacity
 from tests.labels import BEFORE, MONTH, labelled
@@ -25,6 +27,12 @@ def labels_of(engine: Engine, server: int, database: str, start: date = MONTH) -
         asked = {"start": start, "server": server, "database": database}
         found: dict[str, str] = connection.execute(query, asked).scalar_one()
         return found
+
+
+def listed_of(server: str) -> list[tuple[str, str | None]]:
+    """The values of a server's labels, each with its first day; None: always."""
+    listed = json.loads(labelled("list", "--json"))
+    return [(one["value"], one["valid_from"]) for one in listed if one["server"] == server]
 
 
 def test_a_name_comes_before_a_long_pattern_a_short_one_and_the_server(engine: Engine) -> None:
@@ -156,6 +164,20 @@ def test_a_file_of_labels_is_stored_whole_or_not_at_all(tmp_path: Path, engine: 
     assert refused.exit_code == 2
     assert "line 3: No server 'server-9' is registered" in refused.output
     assert labels_of(engine, 2, "pay_a") == {"service": "new"}
+
+
+def test_a_file_that_moves_a_label_away_and_back_stores_both_moves(tmp_path: Path, engine: Engine) -> None:
+    labelled("set", "server-1", "team=platform")
+    file = tmp_path / "labels.csv"
+    file.write_text("server,from,team\nserver-1,2025-04-01,search\nserver-1,2025-05-01,platform\n")
+
+    assert "2 of them changed" in labelled("import", str(file))
+    moved = [("platform", None), ("search", "2025-04-01"), ("platform", "2025-05-01")]
+    assert listed_of("server-1") == moved
+    assert "0 of them changed" in labelled("import", str(file))
+    always = Label("server-1", None, "team", "media", ALWAYS)
+    declare_labels(engine, [always, Label("server-1", None, "team", "search", date(2025, 4, 1))], TODAY)
+    assert listed_of("server-1") == [("media", None), ("search", "2025-04-01")]
 
 
 def test_a_key_that_is_not_configured_is_refused_with_the_nearest_one(monkeypatch: pytest.MonkeyPatch) -> None:
