@@ -273,28 +273,37 @@ def out_of_service_note(connection: Connection, period: Period, window: Window, 
     of_window = {"period": period.name, "start": window.start}
     stored = rows(connection, _STORED, **of_window, servers=list(retired)) if retired else ()
     left = list(retired.keys() - {row.server_id for row in stored})
-    sums = rows(connection, _SUMS, start=window.start, last=window.end, servers=left) if left else ()
+    sums: dict[int, int] = {}
+    # A server without totals is the sum of its databases.
+    for statement in (_SUMS, _SUMS_OF_DATABASES):
+        without = [server for server in left if server not in sums]
+        found = rows(connection, statement, days=window.dates, servers=without) if without else ()
+        sums |= {row.server_id: int(row.sum_mb) for row in found}
     if not sums:
         return None
     measured = rows(connection, _MEASURED_DAYS, **of_window)[0].days or len(window.dates)
-    sizes = ((retired[row.server_id], int(row.sum_mb) // measured) for row in sums)
-    named = first_of((f"{server} ({human_mb(size_mb)})" for server, size_mb in sizes), GROUPS_NAMED)
+    largest = sorted(sums, key=lambda server: (-sums[server], retired[server]))
+    named = first_of((f"{retired[one]} ({human_mb(sums[one] // measured)})" for one in largest), GROUPS_NAMED)
     return f"Groups also contain servers that are out of service now: {named}. The size of the fleet does not."
 
 
 _OUT_OF_SERVICE = "SELECT server_id, server FROM capacity_servers WHERE NOT is_active AND counted_by IS NULL"
 _STORED = """
 SELECT server_id FROM capacity_server_growth
-WHERE period = :period AND window_start = :start AND server_id = ANY (CAST(:servers AS integer[]))
+WHERE period = :period AND (:with_derived OR NOT is_derived)
+  AND window_start = :start AND server_id = ANY (CAST(:servers AS integer[]))
 """
-_SUMS = """
-SELECT server_id, sum(size_mb) AS sum_mb FROM capacity_server_samples
-WHERE day BETWEEN :start AND :last AND server_id = ANY (CAST(:servers AS integer[]))
-GROUP BY server_id ORDER BY sum_mb DESC, server_id
-"""
+_SUMS, _SUMS_OF_DATABASES = (
+    """
+    SELECT server_id, sum(size_mb) AS sum_mb FROM capacity_server_samples
+    WHERE day = ANY (CAST(:days AS date[])) AND server_id = ANY (CAST(:servers AS integer[])) GROUP BY server_id""",
+    """
+    SELECT server_id, sum(size_mb) AS sum_mb FROM capacity_samples
+    WHERE day = ANY (CAST(:days AS date[])) AND server_id = ANY (CAST(:servers AS integer[])) GROUP BY server_id""",
+)
 _MEASURED_DAYS = """
 SELECT max(measured_days) AS days FROM capacity_server_growth
-WHERE period = :period AND window_start = :start AND counted
+WHERE period = :period AND (:with_derived OR NOT is_derived) AND window_start = :start AND counted
 """
 _GROUPS = """
 SELECT group_name AS name, servers, databases, CAST(size_mb AS bigint) AS size_mb,

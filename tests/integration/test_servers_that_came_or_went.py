@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import LEVELS
@@ -146,3 +147,19 @@ def test_pages_and_the_command_say_where_groups_contain_a_server_out_of_service(
     by_server = pages.document(f"{OF_WEEK.replace('changes', 'groups')}&by=server")
     assert (by_server["out_of_service"], "server-4" in str(by_server["groups"])) == (None, False)
     assert groups["size_mb"] == 10_100 + 8_571 + 200
+
+
+@pytest.mark.single_server("derives totals from samples of databases")
+def test_a_server_out_of_service_without_totals_is_named_by_its_databases(
+    pages: Pages, engine: Engine, service: AggregationService
+) -> None:
+    """server-4 and server-5 were measured on two days of the week: 700 * 2 / 7 = 200, (350 + 1050) * 2 / 7 = 400."""
+    add_instances(engine, [4, 5], is_active=False)
+    add_instance_sizes(engine, totals(4, FIRST.isoformat(), [(700, 2)] * (DAYS - 5)))
+    for name, size in (("log", 350), ("crm", 1050)):
+        add_database_sizes(engine, sizes(5, name, FIRST.isoformat(), [size] * (DAYS - 5)))
+    compute_windows(service, "weekly", WEEK.start, WEEK.end)
+
+    groups = pages.document(OF_WEEK.replace("changes", "groups"))
+    assert "out of service now: server-5 (400 MiB), server-4 (200 MiB)." in groups["out_of_service"]
+    assert groups["size_mb"] == 10_100 + 8_571 + 200 + 400
