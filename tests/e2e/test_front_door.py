@@ -143,7 +143,7 @@ def test_dagster_dev_works_for_someone_who_sets_the_variables_by_hand(
             # Not Ctrl-C: whoever starts the tests in the background has it ignored in every child.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(60)
-    assert len(nodes) == 26 + 20, "assets, and the views and pages that read them"
+    assert len(nodes) == 26 + 21, "assets, and the views and pages that read them"
     assert "Error" not in (tmp_path / "dagster.log").read_text()
 
 
