@@ -33,7 +33,7 @@ def trend_direction(
     previous_total: ColumnElement[Any],
     threshold: ColumnElement[Any],
 ) -> ColumnElement[str]:
-    """Return the rule in SQL; null without a window before."""
+    """Return the rule in SQL; null without a previous window."""
     grew_from_nothing = and_(previous_total == 0, total > 0)
     return case(
         (previous_total.is_(None), null()),
@@ -52,7 +52,7 @@ def contradictory_trend(stored: FromClause) -> ColumnElement[bool]:
 def explained_trend(
     percent: Decimal | None, total: int, previous_total: int | None, threshold: Decimal
 ) -> tuple[str, str | None]:
-    """Return the reason of a trend in words, and the trend; `percent` None: the window before has a mean of 0."""
+    """Return the reason of a trend in words, and the trend; `percent` None: the previous window has a mean of 0."""
     if previous_total is None:
         return "nothing to compare with", None
     if percent is None:

@@ -100,16 +100,16 @@ def disposed(engine: Engine) -> Iterator[Engine]:
         engine.dispose()
 
 
-FOUND = "capacity_found"
+KEPT_ROWS = "capacity_kept_rows"
 
 
 @contextmanager
 def snapshot(engine: Engine) -> Iterator[Connection]:
     """Yield a connection that cannot write, and sees one snapshot of the tables throughout.
 
-    Its option FOUND is a mapping in which readers keep the rows of statements.
+    Its option KEPT_ROWS is a mapping that `reading.access.rows` uses to execute no statement twice.
     """
-    with engine.connect().execution_options(**{FOUND: {}}) as connection:
+    with engine.connect().execution_options(**{KEPT_ROWS: {}}) as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         yield connection
 

@@ -171,11 +171,11 @@ class Measure:
         return ", MiB" if self.source.endswith("_mb") else ""
 
     def change_columns(self) -> Iterator[Column[Any]]:
-        """The change against the window before."""
-        yield from self._changes(self.change, self.change_percent, "the window before")
+        """The change since the previous window."""
+        yield from self._changes(self.change, self.change_percent, "the previous window")
 
     def _changes(self, name: str, name_in_percent: str, other: str) -> Iterator[Column[Any]]:
-        change = f"Change of the exact mean {self.what} against {other}"
+        change = f"Change of the exact mean {self.what} since {other}"
         yield Column(name, self.type, comment=f"{change}, cut toward zero{self._unit}; null: unknown")
         yield Column(name_in_percent, PERCENT, comment=f"{change}, in percent; null: unknown, or from 0")
 

@@ -366,7 +366,7 @@ computed_windows = table(
     key("level", String(20), "database, instance or group"),
     key("period_start", Date, "First day of the window"),
     required("period_end", Date, "Last day of the window, included"),
-    required("reads_from", Date, "First day of the window before, with which its change compares"),
+    required("reads_from", Date, "First day of the previous window, with which its change compares"),
     optional("year_before_start", Date, "First day of the window a year before; null: not compared with it"),
     optional("year_before_end", Date, "Last day of that window, included"),
     required("wanted", BigInteger, "How many changes have affected it", server_default=text("0")),

@@ -56,7 +56,7 @@ SELECT g.period_type AS period,  -- Name of the period, such as daily or monthly
        g.servers,  -- Largest number of servers with a part in it on a day
        g.databases,  -- Mean number of databases per measured day of the fleet
        g.size_mb,  -- Mean size per measured day of the fleet, MiB
-       g.change_mb  -- Change of that against the window before, MiB; null: that was not measured
+       g.change_mb  -- Change of that since the previous window, MiB; null: that was not measured
 FROM (
     SELECT w.period_type, w.period_start, w.period_end, CAST(g.label_key AS text) AS grouped_by,
            CAST(nullif(g.label_value, '') AS text) AS group_name, CAST(g.servers AS bigint) AS servers,
@@ -65,13 +65,13 @@ FROM (
     FROM group_size_aggregations w
     LEFT JOIN group_size_aggregations b ON b.period_type = w.period_type
         AND b.label_key = '(fleet)' AND b.label_value = '(fleet)'
-        -- The window before: whole months, or as many days as the window itself.
+        -- The previous window: whole months, or as many days as the window itself.
         AND b.period_start = CASE WHEN extract(day FROM w.period_start) = extract(day FROM w.period_end + 1)
             THEN CAST(w.period_start
                       - age(CAST(w.period_end + 1 AS timestamp), CAST(w.period_start AS timestamp)) AS date)
             ELSE w.period_start - (w.period_end - w.period_start + 1) END
     CROSS JOIN LATERAL (
-        -- A group that has gone since the window before has a row of 0, so that changes of groups add up as well.
+        -- A group that has gone since the previous window has a row of 0, so that changes of groups add up as well.
         SELECT p.label_key, p.label_value, coalesce(sum(p.servers) FILTER (WHERE p.is_own), 0) AS servers,
                coalesce(sum(p.databases) FILTER (WHERE p.is_own), 0) AS databases,
                coalesce(sum(p.size_mb) FILTER (WHERE p.is_own), 0) AS size_mb,
@@ -350,7 +350,7 @@ SELECT instance_id,  -- Server, instances.id
        period_end,  -- Last day of the window, included
        data_count,  -- Days with samples in the window
        total_size_mb,  -- Mean daily total of the server, rounded down, MiB
-       total_size_change_mb,  -- Change of the mean against the window before, cut toward zero, MiB; null: unknown
+       total_size_change_mb,  -- Change of the mean since the previous window, cut toward zero, MiB; null: unknown
        total_size_change_percent,  -- The same in percent; null: unknown, or from 0
        database_count,  -- Mean number of databases, rounded down
        max_size_mb,  -- Largest daily total, MiB
@@ -466,7 +466,7 @@ def _growth(rows: str, labels: str) -> str:
        a.max_size_mb AS largest_size_mb,  -- Largest total size, MiB
        a.min_size_mb AS smallest_size_mb,  -- Smallest total size, MiB
        {_parts(added_later=False)}a.size_change_mb AS change_mb,
-          -- Change of the mean against the window before, MiB; null: unknown
+          -- Change of the mean since the previous window, MiB; null: unknown
        a.size_change_percent AS change_percent,  -- The same in percent; null: unknown, or from 0
        a.trend_direction AS trend,  -- growing, shrinking or stable; null: nothing to compare with
        {_SAMPLED}{_further("size", "last_size_mb")}       {_parts(added_later=True)}{labels} AS labels
@@ -479,7 +479,7 @@ def _server_growth(register: str, labels: str) -> str:
        a.total_size_mb AS size_mb,  -- Mean daily total, rounded down, MiB
        a.max_size_mb AS largest_size_mb,  -- Largest daily total, MiB
        a.min_size_mb AS smallest_size_mb,  -- Smallest daily total, MiB
-       a.total_size_change_mb AS change_mb,  -- Change of the mean against the window before, MiB; null: unknown
+       a.total_size_change_mb AS change_mb,  -- Change of the mean since the previous window, MiB; null: unknown
        a.total_size_change_percent AS change_percent,  -- The same in percent; null: unknown, or from 0
        a.trend_direction AS trend,  -- growing, shrinking or stable; null: nothing to compare with
        a.database_count AS databases,  -- Mean number of databases, rounded down
@@ -513,7 +513,7 @@ SELECT g.period_type AS period,  -- Name of the period, such as daily or monthly
        g.period_start AS window_start  -- First day of the window
 FROM group_size_aggregations g WHERE g.label_key = '(total)' AND g.label_value = 'derived';
 """)
-# The rows of a window, and the rows of the window before of servers that have none in it.
+# The rows of a window, and the rows of the previous window of servers that have none in it.
 _FLEET_AND_COVERAGE = views_in("""
 -- Size of the fleet by engine in each window. Servers that are counted by another one are left out.
 CREATE VIEW capacity_fleet AS
@@ -530,7 +530,7 @@ SELECT a.period_type AS period,  -- Name of the period, such as daily or monthly
           -- Servers not measured in the previous window; their size does not count as growth
        count(a.missing_size_mb) AS servers_missing,
           -- Servers measured only in the previous window; their absence does not count as shrinkage
-       sum(a.missing_size_mb) AS missing_size_mb,  -- Their size in the window before, MiB; null: none
+       sum(a.missing_size_mb) AS missing_size_mb,  -- Their size in the previous window, MiB; null: none
        CASE WHEN count(a.last_total_size_mb) = count(a.total_size_mb) THEN sum(a.last_total_size_mb) END AS last_size_mb
           -- Sum of the sizes of its servers, each on its last measured day of the window, MiB; null: not of all
 FROM (

@@ -12,7 +12,7 @@ from sqlalchemy import URL, Connection, Engine, Executable, Row, text
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import first_of
 from capacity_assets.database.cluster import tables_are_distributed
-from capacity_assets.database.engine import FOUND, capacity_engine
+from capacity_assets.database.engine import KEPT_ROWS, capacity_engine
 from capacity_assets.database.views import FORECAST_TABLES, READ_ON_NODES, READABLE, READER_ROLE, SELECT_ON_SERVERS
 
 STATEMENT_TIMEOUT_SECONDS = 5
@@ -71,14 +71,14 @@ def rows(connection: Connection, statement: str | Executable, **parameters: obje
         return connection.execute(statement, parameters).all()
     if ":with_derived" in statement:
         parameters["with_derived"] = has_derived(connection, str(parameters["period"]))
-    found: dict[object, Sequence[Row[Any]]] = connection.get_execution_options().get(FOUND, {})
+    kept: dict[object, Sequence[Row[Any]]] = connection.get_execution_options().get(KEPT_ROWS, {})
     key = None if any(isinstance(value, list) for value in parameters.values()) else (statement, repr(parameters))
-    if key in found:
-        return found[key]
-    answer = connection.execute(text(statement), parameters).all()
-    if key is not None and len(answer) <= MOST_KEPT_ROWS:
-        found[key] = answer
-    return answer
+    if key in kept:
+        return kept[key]
+    result = connection.execute(text(statement), parameters).all()
+    if key is not None and len(result) <= MOST_KEPT_ROWS:
+        kept[key] = result
+    return result
 
 
 def has_derived(connection: Connection, period: str) -> bool:

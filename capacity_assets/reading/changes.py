@@ -432,13 +432,13 @@ ORDER BY size_mb DESC, server_id, database
 _OF_ONE_WINDOW = """
 WITH stored AS MATERIALIZED (
     SELECT server_id, server, window_start, databases, size_mb,
-           CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value AS is_asked
+           CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value AS is_chosen
     FROM capacity_server_growth
     WHERE period = :period AND (:with_derived OR NOT is_derived) AND window_start BETWEEN :before AND :start
       AND counted
 )
 SELECT s.window_start = :start AS is_new, s.server_id, s.server, s.databases, s.size_mb FROM stored s
-WHERE s.is_asked
+WHERE s.is_chosen
   AND NOT EXISTS (SELECT FROM stored o WHERE o.server_id = s.server_id AND o.window_start <> s.window_start)
   AND EXISTS (SELECT FROM stored WHERE window_start = :before)
   AND EXISTS (SELECT FROM stored WHERE window_start = :start)

@@ -262,7 +262,7 @@ def window_name(period: str, start: date) -> str:
 
 
 def before(period: str, start: date) -> date:
-    """Return the first day of the window before."""
+    """Return the first day of the previous window."""
     return PERIODS[period].previous(PERIODS[period].window_of(start)).start
 
 
