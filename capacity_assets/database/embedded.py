@@ -397,7 +397,7 @@ def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
     """Return the reason in the messages of the server's programs, which are more exact than their exit codes."""
     lines = [str(error), *(line for text in heard for line in text.splitlines())]
     reasons = [line[match.start() :].strip() for line in lines if (match := _REASON.search(line))]
-    reason = reasons[-1] if reasons else str(error)
+    reason = (reasons[-1] if reasons else str(error)).rstrip(".")
     # On a full device, the server's log is empty.
     is_full = data.exists() and shutil.disk_usage(data).free < BYTES_PER_MB
     if is_full or any(os.strerror(errno.ENOSPC) in line for line in lines):

@@ -499,6 +499,11 @@ def test_a_server_elsewhere_is_looked_at_from_a_folder_in_which_nothing_can_be_w
     assert not status.error + check.error
 
 
+def test_the_reason_why_the_embedded_server_did_not_start_ends_with_one_full_stop(tmp_path: Path) -> None:
+    failed = subprocess.CalledProcessError(1, ["pg_ctl", "start"])
+    assert "returned non-zero exit status 1. Its data was kept." in _why_not_started(tmp_path, failed, [])
+
+
 def test_a_full_device_is_told_although_the_log_of_the_server_cannot_be_written() -> None:
     with small_device(1) as device:
         with suppress(OSError), (device / "filler").open("wb", buffering=0) as file:
