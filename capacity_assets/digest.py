@@ -432,7 +432,7 @@ def send_digests(  # noqa: PLR0913 -- the options of sending
             if is_quiet or settings.seconds_left <= 0:
                 waiting.append(receiver.name)
                 continue
-            delivered = set() if again else set(_delivered(engine, week, receiver))
+            delivered = set() if again else set(_delivered_channels(engine, week, receiver))
             remaining = [channel for channel in receiver.channels if channel not in delivered]
             deliveries[receiver.name] = None
             if remaining:
@@ -464,7 +464,7 @@ def _send_to(
     return problems
 
 
-def _delivered(engine: Engine, week: Window, receiver: Receiver) -> list[str]:
+def _delivered_channels(engine: Engine, week: Window, receiver: Receiver) -> list[str]:
     query = text("SELECT channel FROM capacity_digests WHERE week = :week AND receiver = :receiver")
     with database_errors(doing="reading who got a digest"), engine.connect() as connection:
         return list(connection.execute(query, {"week": week.start, "receiver": receiver.name}).scalars())

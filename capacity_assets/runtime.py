@@ -35,12 +35,12 @@ logger = logging.getLogger("capacity_assets")
 @contextmanager
 def open_dagster_database(settings: Settings) -> Iterator[URL]:
     """Yield the URL of Dagster's storage; without DAGSTER_POSTGRES_URL the embedded server serves it."""
-    with _served(settings, settings.dagster_url, DAGSTER_DATABASE) as url:
+    with _serve(settings, settings.dagster_url, DAGSTER_DATABASE) as url:
         yield url.set(drivername=DAGSTER_DRIVER)
 
 
 @contextmanager
-def _served(settings: Settings, url: URL | None, database: str) -> Iterator[URL]:
+def _serve(settings: Settings, url: URL | None, database: str) -> Iterator[URL]:
     if url is not None:
         yield url
         return
@@ -61,7 +61,7 @@ def open_engine(settings: Settings, *, connect: bool = True, existing: bool = Fa
     if existing:
         refuse_an_absent_embedded_server(settings)
     with (
-        _served(settings, settings.capacity_url, CAPACITY_DATABASE) as url,
+        _serve(settings, settings.capacity_url, CAPACITY_DATABASE) as url,
         disposed(capacity_engine(url, parallel_slices=settings.parallel_slices)) as engine,
     ):
         refuse_a_newer_schema(engine)
@@ -89,7 +89,7 @@ def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False)
         refuse_an_absent_embedded_server(settings)
     variable = "CAPACITY_DATABASE_URL" if own is None else "CAPACITY_WEB_DATABASE_URL"
     given = settings.capacity_url if own is None else url_for_driver(own, CAPACITY_DRIVER)
-    with _served(settings, given, CAPACITY_DATABASE) as url:
+    with _serve(settings, given, CAPACITY_DATABASE) as url:
         if given is None:
             _make_reader_role(url)
         with disposed(refuse_a_newer_schema(reading_engine(url))) as plain:
@@ -117,7 +117,7 @@ def open_runs_engine(settings: Settings) -> Iterator[Engine | None]:
         # If the figures are on another server, the embedded one is not started for the metrics of runs.
         yield None
         return
-    with _served(settings, address, DAGSTER_DATABASE) as url:
+    with _serve(settings, address, DAGSTER_DATABASE) as url:
         # Two seconds: a response must not wait longer for a connection.
         limited = url.set(drivername=CAPACITY_DRIVER).update_query_dict({"connect_timeout": "2"})
         with disposed(reading_engine(limited)) as engine:

@@ -52,7 +52,7 @@ def run_capacity_aggregation(
             work = runner.scheduled_work(periods)
             run, troubles = runner.run_each(work, options)
     except CapacityError as error:
-        return _failed(error)
+        return _failure(error)
     return _result(run, troubles, run.message, [period.name for period, _ in work])
 
 
@@ -65,7 +65,7 @@ def run_capacity_instance_aggregation(instance_id: int, periods: Sequence[str] |
             options = RunOptions(instance_ids=[instance_id])
             run, troubles = runner.run_each(work if instance.active else [], options)
     except CapacityError as error:
-        return _failed(error)
+        return _failure(error)
     summary = InstanceSummary(instance.id, instance.name, instance.active, run)
     names = [period.name for period, _ in work] if instance.active else []
     return _result(run, troubles, summary.message, names, instance_id=instance.id, instance_name=instance.name)
@@ -224,5 +224,5 @@ def _metrics(run: RunSummary) -> TaskResult:
     return {"instances": outcome, "records": {**records, "total": counts["total_records"]}}
 
 
-def _failed(error: CapacityError) -> TaskResult:
+def _failure(error: CapacityError) -> TaskResult:
     return {**_result(RunSummary(), [error], "", []), "details": {}}

@@ -319,10 +319,10 @@ def run_checks(engine: Engine, scope: CheckScope) -> list[CheckOutcome]:
             if scope.level.name in check.levels:
                 statement = check.on_nodes if distributed and check.on_nodes else check.statement
                 listed = with_queries(_LISTED, found=statement.format(**parts))
-                found: dict[date, list[Any]] = {window.start: [] for window in scope.windows}
+                rows_by_start: dict[date, list[Any]] = {window.start: [] for window in scope.windows}
                 for row in connection.execute(listed, scope.parameters()):
-                    found.setdefault(row.period_start, []).append(row)
-                outcomes += [_outcome(check, start, rows) for start, rows in sorted(found.items())]
+                    rows_by_start.setdefault(row.period_start, []).append(row)
+                outcomes += [_outcome(check, start, rows) for start, rows in sorted(rows_by_start.items())]
         return outcomes
 
 

@@ -129,7 +129,7 @@ def window_states(level: Level, sources: StatementSources) -> Subquery:
     `state_column` names: `count_`, `sum_`, `max_`, `min_`, and for measures with further figures `first_` and `last_`;
     the counts and sums again with the prefix `previous_` and, for measures with further figures, `year_before_`.
     """
-    united = _united(level, sources)
+    united = _unite(level, sources)
     keys = [united.c[key] for key in level.keys]
     preceding = FrameClauseType.PRECEDING
     a_year_before = FrameClause(
@@ -192,7 +192,7 @@ _UNITE: dict[str, Callable[[Element], Element]] = {
 }  # fmt: skip
 
 
-def _united(level: Level, sources: StatementSources) -> Subquery:
+def _unite(level: Level, sources: StatementSources) -> Subquery:
     """Unite the rows of each key and window."""
     selects = [_of_samples(level)] if sources.samples else []
     if sources.shorter_windows:
@@ -208,7 +208,7 @@ def _united(level: Level, sources: StatementSources) -> Subquery:
         kind = name.split("_")[0]
         value = rows.c[name] if sources.are_disjoint else _UNITE[kind](rows.c[name])
         if kind in ("first", "last"):
-            value = _undated(value)
+            value = _unpack_value(value)
         columns[name] = cast(value, BigInteger) if kind == "sum" else value
     names = list(_compared_names(level))
     own = array([columns["bucket"], *(columns[name] for name in names)])
@@ -240,7 +240,7 @@ def _of_samples(level: Level) -> Any:
         columns[state_column("count", measure)] = cast(value.is_not(None), Integer)
         columns |= {state_column(kind, measure): cast(value, BigInteger) for kind in ("sum", "max", "min")}
         if measure.further:
-            columns |= {state_column(end, measure): _dated(day, value) for end in ("first", "last")}
+            columns |= {state_column(end, measure): _pack_with_day(day, value) for end in ("first", "last")}
     return _found(level, samples, day, columns)
 
 
@@ -276,8 +276,8 @@ def _of_shorter_windows(level: Level) -> Any:
         if measure.further:
             last, growth = target.c[measure.further.last], target.c[measure.further.growth]
             start = target.c.period_start
-            columns[state_column("first", measure)] = _dated(start, last - func.coalesce(growth, 0))
-            columns[state_column("last", measure)] = _dated(start, last)
+            columns[state_column("first", measure)] = _pack_with_day(start, last - func.coalesce(growth, 0))
+            columns[state_column("last", measure)] = _pack_with_day(start, last)
     # Parts do not overlap, so their first days are unique.
     place = func.array_position(StatementParameters.part_starts, target.c.period_start)
     return _found(level, target, target.c.period_start, columns).where(
@@ -375,12 +375,12 @@ def _is_day(level: Level) -> ColumnElement[bool]:
     return level.target.c.period_start == level.target.c.period_end
 
 
-def _dated(day: Element, value: Element) -> Element:
+def _pack_with_day(day: Element, value: Element) -> Element:
     number = cast(cast(day, Date) - literal_column("DATE '2000-01-01'", Date), BigInteger)
     return number * literal_column(str(_DAY_BITS), BigInteger) + cast(value, BigInteger)
 
 
-def _undated(dated: Element) -> Element:
+def _unpack_value(dated: Element) -> Element:
     half, mask = literal_column(str(_DAY_BITS // 2), BigInteger), literal_column(str(_DAY_BITS - 1), BigInteger)
     return (dated + half).op("&", return_type=BigInteger())(mask) - half
 
@@ -399,7 +399,7 @@ def window_figures(level: Level, sources: StatementSources, *, fenced: bool) -> 
     Columns: the keys, `period_start`, every column of `level.figures` (all null if only a stored row is left), and
     `previous_data_count` and `year_before_data_count`, null if there is nothing to compare with.
     """
-    measured = _measured(level, sources, fenced=fenced)
+    measured = _compute_figures(level, sources, fenced=fenced)
     end = window_of(StatementParameters.ends, measured.c.bucket)
     growth_rate = measured.c[level.headline.change_percent]
     sums = (measured.c[state_column("sum", level.headline)], measured.c.previous_headline_sum)
@@ -423,9 +423,9 @@ def window_figures(level: Level, sources: StatementSources, *, fenced: bool) -> 
     ).subquery("figures")
 
 
-def _measured(level: Level, sources: StatementSources, *, fenced: bool) -> Subquery:
+def _compute_figures(level: Level, sources: StatementSources, *, fenced: bool) -> Subquery:
     """Compute the figures of each measure once; the next step names them several times."""
-    compared = _compared(level, sources, fenced=fenced)
+    compared = _compare(level, sources, fenced=fenced)
     state = dict(compared.c.items())
     columns: dict[str, Element] = {}
     for measure in level.measures:
@@ -440,7 +440,7 @@ def _measured(level: Level, sources: StatementSources, *, fenced: bool) -> Subqu
     return (rows.offset(literal_column("0")) if fenced else rows).subquery("measured")
 
 
-def _compared(level: Level, sources: StatementSources, *, fenced: bool) -> Subquery:
+def _compare(level: Level, sources: StatementSources, *, fenced: bool) -> Subquery:
     """Add to each state its differences to the others, as one fraction per measure and window.
 
     The difference of two means is `difference_` / `counts_`, and relative to the other mean `difference_` / `base_`.
@@ -577,7 +577,7 @@ def aggregation_statement(
     `records`, `written`, `unchanged`, `removed`, `unsampled` (rows that are kept although they have no sample left).
     """
     if sources.wanted_rows:
-        rows: FromClause = _classified(level, sources, fenced=True).cte("classified")
+        rows: FromClause = _classify(level, sources, fenced=True).cte("classified")
     else:
         # There is nothing to decide: every row is inserted.
         rows = select(*window_figures(level, sources, fenced=True).c, INSERT.label("action")).subquery("computed")
@@ -649,13 +649,13 @@ def node_statements(level: Level) -> NodeStatements:
     target = level.target
 
     def classified(name: str) -> Subquery:
-        return _classified(level, fenced=False).subquery(name)
+        return _classify(level, fenced=False).subquery(name)
 
     rows = classified("classified")
     written_at = bindparam("written_at", type_=DateTime(timezone=True))
     # The default of the column is volatile, so all rows would pass through the coordinator.
     number = getattr(func, ROW_NUMBER_FUNCTION)(bindparam("row_numbers", type_=String), rows.c.instance_id)
-    written = _stored(level).where(target.c.calculated_at == written_at).with_only_columns(target.c.period_start)
+    written = _select_stored(level).where(target.c.calculated_at == written_at).with_only_columns(target.c.period_start)
     return NodeStatements(
         counts=_counts(level, rows, _fits(level, rows)),
         row_numbers=select(func.pg_get_serial_sequence(target.name, "id")),
@@ -707,7 +707,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:HALF_A_FINGERPRINT]
 
 
-def _classified(level: Level, sources: StatementSources = EVERY_SOURCE, *, fenced: bool) -> Rows:
+def _classify(level: Level, sources: StatementSources = EVERY_SOURCE, *, fenced: bool) -> Rows:
     """Decide what happens to each row, before anything is written, and insert kept comparisons.
 
     Unchanged rows are removed here, not in an upsert, so that a repetition writes nothing: an upsert whose WHERE is
@@ -736,7 +736,7 @@ def _classified(level: Level, sources: StatementSources = EVERY_SOURCE, *, fence
 def _beside_stored(level: Level, sources: StatementSources, *, fenced: bool) -> Subquery:
     """Join the stored row to each computed row, with which of its comparisons are kept."""
     figures = window_figures(level, sources, fenced=fenced)
-    stored = _stored(level).subquery("stored_rows")
+    stored = _select_stored(level).subquery("stored_rows")
     keeps: list[Element] = []
     for comparison in level.comparisons:
         change = stored.c[comparison.figures[0]]
@@ -755,7 +755,7 @@ def _beside_stored(level: Level, sources: StatementSources, *, fenced: bool) -> 
     return (rows.offset(literal_column("0")) if fenced else rows).subquery("joined")
 
 
-def _stored(level: Level) -> Rows:
+def _select_stored(level: Level) -> Rows:
     """Select the stored rows of the wanted windows."""
     target = level.target
     return select(*(target.c[name] for name in (*level.keys, "period_start", *level.figures))).where(

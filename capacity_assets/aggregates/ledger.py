@@ -117,7 +117,7 @@ class Ledger:
         """
         years_before = [period.year_before(window) for window in windows]
         parameters = {
-            **_asked_for(period, windows),
+            **_parameters_of(period, windows),
             "levels": [level.name for level in levels],
             "reads_from": [period.previous(window).start for window in windows],
             "year_before_starts": [window.start for window in years_before],
@@ -149,10 +149,10 @@ class Ledger:
             named = {"stale": STALE_WHEN_GATHERED, "tracking": TRACKING}
             query = with_queries(known, materialized=named, **named)
             rows = connection.execute(query, parameters).all()
-        found: dict[str, list[KnownWindow]] = {level.name: [] for level in parts}
+        windows_by_level: dict[str, list[KnownWindow]] = {level.name: [] for level in parts}
         for name, start, end, *rest in rows:
-            found[name].append(KnownWindow(Window(start, end), *rest))
-        return {level: found[level.name] for level in parts}
+            windows_by_level[name].append(KnownWindow(Window(start, end), *rest))
+        return {level: windows_by_level[level.name] for level in parts}
 
     def finish(self, begun: Mapping[date, int], parts: Sequence[PeriodSummary], fingerprint: str) -> None:
         """Record that the windows of `parts` were computed, with the changes before they were `begun`."""
@@ -188,7 +188,7 @@ class Ledger:
     def failed_instances(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, int]:
         """Return the number of failed servers by first day, for those of `windows` in which servers failed."""
         with self._work("looking for servers that failed") as connection:
-            rows = connection.execute(text(_FAILED), _asked_for(period, windows, level))
+            rows = connection.execute(text(_FAILED), _parameters_of(period, windows, level))
             return {row.period_start: row.failed_instances for row in rows}
 
     def last_computation(self) -> str:
@@ -264,7 +264,7 @@ class Ledger:
         """Return the first of `windows` that has fewer rows than were computed; raises DBAPIError."""
         if not windows:
             return None
-        parameters = {**_asked_for(period, windows, level), "first": windows[0].start, "last": windows[-1].start}
+        parameters = {**_parameters_of(period, windows, level), "first": windows[0].start, "last": windows[-1].start}
         row = connection.execute(text(_LOST_ROWS.format(target=level.target.name)), parameters).first()
         if row is None:
             return None
@@ -295,7 +295,7 @@ class Ledger:
             yield connection
 
 
-def _asked_for(period: Period, windows: Sequence[Window], level: Level | None = None) -> dict[str, Any]:
+def _parameters_of(period: Period, windows: Sequence[Window], level: Level | None = None) -> dict[str, Any]:
     return {
         "period_type": period.name,
         "level": level.name if level else None,
@@ -306,7 +306,7 @@ def _asked_for(period: Period, windows: Sequence[Window], level: Level | None = 
 
 _LOOKUPS = {
     "stored": "EXISTS (SELECT FROM {table} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start)",
-    "sampled": "EXISTS (SELECT FROM {table} r WHERE r.collected_date BETWEEN asked.period_start AND asked.period_end)",
+    "sampled": "EXISTS (SELECT FROM {table} r WHERE r.collected_date BETWEEN given.period_start AND given.period_end)",
 }
 # On distributed rows, a subquery must not depend on the row of the outer query.
 _DISTRIBUTED_LOOKUPS = {
@@ -314,7 +314,7 @@ _DISTRIBUTED_LOOKUPS = {
     "WHERE a.period_type = ANY (CAST(:asked_types AS text[])) AND a.period_start = ANY (CAST(:starts AS date[])))",
     "sampled": "EXISTS (SELECT FROM (SELECT DISTINCT r.collected_date FROM {table} r WHERE r.collected_date BETWEEN "
     "(SELECT min(s) FROM unnest(CAST(:starts AS date[])) s) AND (SELECT max(e) FROM unnest(CAST(:ends AS date[])) e)"
-    ") AS days WHERE days.collected_date BETWEEN asked.period_start AND asked.period_end)",
+    ") AS days WHERE days.collected_date BETWEEN given.period_start AND given.period_end)",
 }
 # Stale windows are looked up once, not for each window. No trigger fires for a dropped partition, but its windows have
 # no rows.
@@ -324,7 +324,7 @@ SELECT w.level, w.period_start, w.period_end, w.period_type, w.fingerprint, w.pr
        w.computed IS NOT NULL AND w.failed_instances = 0 AND (w.total_records = 0 OR {stored}) AND tracking.is_on,
        stale.level IS NOT NULL, coalesce(stale.has_its_sums, true)
 FROM unnest(CAST(:levels AS text[]), CAST(:asked_types AS text[]), CAST(:starts AS date[]))
-    AS asked (level, period_type, period_start)
+    AS given (level, period_type, period_start)
 JOIN capacity_computed_windows w USING (level, period_type, period_start)
 LEFT JOIN stale USING (level, period_type, period_start) CROSS JOIN tracking
 WHERE w.processed_instances IS NOT NULL
@@ -332,7 +332,7 @@ WHERE w.processed_instances IS NOT NULL
 
 # A window without the year before (of an older version), or of another length, counts as new.
 _BEGIN = """
-WITH asked AS (
+WITH given AS (
     SELECT level, days.*, w.wanted, w.year_before_start IS NULL
            OR (w.period_end, w.reads_from) <> (days.period_end, days.reads_from) AS is_new
     FROM unnest(CAST(:levels AS text[])) AS level
@@ -345,7 +345,7 @@ WITH asked AS (
     INSERT INTO capacity_computed_windows AS w
         (period_type, level, period_start, period_end, reads_from, year_before_start, year_before_end)
     SELECT :period_type, level, period_start, period_end, reads_from, year_before_start, year_before_end
-    FROM asked WHERE is_new ORDER BY level, period_start
+    FROM given WHERE is_new ORDER BY level, period_start
     ON CONFLICT (period_type, level, period_start) DO UPDATE
     SET year_before_start = EXCLUDED.year_before_start, year_before_end = EXCLUDED.year_before_end,
         period_end = EXCLUDED.period_end, reads_from = EXCLUDED.reads_from, wanted = w.wanted + 1,
@@ -353,8 +353,8 @@ WITH asked AS (
     WHERE w.year_before_start IS NULL OR (w.period_end, w.reads_from) <> (EXCLUDED.period_end, EXCLUDED.reads_from)
     RETURNING w.level, w.period_start, w.wanted
 )
-SELECT level, period_start, coalesce(begun.wanted, asked.wanted, 0) AS wanted
-FROM asked LEFT JOIN begun USING (level, period_start)
+SELECT level, period_start, coalesce(begun.wanted, given.wanted, 0) AS wanted
+FROM given LEFT JOIN begun USING (level, period_start)
 """
 
 # Not updated if nothing is new, so that computing again over unchanged samples writes nothing.
@@ -435,12 +435,12 @@ FROM tracking
 # Stale windows are looked up once, not for each window.
 _LEFT = """
 WITH stale AS MATERIALIZED (SELECT * FROM capacity_stale_windows WHERE level = :level)
-SELECT asked.place, asked.period_type, state.reason
+SELECT given.place, given.period_type, state.reason
 FROM unnest(CAST(:period_types AS text[]), CAST(:starts AS date[]), CAST(:ends AS date[])) WITH ORDINALITY
-    AS asked (period_type, period_start, period_end, place)
+    AS given (period_type, period_start, period_end, place)
 LEFT JOIN capacity_computed_windows w
-    ON w.level = :level AND w.period_type = asked.period_type AND w.period_start = asked.period_start
-LEFT JOIN stale s ON s.period_type = asked.period_type AND s.period_start = asked.period_start
+    ON w.level = :level AND w.period_type = given.period_type AND w.period_start = given.period_start
+LEFT JOIN stale s ON s.period_type = given.period_type AND s.period_start = given.period_start
 CROSS JOIN LATERAL (SELECT CASE
     WHEN w.period_start IS NULL THEN CASE WHEN {sampled} THEN 'has samples, but was never computed' END
     WHEN w.computed IS NULL THEN 'was begun, but never finished'
@@ -448,7 +448,7 @@ CROSS JOIN LATERAL (SELECT CASE
     WHEN s.oldest_change <= now() - make_interval(secs => :patience_seconds)
         THEN concat('samples', CASE w.level WHEN 'group' THEN ' or labels' END, ' changed since it was computed')
     END) AS state (reason)
-WHERE state.reason IS NOT NULL ORDER BY asked.place
+WHERE state.reason IS NOT NULL ORDER BY given.place
 """
 
 # Servers that are inactive now may have further rows.

@@ -141,8 +141,8 @@ class AggregationWork:
     def _own_row(self, window: Window) -> tuple[list[StoredWindow], list[Window]] | None:
         """Cover a window by its own stored row, if only a compared window has changed. Days have no sums."""
         own = (self.period.name, window)
-        is_asked_for = self.options.overwrite or self.options.recompute or window.start == window.end
-        return None if is_asked_for or own not in self.usable else ([own], [])
+        is_requested = self.options.overwrite or self.options.recompute or window.start == window.end
+        return None if is_requested or own not in self.usable else ([own], [])
 
     def _cover(self, window: Window, periods: Sequence[Period]) -> tuple[list[StoredWindow], list[Window]]:
         """Cover a window by stored ones of `periods`, the longest first; return these, and the remaining days."""
@@ -429,7 +429,7 @@ class AggregationRunner:
                 raise self._failure(error, work) from error
             halves = work.halves(by_server=self.level.has_servers)
             if halves is None:
-                return [self._failed(work, error)]
+                return [self._summary_of_failure(work, error)]
         except PoolTimeoutError as error:
             raise self._failure(error, work) from error
         return [part for half in halves for part in self._aggregate_slice(half)]
@@ -447,9 +447,9 @@ class AggregationRunner:
             if options.guard:
                 with self._guarding:
                     options.guard()
-        return [self._counted(work, window, counts.get(window.start)) for window in work.windows]
+        return [self._summary_of_counts(work, window, counts.get(window.start)) for window in work.windows]
 
-    def _counted(self, work: AggregationWork, window: Window, row: sa.Row[Any] | None) -> PeriodSummary:
+    def _summary_of_counts(self, work: AggregationWork, window: Window, row: sa.Row[Any] | None) -> PeriodSummary:
         """Summarise a window from its row of counts; without one it has no samples, or its rows were kept."""
         empty = self._empty(work.period, window)
         if row is None:
@@ -529,7 +529,7 @@ class AggregationRunner:
     def _empty(self, period: Period, window: Window) -> PeriodSummary:
         return PeriodSummary(period.name, self.level.name, window.start, window.end)
 
-    def _failed(self, work: AggregationWork, error: DBAPIError) -> PeriodSummary:
+    def _summary_of_failure(self, work: AggregationWork, error: DBAPIError) -> PeriodSummary:
         [window] = work.windows
         instance = work.instances[0] if self.level.has_servers else InstanceRef(0, "every group")
         reason = reason_of(error)
@@ -811,16 +811,16 @@ def coverage_of(
         for raw in {raw for level in levels for raw in level.raw_tables}:
             query = _sampled_days(raw, days, on_nodes=is_distributed(engine))
             sampled[raw] = set(connection.execute(query).scalars())
-    found: dict[str, dict[date, WindowCoverage]] = {}
+    coverage: dict[str, dict[date, WindowCoverage]] = {}
     for level in levels:
         measured = set().union(*(sampled[raw] for raw in level.raw_tables))
-        found[level.name] = {
+        coverage[level.name] = {
             window.start: WindowCoverage(
                 len(measured.intersection(window.dates)), window.elapsed_days(today), window.days
             )
             for window in windows
         }
-    return found
+    return coverage
 
 
 def _sampled_days(raw: sa.Table, days: Sequence[date], *, on_nodes: bool) -> sa.Select[date]:

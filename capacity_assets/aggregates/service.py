@@ -179,7 +179,7 @@ class AggregationService:
         refuse_an_unfit_database(self.engine, self.clock.zone)
         if options.instance_ids is not None:
             self.instances(options.instance_ids)
-        with self._guarded(chosen, options) as guarded:
+        with self._hold_lock(chosen, options) as guarded:
             levels = {runner.level: shorter_periods(self.periods, chosen, runner.level) for runner in runners}
             begun = self._begin(chosen, list(levels), wanted, options)
             own = {(chosen.name, window) for window in wanted}
@@ -194,7 +194,7 @@ class AggregationService:
                 work = AggregationWork(
                     chosen, wanted, active, guarded, levels[level], self._usable(level, known[level])
                 )
-                parts += self._computed(runner, work, known[level], begun.get(level.name, {}))
+                parts += self._compute(runner, work, known[level], begun.get(level.name, {}))
             days = coverage_of(self.engine, list(levels), wanted, self.clock.today())
         return RunSummary(tuple(replace(part, coverage=days[part.level][part.period_start]) for part in parts))
 
@@ -217,7 +217,7 @@ class AggregationService:
         return frozenset((one.period_type, one.window) for one in known if one.has_current_sums(mark))
 
     @contextmanager
-    def _guarded(self, period: Period, options: RunOptions) -> Iterator[RunOptions]:
+    def _hold_lock(self, period: Period, options: RunOptions) -> Iterator[RunOptions]:
         """Hold the period's lock unless nothing is written; yield options whose guard checks it before each commit."""
         if options.dry_run:
             yield options
@@ -231,7 +231,7 @@ class AggregationService:
 
             yield replace(options, guard=guard)
 
-    def _computed(
+    def _compute(
         self, runner: AggregationRunner, whole: AggregationWork, known: Sequence[KnownWindow], begun: Mapping[date, int]
     ) -> Iterator[PeriodSummary]:
         """Compute one level, and record it in the ledger if its beginning was recorded.
@@ -244,7 +244,7 @@ class AggregationService:
         parts: dict[Window, PeriodSummary] = {}
         if not (options.overwrite or options.recompute or options.instance_ids is not None):
             parts = {
-                window: _unchanged(runner.level, before[window], len(whole.instances))
+                window: _summary_of_unchanged(runner.level, before[window], len(whole.instances))
                 for window in whole.windows
                 if window in before and before[window].is_unchanged(mark)
             }
@@ -395,7 +395,7 @@ for _period in PERIODS:
 _INSTANCES = "SELECT id, name, is_active AND deleted_at IS NULL AS active FROM instances ORDER BY id"
 
 
-def _unchanged(level: Level, known: KnownWindow, servers: int) -> PeriodSummary:
+def _summary_of_unchanged(level: Level, known: KnownWindow, servers: int) -> PeriodSummary:
     """Return the summary of an unchanged window, for a number of active servers."""
     return PeriodSummary(
         known.period_type,

@@ -71,19 +71,19 @@ def _sentences(kind: type[T], error: PydanticValidationError) -> Iterator[str]:
     problems: dict[str, list[str]] = {}
     for one in error.errors():
         problems.setdefault(str(one["loc"][0]), []).append(one["type"])
-    missing = [name for name, found in problems.items() if found == ["missing"]]
+    missing = [name for name, kinds in problems.items() if kinds == ["missing"]]
     if missing:
         described = _adapter(kind).json_schema(mode="validation")["properties"].get(missing[0], {})
         example = next(iter(described.get("examples", ())), None)
         instead = f"; write a number such as {example}" if example and len(missing) == 1 else ""
         yield f"{' and '.join(missing)} missing{instead}."
     names, _ = names_of(kind)
-    for name, found in problems.items():
-        if found == ["unexpected_keyword_argument"]:
+    for name, kinds in problems.items():
+        if kinds == ["unexpected_keyword_argument"]:
             yield f"{name!r} is not one of {', '.join(names)}.{suggestion(name, names)}"
-        elif found != ["missing"]:
+        elif kinds != ["missing"]:
             # A value that can have several types has one problem for each of them.
-            natures = [NATURES.get(problem.partition("_")[0]) for problem in found]
+            natures = [NATURES.get(problem.partition("_")[0]) for problem in kinds]
             known = dict.fromkeys(nature for nature in natures if nature)
             yield f"{name} must be {' or '.join(known)}." if known else f"{name} is not valid."
 

@@ -174,7 +174,7 @@ def _first_day(value: object) -> object:
     return day
 
 
-def _listed(value: object) -> object:
+def _split_list(value: object) -> object:
     return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
@@ -294,12 +294,14 @@ ExportAddress = Annotated[str, AfterValidator(_export_url)]
 CostOfFilling = Annotated[Decimal | None, AfterValidator(_above_cost_of_acting)]
 Hour = Annotated[int, BeforeValidator(_check_hour)]
 Folder = Annotated[Path, AfterValidator(_folder)]
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
-Shares = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_shares)]
-ServersAndLabels = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_servers_and_labels)]
-Labels = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_labels)]
-LabelKeys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_label_keys)]
-Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_listed)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
+Shares = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_shares)]
+ServersAndLabels = Annotated[
+    tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_servers_and_labels)
+]
+Labels = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_labels)]
+LabelKeys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_label_keys)]
+Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_list)]
 
 
 # One hour after the collection.

@@ -453,14 +453,14 @@ class TileOnMap:
 
 def treemap(title: str, tiles: Sequence[Tile]) -> Markup:
     """Draw tiles with their parts; empty if no tile has a size."""
-    placed = list(_nested(tiles))
+    placed = list(_place_nested(tiles))
     if not placed:
         return Markup()
     description = "; ".join(f"{one.name}: {human_mb(one.size_mb)}" for one in tiles)
     return draw("treemap", title=title, description=description, placed=placed, height=MAP_HEIGHT)
 
 
-def _nested(tiles: Sequence[Tile]) -> Iterator[TileOnMap]:
+def _place_nested(tiles: Sequence[Tile]) -> Iterator[TileOnMap]:
     for tile, area in squarified(tiles, TileArea(0, 0, MAP_WIDTH, MAP_HEIGHT)):
         has_heading = bool(tile.parts) and area.height > 2 * HEADING
         yield TileOnMap(tile, area._replace(height=HEADING) if has_heading else area, is_heading=has_heading)

@@ -118,7 +118,7 @@ def plan(settings: Settings, /, **values: Any) -> Report:
       capacity plan --period all --from 2025-01-01 --overwrite
     """
     run, troubles = _run(settings, **values, dry_run=True)
-    document = {"dry_run": True, "windows": [_planned(part) for part in run.parts]}
+    document = {"dry_run": True, "windows": [_plan_fields(part) for part in run.parts]}
     return _report(run, document, _plan_lines(run), troubles)
 
 
@@ -221,7 +221,7 @@ def _plan_lines(run: RunSummary) -> Iterator[Line]:
     yield options.NOTHING_CHANGED
 
 
-def _planned(part: PeriodSummary) -> dict[str, object]:
+def _plan_fields(part: PeriodSummary) -> dict[str, object]:
     columns = ("period_type", "level", "period_start", "period_end", *PLANNED.values())
     return {**{name: getattr(part, name) for name in columns}, "errors": list(map(str, part.errors))}
 

@@ -142,10 +142,10 @@ def _configuration(settings: Settings, today: date) -> Iterator[Finding]:
         yield _note(ENV_FILE, f"{Path(ENV_FILE).resolve()} is also read; exported variables override it")
     for name in unknown_variables():
         yield _note(name, "is not a variable of capacity_assets, so it has no effect; see .env.example")
-    yield from _judged(RETENTION, lambda: parse_retention(settings.retention_days), _retention_text)
-    yield from _judged(SYSTEM_DATABASES, lambda: excluded_databases_of(settings), None)
+    yield from _check_value(RETENTION, lambda: parse_retention(settings.retention_days), _retention_text)
+    yield from _check_value(SYSTEM_DATABASES, lambda: excluded_databases_of(settings), None)
     if (sources := settings.volume_sources) is not None:
-        yield from _judged(SOURCES, lambda: prometheus_sources(sources), _sources_text)
+        yield from _check_value(SOURCES, lambda: prometheus_sources(sources), _sources_text)
     yield from _receivers(settings)
     yield from _folders(settings)
     for name, url in (("CAPACITY_DATABASE_URL", settings.capacity_url), ("DAGSTER_POSTGRES_URL", settings.dagster_url)):
@@ -158,7 +158,7 @@ def _configuration(settings: Settings, today: date) -> Iterator[Finding]:
         )
 
 
-def _judged(subject: str, read: Callable[[], Value], text_of: Callable[[Value], str] | None) -> Iterator[Finding]:
+def _check_value(subject: str, read: Callable[[], Value], text_of: Callable[[Value], str] | None) -> Iterator[Finding]:
     """Yield the problem of a setting, or the text of its value; without `text_of`, nothing."""
     try:
         value = read()
@@ -469,7 +469,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         yield _ok("CAPACITY_REDIS_URL", "unset: PostgreSQL holds the locks")
     else:
         answers = "answers, with the rights that locks need"
-        yield from _judged("Redis", lambda: ask_redis(url.get_secret_value()), lambda _: answers)
+        yield from _check_value("Redis", lambda: ask_redis(url.get_secret_value()), lambda _: answers)
 
 
 def _pages(settings: Settings) -> Iterator[Finding]:

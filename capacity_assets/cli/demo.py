@@ -84,7 +84,7 @@ def _run(settings: Settings) -> None:
                     instance,
                     work,
                     on_progress=on_progress,
-                    recompute=lambda check_cancelled: _recomputed(engine, settings, first_day, today, check_cancelled),
+                    recompute=lambda check_cancelled: _recompute(engine, settings, first_day, today, check_cancelled),
                 )
             if sample_fleet.declare_sample_decision(engine, today):
                 update_forecasts(engine, {sample_fleet.PLANNED_ON}, Clock(settings.zone))
@@ -116,7 +116,7 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
     return fleet
 
 
-def _recomputed(engine: Engine, settings: Settings, first_day: date, today: date, check_cancelled: Guard) -> RunSummary:
+def _recompute(engine: Engine, settings: Settings, first_day: date, today: date, check_cancelled: Guard) -> RunSummary:
     """Recompute everything without Dagster; `check_cancelled` raises if the caller no longer waits."""
     runner, run = task_runner(engine, settings), RunSummary()
     options = RunOptions(recompute=True, guard=check_cancelled)

@@ -110,17 +110,17 @@ def _top_objects(engine: Engine, period: Period, window: Window, server_id: int 
     with engine.connect() as connection:
         servers = None if server_id is None else [server_id]
         listed = list_objects(connection, window.start, window.end, order="growth", servers=servers, shown=limit)
-    found = listed.objects
-    if not found:
+    objects = listed.objects
+    if not objects:
         raise ValidationError(
             f"No table or index is known to have grown in {period.name_of(window)}. CAPACITY_OBJECTS names the servers "
             "whose tables and indexes are measured; growth takes two measurements."
         )
-    rows = [[one.server, one.database, *_object_cells(one)] for one in found]
+    rows = [[one.server, one.database, *_object_cells(one)] for one in objects]
     title = f"Tables and indexes that grew most, {period.name_of(window)}"
     documents = [
         {name: value for name, value in asdict(one).items() if name not in {"server_id", "counted_bytes", "amount"}}
-        for one in found
+        for one in objects
     ]
     return Report(documents, [Table(title, ("Server", "Database", *CHANGE_HEADINGS), rows)])
 

@@ -253,7 +253,7 @@ class _Import:
         return report
 
     def zabbix(self, address: str) -> list[LoadReport]:
-        with self._opened(address) as zabbix:
+        with self._open_source(address) as zabbix:
             days = self._days()
             source = monitoring.zabbix_history(zabbix, days, self.settings.zone, rows.layout_of(DATABASE))
             return self._trends(source, days)
@@ -270,7 +270,7 @@ class _Import:
         report = self._load(source, DATABASE, rows.BYTES, sources.ZABBIX, **how)
         return self._finish([report], source=source.description, **asdict(days), **asdict(report))
 
-    def _opened(self, address: str) -> AbstractContextManager[Engine]:
+    def _open_source(self, address: str) -> AbstractContextManager[Engine]:
         return disposed(
             other_databases.open_legacy(other_databases.address_of(address, self.options.password_from, self.settings))
         )
@@ -289,7 +289,7 @@ class _Import:
     def database(self, address: str) -> list[LoadReport]:
         dry_run = self.options.dry_run
         reports: list[LoadReport] = []
-        with self._opened(address) as opened:
+        with self._open_source(address) as opened:
             tables = other_databases.legacy_tables(opened)
             servers = other_databases.unknown_servers(opened, self.engine)
             document: dict[str, object] = {"source": safe_url(opened.url), "servers": len(servers.rows)}

@@ -382,7 +382,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
     with database_errors(doing="reading earlier forecasts"), engine.connect() as connection:
         earlier = earlier_forecasts(connection, runway)
         decision = open_decisions(connection, today).on(runway)
-        imported = _imported(connection, series, kind, name)
+        imported = _imported_sizes(connection, series, kind, name)
     # A step of a database is also a step of its server's total.
     declared = stored_steps(engine, runway.server, name if kind == DATABASE else None)
     steps = [stored.declaration for stored in declared if _is_ignored(stored.declaration, series)]
@@ -432,7 +432,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
     return Report(document, lines)
 
 
-def _imported(connection: Connection, series: RunwayWithSizes, kind: str, name: str | None) -> list[SampleOrigin]:
+def _imported_sizes(connection: Connection, series: RunwayWithSizes, kind: str, name: str | None) -> list[SampleOrigin]:
     """Return which of the sizes that the forecast reads were imported."""
     runway = series.runway
     number = server_id_of(connection, runway.server)
@@ -462,8 +462,8 @@ def _days_agree(runway: Runway, first: SizeForecasts, second: ReferenceForecast)
     ends, beyond = model.compute_fill_days(first, np.array([float(runway.limit_mb)])), RISE_DAYS[-1] + 1
     for share, [day] in zip(SHARES, (ends.early_days, ends.middle_days, ends.late_days), strict=True):
         again = second.day(runway.limit_mb, round(100 * share))
-        found = beyond if day == model.NOT_WITHIN_HORIZON else day
-        if abs(found - (beyond if again is None else again)) > 1:
+        expected = beyond if day == model.NOT_WITHIN_HORIZON else day
+        if abs(expected - (beyond if again is None else again)) > 1:
             return False
     return True
 

@@ -255,30 +255,30 @@ class _Session:
         future: Future[tuple[Any, Answer | MeasureError]] = Future()
 
         def work() -> None:
-            found: Answer | MeasureError
+            outcome: Answer | MeasureError
             opened = connection
             try:
                 opened = self.engine.connect(self.access) if opened is None else opened
-                found = ask(opened, *arguments)
+                outcome = ask(opened, *arguments)
             except Exception as error:  # noqa: BLE001 -- as in `_measure`
-                found = self.engine.failure(error)
+                outcome = self.engine.failure(error)
             if future.set_running_or_notify_cancel():
-                future.set_result((opened, found))
+                future.set_result((opened, outcome))
             else:
                 _close(opened)
 
         threading.Thread(target=work, name=threading.current_thread().name, daemon=True).start()
         try:
-            self.connection, found = future.result(seconds)
+            self.connection, outcome = future.result(seconds)
         except TimeoutError:
             if future.cancel():
                 raise MeasureError(FailureKind.TIMEOUT, f"no answer within {seconds:.0f} s") from None
-            self.connection, found = future.result()
-        if not isinstance(found, MeasureError):
-            return found
-        if found.kind in {FailureKind.TIMEOUT, FailureKind.BROKEN_OFF}:
+            self.connection, outcome = future.result()
+        if not isinstance(outcome, MeasureError):
+            return outcome
+        if outcome.kind in {FailureKind.TIMEOUT, FailureKind.BROKEN_OFF}:
             self.close()
-        raise found.without(self.access.password)
+        raise outcome.without(self.access.password)
 
     def hidden(self, reason: str) -> str:
         """Return the text of a reason without the password, shortened."""
@@ -336,10 +336,10 @@ def _parts_of(session: _Session, scope: PartScope) -> Iterator[ServerPart]:
 
 def _objects_of(session: _Session, names: Sequence[str]) -> Objects:
     try:
-        found = session.answer(session.engine.objects, session.access, names, seconds=OBJECTS_SECONDS)
+        objects = session.answer(session.engine.objects, session.access, names, seconds=OBJECTS_SECONDS)
     except MeasureError as error:
         return Objects(unknown=(error.reason,))
-    return replace(found, unknown=tuple(map(session.hidden, found.unknown)))
+    return replace(objects, unknown=tuple(map(session.hidden, objects.unknown)))
 
 
 def timeout_error(server: Server, seconds: float, *, connected: bool) -> MeasureError:
@@ -534,9 +534,9 @@ class FleetMeasurement:
                 if may_begin():
                     running[task.instance_id] = self._begin(task, done)
                 else:
-                    yield self._failed(_MeasurementInProgress(task, 0.0), _day_over())
+                    yield self._failure_of(_MeasurementInProgress(task, 0.0), _day_over())
             yield from self._assign_workers(running, may_begin)
-            yield from self._finished(running, done)
+            yield from self._finished_outcomes(running, done)
             yield None
 
     def _may_connect(self, running: Collection[_MeasurementInProgress]) -> bool:
@@ -557,7 +557,7 @@ class FleetMeasurement:
                 del running[one.task.instance_id]
                 one.given_up = True
                 one.go.set()
-                yield self._failed(one, _day_over())
+                yield self._failure_of(one, _day_over())
 
     def _begin(
         self, task: ServerToMeasure, done: queue.SimpleQueue[tuple[int, ProbeOutcome]]
@@ -579,18 +579,18 @@ class FleetMeasurement:
             )
             excluded = self.context.excluded.get(server.engine, ())
             measured = _measure(one, access, excluded, with_facts=self.with_facts)
-            return self._ended(one, measured)
+            return self._outcome_of(one, measured)
         except MeasureError as error:
-            return self._failed(one, error)
+            return self._failure_of(one, error)
         except Exception as error:  # noqa: BLE001 -- other servers are not affected
-            return self._failed(one, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
+            return self._failure_of(one, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
 
-    def _failed(self, one: _MeasurementInProgress, error: MeasureError) -> ProbeOutcome:
-        failed = self._ended(one, Measurement())
+    def _failure_of(self, one: _MeasurementInProgress, error: MeasureError) -> ProbeOutcome:
+        failed = self._outcome_of(one, Measurement())
         keeps_sample = one.task.measured_before
         return replace(failed, kind=error.kind, reason=error.reason, advice=error.advice, keeps_sample=keeps_sample)
 
-    def _ended(self, one: _MeasurementInProgress, measured: Measurement) -> ProbeOutcome:
+    def _outcome_of(self, one: _MeasurementInProgress, measured: Measurement) -> ProbeOutcome:
         return ProbeOutcome(
             **vars(measured),
             instance_id=one.task.instance_id,
@@ -601,7 +601,7 @@ class FleetMeasurement:
             measure_seconds=one.seconds_to_measure,
         )
 
-    def _finished(
+    def _finished_outcomes(
         self, running: dict[int, _MeasurementInProgress], done: queue.SimpleQueue[tuple[int, ProbeOutcome]]
     ) -> Iterator[ProbeOutcome]:
         """Yield finished outcomes, and failures of overdue servers, whose later outcome is ignored."""
@@ -618,7 +618,7 @@ class FleetMeasurement:
             error = one.overdue
             if error is not None:
                 del running[instance_id]
-                yield self._failed(one, error)
+                yield self._failure_of(one, error)
 
 
 def _day_over() -> MeasureError:

@@ -149,17 +149,17 @@ def values_by_day(
         **{"start": min(ends), "end": max(ends), "step": DAY_SECONDS},
     }
     answer = _answer(source, "query_range", parameters, headers)
-    found: dict[date, dict[Labels, str]] = {}
+    values: dict[date, dict[Labels, str]] = {}
     try:
         for series in answer["data"]["result"]:
             labels = _labels(series)
             for moment, value in series["values"]:
-                found.setdefault(ends[int(moment)], {})[labels] = _plain(str(value))
+                values.setdefault(ends[int(moment)], {})[labels] = _plain(str(value))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise SourceError(
             "its answer is not a range of values: write a query that gives one value per series"
         ) from None
-    return found
+    return values
 
 
 def pages_of_days(first: date, last: date, zone: ZoneInfo, most: int) -> Iterator[list[date]]:

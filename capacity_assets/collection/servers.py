@@ -361,7 +361,7 @@ def register_servers(
             connection.execute(text("LOCK TABLE instances IN SHARE ROW EXCLUSIVE MODE"))
             before = {one.server.name: one for one in _registry(connection)}
             _refuse_chains(wanted, before)
-            changes = _compared(wanted, before, disable_others=disable_others)
+            changes = _changes_between(wanted, before, disable_others=disable_others)
             ids = {name: one.id for name, one in before.items()}
             _write(connection, wanted, ids, [ids[name] for name in changes.disabled], by)
             if dry_run:
@@ -376,7 +376,7 @@ def register_servers(
     return changes
 
 
-def _compared(
+def _changes_between(
     wanted: Sequence[Server], before: dict[str, RegisteredServer], *, disable_others: bool
 ) -> RegistrationChanges:
     known = {name: one.server for name, one in before.items() if one.is_collected}

@@ -299,9 +299,9 @@ class CollectionService:
         with self.locks.job_lock(samples_lock(share.name) if share else SAMPLES) as held:
             tasks, skipped, elsewhere = self._tasks(day, names, again=again, share=share)
             known = CollectionSummary(day, skipped_instances=skipped, filled_elsewhere=elsewhere)
-            summary = self._with_imported(self._measured(known, tasks, held, progress))
+            summary = self._with_imported(self._measure(known, tasks, held, progress))
             forget_old_attempts(self.engine, self.clock)
-        databases, size_mb = self._stored(day)
+        databases, size_mb = self._count_stored(day)
         seconds = time.monotonic() - began
         summary = replace(summary, database_count=databases, total_size_mb=size_mb, duration_seconds=seconds)
         logger.info(summary.message)
@@ -315,7 +315,7 @@ class CollectionService:
         unknown = (*summary.unknown_limits, *fetched.troubles)
         return replace(summary, unknown_limits=unknown, imported_volumes=len(fetched.volumes))
 
-    def _stored(self, day: date) -> tuple[int, int]:
+    def _count_stored(self, day: date) -> tuple[int, int]:
         """Return the number and MiB of databases stored for the day on servers measured here, by any run."""
         [row] = self._read(with_queries(_STORED, in_service=SERVERS_IN_SERVICE), {"day": day}, "adding up the day")
         return int(row.database_count), int(row.total_size_mb)
@@ -390,7 +390,7 @@ class CollectionService:
         with database_errors(doing=doing), self.engine.connect() as connection:
             return connection.execute(query, parameters).all()
 
-    def _measured(
+    def _measure(
         self, summary: CollectionSummary, tasks: Sequence[ServerToMeasure], lock: HeldLock, progress: Progress
     ) -> CollectionSummary:
         fleet = FleetMeasurement(self.context, self.clock, self.workers, self.connect_seconds)

@@ -54,15 +54,15 @@ def _part_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]
             yield *where, *what, outcome.ended_at
 
 
-def _staged(name: str, table: Table, *names: str) -> Table:
+def _staging_table(name: str, table: Table, *names: str) -> Table:
     return temporary_table(name, *(Column(one, table.c[one].type) for one in ("instance_id", *names, "collected_at")))
 
 
-_VOLUMES = _staged("measured_volume", volume_size_stats, "volume_name", "total_mb", "free_mb", "used_mb")
+_VOLUMES = _staging_table("measured_volume", volume_size_stats, "volume_name", "total_mb", "free_mb", "used_mb")
 _OF_CEILING = ("database_name", "limit_mb", "is_unlimited", "volumes", "fills_files")
-_CEILINGS = _staged("measured_limit", database_limit_stats, *_OF_CEILING)
+_CEILINGS = _staging_table("measured_limit", database_limit_stats, *_OF_CEILING)
 _OF_PART = ("part_kind", "part_name", "size_bytes", "volume_name", "detail")
-_PARTS = _staged("measured_part", server_part_stats, *_OF_PART)
+_PARTS = _staging_table("measured_part", server_part_stats, *_OF_PART)
 
 
 def _store_beside(

@@ -194,11 +194,11 @@ def volumes_from(
         sizes = (totals[labels], free[labels], *(one[labels] for one in used if labels in one))
         by_place.setdefault((server, volume or source.volume), []).append(sizes)
     volumes, left_out = [], []
-    for (server, volume), found in sorted(by_place.items()):
-        if reason := _reason_against(found):
+    for (server, volume), candidates in sorted(by_place.items()):
+        if reason := _reason_against(candidates):
             left_out.append(f"{volume} of {server}: {reason}")
         else:
-            volumes.append(VolumeDay(server, volume, day, *map(int, found[0])))
+            volumes.append(VolumeDay(server, volume, day, *map(int, candidates[0])))
     if strangers:
         first, count = min(strangers), counted(len(strangers), "value")
         left_out.append(f"{count} of {source.server_label} without a registered server, for example {first!r:.80}")

@@ -54,7 +54,7 @@ def existing_tables(connection: sa.Connection, wanted: Iterable[sa.Table]) -> li
     names = [table.name for table in tables]
     # Without names, it would read all tables.
     reflected = inspector.get_multi_columns(filter_names=names) if names else {}
-    columns = {name: found for (_, name), found in reflected.items()}
+    columns = {name: columns_of_table for (_, name), columns_of_table in reflected.items()}
     facts = {row.name: row for row in connection.execute(sa.text(_FACTS), {"names": names})}
     indexes = indexes_of(connection, names)
     return [
@@ -65,10 +65,10 @@ def existing_tables(connection: sa.Connection, wanted: Iterable[sa.Table]) -> li
 
 def indexes_of(connection: sa.Connection, relations: Sequence[str]) -> dict[str, list[Index]]:
     """Return the indexes of tables or partitions, by their name, with the facts by which `WantedIndex` judges them."""
-    found: dict[str, list[Index]] = {relation: [] for relation in relations}
+    indexes: dict[str, list[Index]] = {relation: [] for relation in relations}
     for index in connection.execute(sa.text(_INDEXES), {"relations": relations}):
-        found[index.relation].append(index)
-    return found
+        indexes[index.relation].append(index)
+    return indexes
 
 
 # Partition triggers are row triggers of the legacy application that create partitions during an insert. Period checks

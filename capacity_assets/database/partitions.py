@@ -189,11 +189,11 @@ class PartitionLayout:
         period = rows.c.period_type if self.by_period else sa.cast(sa.null(), sa.Text)
         is_plausible = sa.and_(day >= FIRST_PLAUSIBLE, day < AFTER_PLAUSIBLE)
         month = sa.case((is_plausible, sa.cast(sa.func.date_trunc(sa.literal_column("'month'"), day), sa.Date)))
-        found = sa.select(period.label("period_type"), month.label("month")).distinct()
+        months = sa.select(period.label("period_type"), month.label("month")).distinct()
         spans: set[PartitionBounds] = set()
         ahead: set[PartitionBounds] = set()
         staying: set[str] = set()
-        for row in connection.execute(found):
+        for row in connection.execute(months):
             if row.period_type is not None and row.period_type not in PERIODS:
                 staying.add(f"rows of the period {row.period_type!r}, which is not registered,")
             elif row.month is None:

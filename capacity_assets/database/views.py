@@ -569,7 +569,7 @@ def _beside_servers(name: str, comment: str, rows: sa.Table, *columns: str | tup
     day = ("collected_date AS day",) if "collected_date" in rows.c else ()
     number = ("s.instance_id", "server_id", "Number of the server")
     server = ("coalesce(i.name, 'server ' || s.instance_id)", "server", "Name of the server")
-    listed = [one for column in (*day, number, server, *columns) for one in _listed(rows, column)]
+    listed = [one for column in (*day, number, server, *columns) for one in _split_columns(rows, column)]
     chosen: list[sa.Label[Any]] = [sa.literal_column(expression).label(name) for expression, name, _ in listed]
     query = sa.select(*chosen).select_from(sa.text(f"{rows.name} s LEFT JOIN instances i ON i.id = s.instance_id"))
     if "is_deleted" in rows.c:
@@ -578,7 +578,7 @@ def _beside_servers(name: str, comment: str, rows: sa.Table, *columns: str | tup
     return View(name, comment, sql_text(query), described=described)
 
 
-def _listed(rows: sa.Table, columns: str | tuple[str, str, str]) -> Iterator[tuple[str, str, str]]:
+def _split_columns(rows: sa.Table, columns: str | tuple[str, str, str]) -> Iterator[tuple[str, str, str]]:
     if not isinstance(columns, str):
         yield columns
         return

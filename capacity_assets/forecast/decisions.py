@@ -211,7 +211,7 @@ class StoredDecision(Decision):
         """Return the decision as a sentence: its kind, last day, author, reason, and whether the risk has grown."""
         added = "" if self.added_mb is None else f", {human_mb(self.added_mb)} more"
         by = f", by {printable(self.declared_by)}" if self.declared_by else ""
-        sentence = f"{self.text[0].upper()}{self.text[1:]}{added}{by}: {_ended(self.note)}"
+        sentence = f"{self.text[0].upper()}{self.text[1:]}{added}{by}: {_with_full_stop(self.note)}"
         return f"{sentence} {self.growth}" if self.has_grown else sentence
 
     @property
@@ -222,7 +222,7 @@ class StoredDecision(Decision):
         return f"The risk has grown: the probability of being full by then is {now}. It {before} when this was decided."
 
 
-def _ended(note: str) -> str:
+def _with_full_stop(note: str) -> str:
     """Return a note with a full stop at its end."""
     written = printable(note)
     return written if written.endswith((".", "!", "?")) else f"{written}."
@@ -370,7 +370,7 @@ def _close(connection: Connection, keys: Collection[Key], by: str | None) -> lis
     is_open = sa.and_(sa.tuple_(*(stored[name] for name in _KEY)).in_(list(keys)), stored.closed_at.is_(None))
     now = connection.execute(sa.select(sa.func.now())).scalar_one()
     connection.execute(sa.update(capacity_decisions).where(is_open).values(closed_at=now, closed_by=by))
-    return [one for one in _stored(connection) if one.closed_at == now]
+    return [one for one in _select_decisions(connection) if one.closed_at == now]
 
 
 def decide_command(server: str, subject: str, name: str) -> str:
@@ -414,7 +414,7 @@ def is_left_out(decision: StoredDecision | None) -> bool:
 
 def open_decisions(connection: Connection, day: date, server_ids: Sequence[int] | None = None) -> OpenDecisions:
     """Return the decisions that are open on a day, of all servers or of some, with their risk; raises DBAPIError."""
-    return OpenDecisions(_with_risks(connection, _stored(connection, day, server_ids)))
+    return OpenDecisions(_with_risks(connection, _select_decisions(connection, day, server_ids)))
 
 
 def newest_decision(engine: Engine) -> datetime | None:
@@ -435,10 +435,10 @@ def read_decisions(
 ) -> list[StoredDecision]:
     """Return the decisions as `stored_decisions`, of all servers or of one, or of a window; raises DBAPIError."""
     server_ids = None if server_id is None else [server_id]
-    return _with_risks(connection, _stored(connection, None if every else day, server_ids, taken))
+    return _with_risks(connection, _select_decisions(connection, None if every else day, server_ids, taken))
 
 
-def _stored(
+def _select_decisions(
     connection: Connection,
     day: date | None = None,
     server_ids: Sequence[int] | None = None,

@@ -152,7 +152,7 @@ class HistoryReader:
 
     def _series_batch(self, subjects: Sequence[LimitedSubject], batch: Sequence[Row[Any]]) -> SeriesBatch:
         files = np.full((len(batch), HISTORY_DAYS), np.nan)
-        sizes, steps, found = files.copy(), [], list(subjects)
+        sizes, steps, dated = files.copy(), [], list(subjects)
         for place, (subject, row) in enumerate(zip(subjects, batch, strict=True)):
             days, of_files = np.asarray(row.days), np.asarray(row.sizes, dtype=np.float64)
             used = np.asarray(row.used, dtype=np.float64) if subject.fills_files else of_files
@@ -162,10 +162,10 @@ class HistoryReader:
             files[place, columns[is_until]] = of_files[is_until]
             sizes[place, columns[is_until]] = used[is_until]
             if subject.fills_files:
-                found[place] = replace(subject, last_day=self.scope.as_of - timedelta(days=HISTORY_DAYS - last))
+                dated[place] = replace(subject, last_day=self.scope.as_of - timedelta(days=HISTORY_DAYS - last))
                 sizes[place] = with_estimates(files[place], sizes[place])
             steps.append([day + HISTORY_DAYS - 1 - last for day in row.steps or ()])
-        return SeriesBatch(found, sizes, without_steps(sizes, steps), files)
+        return SeriesBatch(dated, sizes, without_steps(sizes, steps), files)
 
     def without_limit(self) -> dict[str, int]:
         """Count the databases without a known limit, by server."""

@@ -259,30 +259,30 @@ SELECT greatest(min(first), DATE '1900-01-01') AS first, least(max(last), curren
 """
 # Samples and, if retention has dropped them, the daily aggregates. Days are listed, because the keys begin with them.
 _SIZES = """
-WITH asked AS (
+WITH requested AS (
     SELECT * FROM unnest(CAST(:ids AS integer[]), CAST(:subjects AS varchar[]), CAST(:names AS varchar[]),
                          CAST(:are_used AS boolean[])) AS g (instance_id, subject, name, is_used)
 )
 SELECT DISTINCT ON (instance_id, subject, name, day) * FROM (
     SELECT g.*, s.collected_date AS day, CASE WHEN g.is_used THEN s.used_size_mb ELSE s.size_mb END AS size_mb,
            1 AS rank
-    FROM asked g
+    FROM requested g
     JOIN database_size_stats s ON s.instance_id = g.instance_id AND s.database_name = g.name
         AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
     UNION ALL
-    SELECT g.*, a.period_start, CASE WHEN g.is_used THEN a.avg_used_size_mb ELSE a.avg_size_mb END, 2 FROM asked g
+    SELECT g.*, a.period_start, CASE WHEN g.is_used THEN a.avg_used_size_mb ELSE a.avg_size_mb END, 2 FROM requested g
     JOIN database_size_aggregations a ON a.instance_id = g.instance_id AND a.database_name = g.name
         AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
     UNION ALL
-    SELECT g.*, s.collected_date, s.total_size_mb, 1 FROM asked g
+    SELECT g.*, s.collected_date, s.total_size_mb, 1 FROM requested g
     JOIN instance_size_stats s ON s.instance_id = g.instance_id AND NOT s.is_deleted
         AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'server'
     UNION ALL
-    SELECT g.*, a.period_start, a.total_size_mb, 2 FROM asked g
+    SELECT g.*, a.period_start, a.total_size_mb, 2 FROM requested g
     JOIN instance_size_aggregations a ON a.instance_id = g.instance_id
         AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[])) WHERE g.subject = 'server'
     UNION ALL
-    SELECT g.*, s.collected_date, coalesce(s.used_mb, s.total_mb - s.free_mb), 1 FROM asked g
+    SELECT g.*, s.collected_date, coalesce(s.used_mb, s.total_mb - s.free_mb), 1 FROM requested g
     JOIN volume_size_stats s ON s.instance_id = g.instance_id AND s.volume_name = g.name
         AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'volume'
 ) AS sizes WHERE size_mb IS NOT NULL ORDER BY instance_id, subject, name, day, rank

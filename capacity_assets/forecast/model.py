@@ -113,11 +113,11 @@ def forecast(sizes: Sizes, measured: Sizes | None = None) -> SizeForecasts:
     HISTORY_DAYS columns are used.
     """
     recent = np.asarray(sizes, dtype=np.float64)[:, -HISTORY_DAYS:]
-    levels = _filled(recent)
-    floors = levels if measured is None else _filled(np.asarray(measured, dtype=np.float64)[:, -HISTORY_DAYS:])
+    levels = _fill_gaps(recent)
+    floors = levels if measured is None else _fill_gaps(np.asarray(measured, dtype=np.float64)[:, -HISTORY_DAYS:])
     changes = np.diff(levels, axis=1)
     known = np.sum(~np.isnan(changes), axis=1)
-    summed, slopes = _summed(changes, known), _slopes(levels, known)
+    summed, slopes = _running_sum(changes, known), _slopes(levels, known)
     errors, counts, method = _backtest(levels, floors, summed, known, slopes)
     drift = np.where(known >= LEAST_CHANGES, _mean_between(summed, known, levels.shape[1] - 1), 0.0)
     drift = np.choose(method, [np.zeros(len(levels)), drift, slopes[:, -1]])
@@ -172,7 +172,7 @@ def without_steps(sizes: Sizes, steps: Sequence[Sequence[int]]) -> Sizes:
     return smooth
 
 
-def _filled(sizes: Sizes) -> Sizes:
+def _fill_gaps(sizes: Sizes) -> Sizes:
     """Interpolate days between two measured ones, and repeat the last one; NaN before the first."""
     days = np.arange(sizes.shape[1])
     measured = ~np.isnan(sizes)
@@ -188,7 +188,7 @@ def _filled(sizes: Sizes) -> Sizes:
     return np.where(before < 0, np.nan, filled)
 
 
-def _summed(changes: Sizes, known: NDArray[np.int64]) -> Sizes:
+def _running_sum(changes: Sizes, known: NDArray[np.int64]) -> Sizes:
     """Return the running sum of the winsorised changes of each series; NaN counts as no change."""
     ordered = np.sort(changes, axis=1)  # NaN comes last
     low, high = (_quantile(ordered, known, share) for share in (WINSORISED_SHARE, 1 - WINSORISED_SHARE))
@@ -263,7 +263,7 @@ def _backtest(
     best = _best_method(errors, counts, ROUNDING_SHARE * np.fmax.reduce(levels, axis=1))
     of_best = (best, np.arange(series))
     count = np.where(counts[of_best] >= LEAST_ERRORS, counts[of_best], 0)
-    return _completed(np.sort(errors[of_best], axis=2), count), count, best
+    return _complete_errors(np.sort(errors[of_best], axis=2), count), count, best
 
 
 def _best_method(errors: Sizes, counts: NDArray[np.int64], rounding: Sizes) -> NDArray[np.int64]:
@@ -310,7 +310,7 @@ def _rises(levels: Sizes) -> Sizes:
     return rises
 
 
-def _completed(errors: Sizes, counts: NDArray[np.int64]) -> Sizes:
+def _complete_errors(errors: Sizes, counts: NDArray[np.int64]) -> Sizes:
     """Use the scaled errors of the next shorter horizon if a horizon has too few."""
     errors[:, 0] = np.where(counts[:, :1] > 0, errors[:, 0], np.nan)
     for place in range(1, len(HORIZONS_DAYS)):
@@ -383,7 +383,7 @@ def compute_fill_days(forecasts: SizeForecasts, limits: Sizes) -> FillDays:
     is_full = forecasts.last >= goal
     early, middle, late = (
         np.where(has_band, np.where(is_full, 0, days), NOT_WITHIN_HORIZON)
-        for days in _reached(forecasts, goal, probability).T
+        for days in _first_days_reaching(forecasts, goal, probability).T
     )
     within = [RISE_DAYS.index(days) for days in HORIZONS_DAYS]
     at_horizons = np.where((known & has_band)[:, None], probability[:, within], np.nan)
@@ -463,7 +463,7 @@ ROUNDING_DAYS = 1e-6
 """A smaller part of a day is an error of rounding."""
 
 
-def _reached(forecasts: SizeForecasts, goal: Sizes, probability: Sizes) -> NDArray[np.int64]:
+def _first_days_reaching(forecasts: SizeForecasts, goal: Sizes, probability: Sizes) -> NDArray[np.int64]:
     """Return the first day by which the goal is reached with each of SHARES, series by share.
 
     Between two of RISE_DAYS, days are interpolated by free space, not by probability, which jumps where the free space
@@ -481,9 +481,9 @@ def _reached(forecasts: SizeForecasts, goal: Sizes, probability: Sizes) -> NDArr
     width = days[after] - days[after - 1]
     # If free space is unbounded, the day between the two is unknown: it is the day after the first.
     steps = np.ceil(np.where(np.isfinite(grown), grown, 0.0) * width - ROUNDING_DAYS)
-    found = np.where(first < len(RISE_DAYS), 0, NOT_WITHIN_HORIZON)
-    found[series, share] = days[after - 1] + np.clip(steps, 1, width).astype(np.int64)
-    return found
+    reached_days = np.where(first < len(RISE_DAYS), 0, NOT_WITHIN_HORIZON)
+    reached_days[series, share] = days[after - 1] + np.clip(steps, 1, width).astype(np.int64)
+    return reached_days
 
 
 def _free_by_days(
@@ -522,19 +522,19 @@ def _largest_free(
 
     every, beyond, reaching = _levels(forecasts)
     levels, beyond, reaching = every.shape[2], beyond[of], reaching[of]
-    missed, found = np.full_like(column, -1), np.full_like(column, levels)
+    missed, reached = np.full_like(column, -1), np.full_like(column, levels)
     for _ in range(levels.bit_length()):
-        place = np.maximum((missed + found) // 2, 0)
+        place = np.maximum((missed + reached) // 2, 0)
         rises = by_rises * _rises_piece(np.clip(place, beyond, reaching), count, days)
         holds = odds(every[(*of, place)]) + rises >= needed
-        missed, found = np.where(holds, missed, place), np.where(holds, place, found)
-    low, high = (every[(*of, np.clip(place, 0, levels - 1))] for place in (found, found - 1))
-    rises = by_rises * _rises_piece(np.clip(found - 1, beyond, reaching), count, days)
+        missed, reached = np.where(holds, missed, place), np.where(holds, place, reached)
+    low, high = (every[(*of, np.clip(place, 0, levels - 1))] for place in (reached, reached - 1))
+    rises = by_rises * _rises_piece(np.clip(reached - 1, beyond, reaching), count, days)
     for _ in range(HALVINGS):
         between = np.sqrt(low * high)
         holds = odds(between) + rises >= needed
         low, high = np.where(holds, between, low), np.where(holds, high, between)
-    return np.select([found == 0, found < levels], [np.inf, low])
+    return np.select([reached == 0, reached < levels], [np.inf, low])
 
 
 def _levels(forecasts: SizeForecasts) -> tuple[Sizes, NDArray[np.int64], NDArray[np.int64]]:

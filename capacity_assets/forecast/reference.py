@@ -79,7 +79,7 @@ class ReferenceForecast:
         """Lower and upper end by horizon in days; empty with too little history."""
         ends: dict[int, tuple[float, float]] = {}
         tail = 0.0
-        for horizon, errors in _completed(self.errors).items():
+        for horizon, errors in _complete_errors(self.errors).items():
             if len(self.errors[horizon]) >= LEAST_ERRORS:
                 independent = max(len(errors) * ORIGIN_STEP_DAYS / max(horizon, ORIGIN_STEP_DAYS), 1.0)
                 tail = max((1 - BAND) / 2 - 0.5 / independent, 0.0)
@@ -90,15 +90,15 @@ class ReferenceForecast:
 
     def probabilities(self, limit: float) -> dict[int, float]:
         """Probability of reaching a limit by RISE_DAYS; empty with too little history."""
-        if not _completed(self.errors):
+        if not _complete_errors(self.errors):
             return {}
-        found: dict[int, float] = {}
+        by_days: dict[int, float] = {}
         for days in RISE_DAYS:
             odds = math.fsum(
                 weight * piece for weight, piece in zip(_weights(days), self.evidence(limit, days), strict=True)
             )
-            found[days] = min(max([1 / (1 + math.exp(-odds)), *found.values()]), MOST_PROBABLE)
-        return dict.fromkeys(RISE_DAYS, 1.0) if self.last >= limit else found
+            by_days[days] = min(max([1 / (1 + math.exp(-odds)), *by_days.values()]), MOST_PROBABLE)
+        return dict.fromkeys(RISE_DAYS, 1.0) if self.last >= limit else by_days
 
     def evidence(self, limit: float, days: int) -> list[float]:
         """Return the evidence for reaching a limit within a number of days, in the order of PIECES."""
@@ -159,8 +159,8 @@ def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | 
 
     `measured` has the same sizes with declared steps.
     """
-    levels = _filled(sizes[-HISTORY_DAYS:])
-    floors = levels if measured is None else _filled(measured[-HISTORY_DAYS:])
+    levels = _fill_gaps(sizes[-HISTORY_DAYS:])
+    floors = levels if measured is None else _fill_gaps(measured[-HISTORY_DAYS:])
     changes = [after - before for before, after in pairwise(levels)]
     lowest, highest = (_quantile(sorted(changes), share) for share in (WINSORISED_SHARE, 1 - WINSORISED_SHARE))
     kept = [min(max(change, lowest), highest) for change in changes]
@@ -190,7 +190,7 @@ def _activity(changes: Sequence[float]) -> float:
     return min(math.log((len(changes) - unchanged + 1) / (unchanged + 1)), MOST_ACTIVE)
 
 
-def _filled(sizes: Sequence[float | None]) -> list[float]:
+def _fill_gaps(sizes: Sequence[float | None]) -> list[float]:
     """Drop days before the first measured one, and interpolate days between two measured ones."""
     measured = [(day, size) for day, size in enumerate(sizes) if size is not None]
     levels: list[float] = []
@@ -266,7 +266,7 @@ def _rises(levels: Sequence[float], days: int) -> list[float]:
     return [max(levels[origin + 1 : origin + days + 1]) - levels[origin] for origin in origins]
 
 
-def _completed(errors: dict[int, list[float]]) -> dict[int, list[float]]:
+def _complete_errors(errors: dict[int, list[float]]) -> dict[int, list[float]]:
     """Use scaled errors of the next shorter horizon if there are too few; {} if the shortest has too few."""
     completed: dict[int, list[float]] = {}
     before = 0

@@ -268,12 +268,12 @@ def with_plans(
             limits[place] = _limit(raised_limit(binding_limit(row, float(batch.files[place][-1]), size), add_mb))
     ends = compute_fill_days(forecasts, limits)
     return [
-        row if planned is None else replace(row, planned=_planned(row, planned[0], place, limits[place], ends))
+        row if planned is None else replace(row, planned=_planned_runway(row, planned[0], place, limits[place], ends))
         for place, (row, planned) in enumerate(zip(rows, raised, strict=True))
     ]
 
 
-def _planned(row: Runway, day: date, place: int, limit: float, ends: FillDays) -> PlannedRunway | None:
+def _planned_runway(row: Runway, day: date, place: int, limit: float, ends: FillDays) -> PlannedRunway | None:
     """Return the runway with a planned limit; None: it is not higher than today's, or no date is known."""
     if not np.isfinite(limit) or row.limit_mb is None or int(limit) <= row.limit_mb or not ends.has_band[place]:
         return None

@@ -571,8 +571,8 @@ def chosen_databases(growth: Growth, subjects: Sequence[Subject], having: LabelF
 
 def _only(names: Iterable[str] | None) -> str | None:
     """Return the only name; None if there is none or several."""
-    found = list(names or ())
-    return found[0] if len(found) == 1 else None
+    listed = list(names or ())
+    return listed[0] if len(listed) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -624,7 +624,7 @@ class _ScenarioForecaster:
         last_days = np.array([row.last_day.toordinal() for row in batch.subjects])
         starts = [np.maximum(day.toordinal() - last_days, 0) for day in self._days]
         intervals = [self._interval(batch, base, day) for day in self._days]
-        ends = _combined(starts, [compute_fill_days(one.made, limits_of(one.bound)) for one in intervals])
+        ends = _combine(starts, [compute_fill_days(one.made, limits_of(one.bound)) for one in intervals])
         newest = intervals[-1]
         # The interval of today is the last one that has begun.
         now = np.sum([start == 0 for start in starts], axis=0) - 1
@@ -652,7 +652,7 @@ class _ScenarioForecaster:
                 rate = one.mb_per_day * share if isinstance(one.of, Growth) else one.mb_per_day
                 drift[place] += rate
                 last[place] += one.size_mb - rate * (one.day - row.last_day).days
-            rows[place] = self._limited(row, every, own, day)
+            rows[place] = self._limited_subject(row, every, own, day)
         # The limit of a database on a shared disk follows from its measured size.
         changed = replace(batch, subjects=rows)
         bound = [raised_limit(one, self._higher_by(day)) for one in binding_limits(changed)]
@@ -673,7 +673,7 @@ class _ScenarioForecaster:
             if one.server in {None, server} and (one.day or date.min) <= day and one.add_mb != 0
         ]
 
-    def _limited(
+    def _limited_subject(
         self, row: LimitedSubject, every: Sequence[Effect], own: Sequence[Effect], day: date
     ) -> LimitedSubject:
         """Return a subject with its limits from a day on."""
@@ -731,20 +731,20 @@ ASSUMED = "assumed"
 """Source of limits that a scenario sets."""
 
 
-def _combined(starts: Sequence[Sizes], every: Sequence[FillDays]) -> FillDays:
+def _combine(starts: Sequence[Sizes], every: Sequence[FillDays]) -> FillDays:
     """Combine the runways of intervals; each counts from its first day until the next interval begins."""
     if len(every) == 1:
         return every[0]
     ends = [*starts[1:], np.full(len(starts[0]), np.iinfo(np.int64).max)]
     days = {}
     for name in ("early_days", "middle_days", "late_days"):
-        found = np.full(len(starts[0]), NOT_WITHIN_HORIZON)
+        combined = np.full(len(starts[0]), NOT_WITHIN_HORIZON)
         for start, end, one in zip(starts, ends, every, strict=True):
             reached = getattr(one, name)
             day = np.maximum(reached, start)
-            counts = (reached != NOT_WITHIN_HORIZON) & (day < end) & (found == NOT_WITHIN_HORIZON)
-            found = np.where(counts & (day <= HORIZONS_DAYS[-1]), day, found)
-        days[name] = found
+            counts = (reached != NOT_WITHIN_HORIZON) & (day < end) & (combined == NOT_WITHIN_HORIZON)
+            combined = np.where(counts & (day <= HORIZONS_DAYS[-1]), day, combined)
+        days[name] = combined
     probability = np.zeros_like(every[0].probability)
     for start, end, one in zip(starts, ends, every, strict=True):
         for place, horizon in enumerate(HORIZONS_DAYS):
@@ -754,8 +754,8 @@ def _combined(starts: Sequence[Sizes], every: Sequence[FillDays]) -> FillDays:
             has_begun = (start <= horizon) & (start < end)
             probability[:, place] = np.where(has_begun, np.fmax(probability[:, place], upto), probability[:, place])
     # An interval that ends between two horizons may have a day there.
-    for share, found in zip(SHARES, days.values(), strict=True):
-        within = (found != NOT_WITHIN_HORIZON)[:, None] & (found[:, None] <= np.asarray(HORIZONS_DAYS))
+    for share, combined in zip(SHARES, days.values(), strict=True):
+        within = (combined != NOT_WITHIN_HORIZON)[:, None] & (combined[:, None] <= np.asarray(HORIZONS_DAYS))
         probability = np.where(within, np.fmax(probability, share), probability)
     newest = every[-1]
     probability = np.where(

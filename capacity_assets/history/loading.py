@@ -32,7 +32,7 @@ from capacity_assets.history.rows import RowReader, ServerDays, count_of
 from capacity_assets.history.sources import FILE, Origin, PositionedRow, Source, claim_samples
 
 
-def _staged(level: Level) -> Table:
+def _staging_table(level: Level) -> Table:
     """Return the temporary table of the rows of a slice; `server_id` is the number of a server in this database."""
     return temporary_table(
         "staged",
@@ -47,7 +47,7 @@ def _staged(level: Level) -> Table:
     )
 
 
-def _compared(level: Level, *, replace: bool) -> sa.Select[Any]:
+def _compare_with_stored(level: Level, *, replace: bool) -> sa.Select[Any]:
     """Return each row with its number among those of its key, and whether it is new, present or in conflict.
 
     If rows contradict each other, the first one counts or, with `replace`, the last, as if each were in a separate
@@ -88,7 +88,7 @@ def _compared(level: Level, *, replace: bool) -> sa.Select[Any]:
     return sa.select(turns, taken.label("taken"), conflicting.label("conflicting"))
 
 
-STAGED = {level.name: _staged(level) for level in SERVER_LEVELS.values()}
+STAGED = {level.name: _staging_table(level) for level in SERVER_LEVELS.values()}
 WRITE = {level.name: insert_samples(level, "(SELECT * FROM compared WHERE taken)") for level in SERVER_LEVELS.values()}
 CONFLICTS = """
 SELECT c.position, i.name AS server, c.database_name AS database, c.collected_date AS day, c.new_mb AS size_mb,
@@ -209,14 +209,14 @@ _SERVERS = """
 SELECT id, name FROM instances WHERE name = ANY (CAST(:names AS text[])) OR id = ANY (CAST(:numbers AS integer[]))
 """
 _IS_VALID = {"database": "true", "instance": "NOT m.is_deleted"}
-_ASKED = """
+_REQUESTED = """
 SELECT * FROM unnest(CAST(:servers AS integer[]), CAST(:firsts AS date[]), CAST(:lasts AS date[]))
     AS s (server_id, first_day, last_day)
 """
 # A lookup per server and day reads one row of each; DISTINCT would read every database of every day.
 _MISSING = """
 SELECT s.server_id, CAST(d.day AS date) AS day
-FROM asked s CROSS JOIN LATERAL generate_series(s.first_day, s.last_day, interval '1 day') AS d (day)
+FROM requested s CROSS JOIN LATERAL generate_series(s.first_day, s.last_day, interval '1 day') AS d (day)
 LEFT JOIN LATERAL (
     SELECT true AS is_measured FROM {table} m
     WHERE m.instance_id = s.server_id AND m.collected_date = CAST(d.day AS date) AND {is_valid} LIMIT 1
@@ -235,7 +235,7 @@ SELECT i.name AS server, s.first_day, s.last_day, g.days, g.longest, g.longest_f
 FROM (SELECT server_id, CAST(sum(days) AS bigint) AS days, max(days) AS longest,
              (array_agg(first_day ORDER BY days DESC, first_day))[1] AS longest_from
       FROM stretches GROUP BY server_id) AS g
-JOIN asked s USING (server_id) JOIN instances i ON i.id = g.server_id ORDER BY g.days DESC, g.server_id
+JOIN requested s USING (server_id) JOIN instances i ON i.id = g.server_id ORDER BY g.days DESC, g.server_id
 """
 # If statements cannot read the raw tables.
 _MEASURED = """
@@ -254,15 +254,15 @@ def gaps_of(connection: Connection, level: Level, spans: Sequence[ServerDays]) -
     numbered = {number: one for one in spans if not one.server and (number := count_of(one.instance_id)) is not None}
     wanted = {"names": list(named), "numbers": list(numbered)}
     servers = connection.execute(text(_SERVERS), wanted).all() if named or numbered else []
-    found = {row.id: span for row in servers if (span := named.get(row.name) or numbered.get(row.id))}
-    if not found:
+    chosen = {row.id: span for row in servers if (span := named.get(row.name) or numbered.get(row.id))}
+    if not chosen:
         return []
     of_level = {"table": level.source.name, "is_valid": _IS_VALID[level.name]}
-    statement = with_queries(_GAPS, asked=_ASKED, missing=_MISSING.format(**of_level), stretches=_STRETCHES)
-    firsts, lasts = ([getattr(span, end) for span in found.values()] for end in ("first_day", "last_day"))
-    every_day = {"servers": list(found), "first": min(firsts), "last": max(lasts)}
+    statement = with_queries(_GAPS, requested=_REQUESTED, missing=_MISSING.format(**of_level), stretches=_STRETCHES)
+    firsts, lasts = ([getattr(span, end) for span in chosen.values()] for end in ("first_day", "last_day"))
+    every_day = {"servers": list(chosen), "first": min(firsts), "last": max(lasts)}
     with copied_for_reading(connection, {level.source.name: _MEASURED.format(**of_level)}, every_day):
-        rows = connection.execute(statement, {"servers": list(found), "firsts": firsts, "lasts": lasts})
+        rows = connection.execute(statement, {"servers": list(chosen), "firsts": firsts, "lasts": lasts})
         return [ServerGaps(**row) for row in rows.mappings()]
 
 
@@ -396,13 +396,13 @@ class Loader:
             self._find_gaps(connection, report)
 
     def _find_gaps(self, connection: Connection, report: LoadReport) -> None:
-        found = gaps_of(connection, self.level, self.with_gaps)
+        gaps = gaps_of(connection, self.level, self.with_gaps)
         report.gaps = GapTotals(
-            servers=len(found),
-            days=sum(one.days for one in found),
-            longest_days=max((one.longest for one in found), default=0),
+            servers=len(gaps),
+            days=sum(one.days for one in gaps),
+            longest_days=max((one.longest for one in gaps), default=0),
         )
-        report.name("gaps", found)
+        report.name("gaps", gaps)
 
     def _slices(self, rows: Iterator[PositionedRow]) -> Iterator[list[PositionedRow]]:
         while part := list(itertools.islice(rows, self.slice_rows)):
@@ -427,7 +427,7 @@ class Loader:
         copy_rows(connection, f"COPY staged ({names}) FROM STDIN", good)
         self._find_servers(connection, report)
         with copied_for_reading(connection, _near_a_slice(self.level)):
-            compared = _compared(self.level, replace=self.replace)
+            compared = _compare_with_stored(self.level, replace=self.replace)
             connection.execute(sa.CreateTableAs(compared, "compared", temporary=True))
         connection.execute(text("ANALYZE compared"))
         report.add(dict(connection.execute(text(COUNT)).mappings().one()))

@@ -106,12 +106,12 @@ class PrometheusHistory:
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows, day by day; raises SourceError if the source fails."""
         begun = date.fromordinal(after // ROWS_OF_A_DAY) if after else self.days.first
-        for page, [found] in self.pages([self.source.sizes or ""], max(begun, self.days.first)):
+        for page, [values] in self.pages([self.source.sizes or ""], max(begun, self.days.first)):
             for day in page:
-                sizes = (self._named(labels, size) for labels, size in found.get(day, {}).items())
+                sizes = (self._names_and_size(labels, size) for labels, size in values.get(day, {}).items())
                 yield from _rows_of(day, sizes, self.layout, after)
 
-    def _named(self, labels: Labels, size: str) -> tuple[str, str, str]:
+    def _names_and_size(self, labels: Labels, size: str) -> tuple[str, str, str]:
         named = dict(labels)
         server = self.source.server_or_name(named.get(self.source.server_label, ""), self.known)
         return server, named.get(self.source.database_label, ""), size
@@ -119,20 +119,20 @@ class PrometheusHistory:
     def pages(self, queries: Sequence[str], first: date) -> Iterator[tuple[Sequence[date], list[ByDay]]]:
         """Yield the results of each query for the days from `first` on, page by page; raises SourceError."""
         for page in pages_of_days(first, self.days.last, self.zone, PAGE_DAYS):
-            yield from self._asked(queries, page)
+            yield from self._results_of(queries, page)
 
-    def _asked(self, queries: Sequence[str], page: Sequence[date]) -> Iterator[tuple[Sequence[date], list[ByDay]]]:
+    def _results_of(self, queries: Sequence[str], page: Sequence[date]) -> Iterator[tuple[Sequence[date], list[ByDay]]]:
         """Yield the results of each query for the days of a page, or of its parts; raises SourceError."""
         try:
-            found = [values_by_day(self.source, query, self.headers, page, self.zone) for query in queries]
+            values = [values_by_day(self.source, query, self.headers, page, self.zone) for query in queries]
         except TooMuchError:
             if len(page) == 1:
                 raise
             middle = len(page) // 2
             for half in (page[:middle], page[middle:]):
-                yield from self._asked(queries, half)
+                yield from self._results_of(queries, half)
         else:
-            yield page, found
+            yield page, values
 
 
 @dataclass
@@ -158,8 +158,8 @@ def import_volumes(
         volumes = []
         for day in page:
             of_day = [{labels: float(size) for labels, size in one.get(day, {}).items()} for one in values]
-            found, left_out = volumes_from(source, of_day, history.known, day)
-            volumes += found
+            imported, left_out = volumes_from(source, of_day, history.known, day)
+            volumes += imported
             report.left_out += [what for what in left_out if what not in report.left_out]
         report.read += len(volumes)
         report.stored += store_volumes(engine, volumes, replace=replace, dry_run=dry_run)
@@ -229,8 +229,8 @@ class ZabbixExport:
             if self.days.first <= day <= self.days.last:
                 of_day = newest.setdefault(day, {})
                 of_day[server, database] = max(of_day.get((server, database), (0, "")), (moment, size))
-        for day, found in sorted(newest.items()):
-            yield from _rows_of(day, ((*names, size) for names, (_, size) in found.items()), self.layout, after)
+        for day, values in sorted(newest.items()):
+            yield from _rows_of(day, ((*names, size) for names, (_, size) in values.items()), self.layout, after)
 
     def _trends(self) -> Iterator[tuple[int, str, str, str]]:
         """Yield time, host, database and size of each trend of a size."""

@@ -91,7 +91,9 @@ def column_positions(
         candidates = unmapped if theirs is None else [theirs]
         heading = next((lowered[name.lower()] for name in candidates if name.lower() in lowered), None)
         if heading is None and theirs is not None:
-            raise ValidationError(f"--map {ours}={theirs}: the source has no such column. It has {_listed(headings)}.")
+            raise ValidationError(
+                f"--map {ours}={theirs}: the source has no such column. It has {_list_headings(headings)}."
+            )
         if heading is not None:
             if headings.count(heading) > 1:
                 raise ValidationError(f"The column {heading!r} occurs more than once. Rename or delete the others.")
@@ -105,7 +107,7 @@ def column_positions(
         mapped = " ".join(f"--map {name}={_alike(name, headings)}" for name in missing)
         raise ValidationError(
             f"The source has no column {', '.join(missing)}. Name them with {mapped}. {whose}It has "
-            f"{_listed(headings)}."
+            f"{_list_headings(headings)}."
         )
     return places
 
@@ -116,7 +118,7 @@ def _alike(name: str, headings: Sequence[str]) -> str:
     return shlex.quote(close[0]) if close else "NAME"
 
 
-def _listed(headings: Sequence[str]) -> str:
+def _list_headings(headings: Sequence[str]) -> str:
     """List the headings of a source; if one hardly looks like a heading, only its beginning: it may be a secret."""
     are_headings = len(headings) > 1
     shown = [
@@ -371,11 +373,11 @@ def _with_gaps(by_index: Mapping[int, date], days_of: Mapping[tuple[str, str], i
 
     @cache  # Most servers have the same days.
     def ends(indexes: int) -> tuple[date, date] | None:
-        found = {
+        days = {
             by_index[index] for index, bit in enumerate(reversed(f"{indexes:b}")) if bit == "1" and index in by_index
         }
-        first, last = min(found, default=date.max), max(found, default=date.min)
-        return (first, last) if (last - first).days >= len(found) > 0 else None
+        first, last = min(days, default=date.max), max(days, default=date.min)
+        return (first, last) if (last - first).days >= len(days) > 0 else None
 
     return [ServerDays(*server, *span) for server, indexes in days_of.items() if (span := ends(indexes)) is not None]
 

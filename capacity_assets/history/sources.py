@@ -104,7 +104,7 @@ class CsvSource:
         self._encoding = UTF_8
         try:
             self._encoding = _known(options.encoding) if options.encoding else self._encoding_by_its_mark()
-            with self._opened() as file:
+            with self._open_file() as file:
                 first = next_line(file)
         except (gzip.BadGzipFile, zlib.error, EOFError):
             raise ValidationError(f"{path} ends in {GZIP} and is not a gzip file.") from None
@@ -138,7 +138,7 @@ class CsvSource:
         """Whether decimals have a point: programs that use another separator may write a comma."""
         return self._delimiter == ","
 
-    def _opened(self) -> TextIO:
+    def _open_file(self) -> TextIO:
         if self._path.suffix.lower() == GZIP:
             return gzip.open(self._path, "rt", encoding=self._encoding, newline="")
         return self._path.open(encoding=self._encoding, newline="")
@@ -179,7 +179,7 @@ class CsvSource:
         width = len(self._headings)
         position = 0
         try:
-            with self._opened() as file:
+            with self._open_file() as file:
                 # Strict, because an unclosed quote would silently swallow the rest of the file.
                 reader = csv.reader(bounded_lines(file), delimiter=self._delimiter, strict=True)
                 next(reader, None)
@@ -200,12 +200,12 @@ class CsvSource:
 
 def _known(encoding: str) -> str:
     try:
-        found = codecs.lookup(encoding)
+        codec = codecs.lookup(encoding)
         # Some codecs are not text encodings.
         "".encode(encoding)
     except (LookupError, ValueError):
         raise ValidationError(f"--encoding {encoding!r:.40} is not an encoding; write utf-8 or cp1252.") from None
-    return UTF_8 if found.name == "utf-8" else found.name
+    return UTF_8 if codec.name == "utf-8" else codec.name
 
 
 class ParquetSource:

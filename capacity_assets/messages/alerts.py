@@ -174,7 +174,7 @@ def _section(update: AlertUpdate, within_days: int, pages_url: str | None, insta
     risk = update.risk
     if risk is None:
         assert update.alert is not None  # noqa: S101 -- an update has a risk or an alert
-        return _resolved(update, update.alert, url, dedup)
+        return _resolution(update, update.alert, url, dedup)
     lines, event = list(_lines(update, risk, within_days)), _event(update, risk, within_days, dedup)
     command = printable(decide_command(risk.runway.server, key.subject, key.name))
     return Section(_heading(risk, within_days), lines, url=url, command=command, event=event)
@@ -221,7 +221,7 @@ def _lines(update: AlertUpdate, risk: AlertRisk, within_days: int) -> Iterator[M
     yield MessageLine(printable(labels) or "none", name="Labels")
 
 
-def _resolved(update: AlertUpdate, alert: OpenAlert, url: str | None, dedup: str) -> Section:
+def _resolution(update: AlertUpdate, alert: OpenAlert, url: str | None, dedup: str) -> Section:
     named = printable(subject_of(update.key, alert.server))
     lines = [MessageLine(printable(update.reason), name="Why"), MessageLine(human_day(update.opened), name="Act since")]
     figures = {"server": alert.server, **_subject(update.key), "labels": dict(alert.labels), "reason": update.reason}

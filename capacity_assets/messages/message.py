@@ -172,8 +172,8 @@ def _slack(message: Message) -> dict[str, Any]:
         texts.append("\n".join(lines))
     texts += [f"And {shown.more} more."] if shown.more else []
     texts += [_line_of_slack(shown.link)] if shown.link else []
-    header = {"type": "header", "text": {"type": "plain_text", "text": _shortened(message.title, SLACK_HEADER)}}
-    sections = [{"type": "section", "text": {"type": "mrkdwn", "text": _shortened(text, SLACK_TEXT)}} for text in texts]
+    header = {"type": "header", "text": {"type": "plain_text", "text": _shorten(message.title, SLACK_HEADER)}}
+    sections = [{"type": "section", "text": {"type": "mrkdwn", "text": _shorten(text, SLACK_TEXT)}} for text in texts]
     return {"text": _escaped_for_slack(message.title), "blocks": [header, *sections]}
 
 
@@ -262,7 +262,7 @@ def _pagerduty(message: Message, section: Section, event: Event, routing_key: st
         "client": CLIENT,
         **page,
         "payload": {
-            "summary": _shortened(section.heading, PAGERDUTY_SUMMARY),
+            "summary": _shorten(section.heading, PAGERDUTY_SUMMARY),
             "source": event.source,
             "severity": event.severity,
             "class": "capacity",
@@ -285,7 +285,7 @@ def _cut(message: Message, shown: int) -> Message:
     return replace(message, sections=message.sections[:shown], more=message.more + left_out)
 
 
-def _shortened(text: str, longest: int) -> str:
+def _shorten(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 

@@ -66,10 +66,10 @@ def _label(written: object) -> tuple[str, str]:
 
 
 def _hours(written: object) -> tuple[time, time]:
-    found = HOURS.fullmatch(str(written))
-    if found is None:
+    match = HOURS.fullmatch(str(written))
+    if match is None:
         raise ValidationError(f"quiet is {written!r}; write the hours without messages as 22:00-07:00.")
-    first_hour, first_minute, last_hour, last_minute = map(int, found.groups())
+    first_hour, first_minute, last_hour, last_minute = map(int, match.groups())
     return time(first_hour, first_minute), time(last_hour, last_minute)
 
 

@@ -223,11 +223,11 @@ def _results(
         by_check.setdefault(outcome.name, {})[str(outcome.period_start)] = outcome
     ours = context.partition_keys
     results: dict[str, list[dg.AssetCheckResult]] = {key: [] for key in ours}
-    for check, found in by_check.items():
-        example = next(iter(found.values()))
+    for check, of_check in by_check.items():
+        example = next(iter(of_check.values()))
         failing = failing_partitions(context, check) if example.severity is CheckSeverity.ERROR else set()
-        mended = {key: replace(example, places=0, listed=(), incident=None) for key in failing - set(found)}
-        for key, outcome in (found | mended).items():
+        mended = {key: replace(example, places=0, listed=(), incident=None) for key in failing - set(of_check)}
+        for key, outcome in (of_check | mended).items():
             if key in ours or (key in failing) == outcome.passed:
                 span = {"first_partition": key, "last_partition": key}
                 results.setdefault(key, []).append(result_of(outcome, span))

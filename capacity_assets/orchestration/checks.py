@@ -70,14 +70,14 @@ def check_result(  # noqa: PLR0913 -- what a result is made of
     places = len(lines) if places is None else places
     shown = lines[:MAXIMUM_LISTED_ERRORS]
     # The UI renders the text as Markdown; `bullets` escapes names.
-    found = bullets(shown, hidden=places - len(shown))
+    list_text = bullets(shown, hidden=places - len(shown))
     return dg.AssetCheckResult(
         asset_key=asset,
         check_name=name,
         passed=not places,
         severity=dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN,
-        description="\n\n".join(filter(None, [text, found, further])),
-        metadata={"places": places, **(metadata or {}), "found": markdown(found or "nothing")},
+        description="\n\n".join(filter(None, [text, list_text, further])),
+        metadata={"places": places, **(metadata or {}), "found": markdown(list_text or "nothing")},
     )
 
 

@@ -89,7 +89,7 @@ def dagster_instance(environment: dict[str, str]) -> Iterator[DagsterInstance]:
     before = dict(os.environ)
     os.environ.update(environment)
     try:
-        with _opened(environment["DAGSTER_HOME"]) as instance:
+        with _open_instance(environment["DAGSTER_HOME"]) as instance:
             yield instance
     finally:
         os.environ.clear()
@@ -117,7 +117,7 @@ def dagster_storage(settings: Settings) -> Iterator[DagsterPostgresStorage]:
             storage.run_storage.dispose()
 
 
-def _opened(home: str) -> DagsterInstance:
+def _open_instance(home: str) -> DagsterInstance:
     from alembic.util import CommandError
     from dagster import DagsterInstance
 

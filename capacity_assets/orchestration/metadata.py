@@ -38,7 +38,7 @@ def column_schema(table: Table, made_of: Mapping[str, Sequence[str]]) -> dg.Tabl
             dg.TableColumn(
                 name=column.name,
                 type=column.type.compile(dialect=POSTGRESQL).lower(),
-                description=_described(column.comment, made_of.get(column.name, ())),
+                description=_with_origin(column.comment, made_of.get(column.name, ())),
                 constraints=dg.TableColumnConstraints(
                     nullable=bool(column.nullable), unique=[*table.primary_key] == [column]
                 ),
@@ -48,7 +48,7 @@ def column_schema(table: Table, made_of: Mapping[str, Sequence[str]]) -> dg.Tabl
     )
 
 
-def _described(comment: str | None, origins: Sequence[str]) -> str:
+def _with_origin(comment: str | None, origins: Sequence[str]) -> str:
     """Add the origin as text: only the paid Dagster draws column lineage, and the free one shows this."""
     return f"{comment} (from {' and '.join(origins)})" if origins else str(comment)
 

@@ -444,7 +444,7 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
     of_fleet = prices.get(FLEET)
     at_mean = None if of_fleet is None else GroupPrice(of_fleet.of_months, is_mean=True)
     budgets = _budgets(connection, by, months, currency)
-    found = []
+    of_scenarios = []
     for assumed in scenarios:
         of_groups = list(groups_of_effects(connection, by, fleet.last_day, assumed)) if assumed else []
         new = {name: GroupForecast(name, fleet.last_day, nothing, nothing, nothing) for name, _ in of_groups}
@@ -457,7 +457,7 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
             if name not in groups
         }
         per_gib = _price_per_gib(groups.values(), months, each_price.values())
-        found.append(
+        of_scenarios.append(
             Budget(
                 as_of=as_of,
                 grouped_by=by,
@@ -477,7 +477,7 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
                 younger_mb=younger_mb,
             )
         )
-    return found
+    return of_scenarios
 
 
 def _forecasts(
@@ -581,11 +581,11 @@ def _lines(
     """Return the lines of groups; a scenario adds to them, so that other groups stay unchanged."""
     day = months[-1].end
     added_mb: Counter[str | None] = Counter()
-    for name, size in _added(groups, assumed, day, day):
+    for name, size in _added_sizes(groups, assumed, day, day):
         added_mb[name] += _nearest(size)
     added_cents: Counter[tuple[str | None, date]] = Counter()
     for place, month in enumerate(months):
-        for name, size in _added(groups, assumed, month.start, month.end):
+        for name, size in _added_sizes(groups, assumed, month.start, month.end):
             if (price := prices[name]) is not None:
                 added_cents[name, month.start] += _nearest(size / MB_PER_GB * price.of_months[place] * CENTS)
     return [
@@ -601,7 +601,7 @@ def _lines(
     ]
 
 
-def _added(
+def _added_sizes(
     groups: Mapping[str | None, GroupForecast], assumed: Sequence[tuple[str | None, Effect]], first: date, last: date
 ) -> Iterator[tuple[str | None, Fraction]]:
     """Yield a scenario's changes of the mean size of groups over some days, MiB: first of growth, then the rest.

@@ -92,7 +92,7 @@ def declare_labels(
     refuse_repeated(subjects, lambda one: f"{one[2]} of {subject_text(one[0], one[1])}", "Given more than once:")
     with places_in_errors(labels), declaring(engine, "storing labels", dry_run=dry_run) as connection:
         rows = _rows(connection, labels)
-        placed = _changes(labels, _placed(connection, rows, today))
+        placed = _changes(labels, _first_days_of(connection, rows, today))
         changes = [change for change in placed if change is not None]
         removed = [subject_text(label.server, label.database) for label in labels if label.value is None]
         if removed and not changes:
@@ -121,7 +121,7 @@ def _rows(connection: Connection, labels: Sequence[Label]) -> list[dict[str, obj
     ]
 
 
-def _placed(connection: Connection, rows: Sequence[Mapping[str, object]], today: date) -> Sequence[Row[Any]]:
+def _first_days_of(connection: Connection, rows: Sequence[Mapping[str, object]], today: date) -> Sequence[Row[Any]]:
     """Return the first day of each label, and the declarations for its subject."""
     if not rows:
         return []

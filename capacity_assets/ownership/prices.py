@@ -145,13 +145,13 @@ def declare_prices(
 
 def price_changes(engine: Engine, prices: Sequence[Price], today: date, keys: Sequence[str]) -> PriceChanges:
     """Return what `declare_prices` would change; stores nothing. Raises as it does."""
-    with _tried(engine, "storing prices") as connection:
+    with _trial(engine, "storing prices") as connection:
         dated, months = _store(connection, prices, today)
         return _changes(connection, dated, months, keys)
 
 
 @contextmanager
-def _tried(engine: Engine, doing: str) -> Iterator[Connection]:
+def _trial(engine: Engine, doing: str) -> Iterator[Connection]:
     """Yield a connection in which a copy hides the price list, so that bills are computed without locking it."""
     with declaring(engine, doing, dry_run=True) as connection:
         for statement in _COPY:
@@ -177,7 +177,7 @@ def _store(
     rows = [asdict(price) for price in dated]
     clear_history(connection, capacity_prices, rows)
     replace_rows(connection, capacity_prices, rows, by)
-    months = {month for price in dated for month in _restated(connection, price)}
+    months = {month for price in dated for month in _restated_months(connection, price)}
     return dated, sorted(months, reverse=True)
 
 
@@ -211,7 +211,7 @@ def forget_price(engine: Engine, price: Price, *, restate: bool = False) -> None
 
 def removal_changes(engine: Engine, price: Price, keys: Sequence[str]) -> PriceChanges:
     """Return what `forget_price` would change; removes nothing. Raises as it does."""
-    with _tried(engine, "removing a price") as connection:
+    with _trial(engine, "removing a price") as connection:
         return _changes(connection, [price], _forget(connection, price), keys)
 
 
@@ -220,14 +220,14 @@ def _forget(connection: Connection, price: Price) -> Sequence[date]:
     gone = remove_row(connection, capacity_prices, _subject(price))
     if gone is None:
         raise NotFoundError(f"There is no price for {price.display_name} from that day on.")
-    return _restated(connection, price, removed=gone.price)
+    return _restated_months(connection, price, removed=gone.price)
 
 
 def _subject(price: Price) -> dict[str, object]:
     return {"engine": price.engine, "key": price.key, "value": price.value, "valid_from": price.valid_from}
 
 
-def _restated(connection: Connection, price: Price, removed: Decimal | None = None) -> Sequence[date]:
+def _restated_months(connection: Connection, price: Price, removed: Decimal | None = None) -> Sequence[date]:
     """Return the closed months whose bills have lines with another price than this one, or with the removed price."""
     parameters = {**_subject(price), "price": price.price, "removed": removed}
     return connection.execute(text(_RESTATED), parameters).scalars().all()

@@ -182,7 +182,7 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
         DBAPIError: the database failed.
     """
     as_of, having = _newest_day(connection, today), _having(connection, today)
-    servers, unread = _concerned(connection, scenario, as_of, having)
+    servers, unread = _servers_to_read(connection, scenario, as_of, having)
     _refuse_more(connection, as_of, servers, most, "databases")
     comparison = compare_within(connection, HistoryScope(as_of, servers, every=True), scenario, having)
     listed = _standing(comparison)
@@ -236,16 +236,16 @@ def _having(connection: Connection, today: date) -> LabelFilter:
     """Return the filter by labels of a day, which refuses a label that nothing ever had."""
 
     def having(subjects: Sequence[Subject], label: tuple[str, str]) -> Collection[Subject]:
-        found = read_labels(connection, subjects, today, label=label)
-        refusal = None if found or not label[1] else read_label_of_nothing(connection, *label)
+        labels = read_labels(connection, subjects, today, label=label)
+        refusal = None if labels or not label[1] else read_label_of_nothing(connection, *label)
         if refusal:
             raise NotFoundError(refusal)
-        return found
+        return labels
 
     return having
 
 
-def _concerned(
+def _servers_to_read(
     connection: Connection, scenario: Scenario, as_of: date, having: LabelFilter
 ) -> tuple[set[str] | None, int]:
     """Return the servers to read, None for all, and the number of runways on the others, which do not change.
@@ -287,7 +287,7 @@ def _groups_of_other_growth(
     others are named.
     """
     lines = {line.name: line for line in base.lines}
-    found: list[tuple[int, BudgetLine, str]] = []
+    differing: list[tuple[int, BudgetLine, str]] = []
     for growth in scenario.growth:
         changed: dict[str | None, float] = {}
         for name, one in grouped:
@@ -305,11 +305,11 @@ def _groups_of_other_growth(
                 level = "is level" if line.end_size_mb == line.size_mb else "falls"
                 own = level if line.end_size_mb <= line.size_mb else f"grows by {human_mb(own_mb)} per month"
                 grow = f"some of its databases grow by {human_mb(month_mb)} per month together"
-                found.append((difference_mb, line, f"{own}, but {grow}. The factor applies to these."))
-    found.sort(key=lambda one: -one[0])
-    for _, line, text in found[:OTHER_GROWTH_SHOWN]:
+                differing.append((difference_mb, line, f"{own}, but {grow}. The factor applies to these."))
+    differing.sort(key=lambda one: -one[0])
+    for _, line, text in differing[:OTHER_GROWTH_SHOWN]:
         yield f"The forecast of {group_named(line.name, base.grouped_by)} {text}"
-    others = [group_named(line.name, base.grouped_by) for _, line, _ in found[OTHER_GROWTH_SHOWN:]]
+    others = [group_named(line.name, base.grouped_by) for _, line, _ in differing[OTHER_GROWTH_SHOWN:]]
     if others:
         named = first_of(others, OTHER_GROWTH_NAMED)
         yield f"Other groups whose forecast differs from the growth of their databases: {named}."

@@ -240,7 +240,7 @@ def accuracy_of(connection: Connection, today: date, thresholds: Thresholds = DE
     oldest = rows(connection, _OLDEST)
     lately = _Sample.of(connection, today, LATELY_DAYS)
     issued = _Sample.of(connection, today, MONTHS_DAYS)
-    by_kind = _judged(connection, lately, by_month=False)
+    by_kind = _accuracy_of(connection, lately, by_month=False)
     of_outcomes = {**lately.parameters, "first_issued": min(lately.days, default=today), "least": LEAST_CASES}
     return FleetAccuracy(
         last_measured=oldest[0].last_measured if oldest else None,
@@ -257,7 +257,7 @@ def accuracy_of(connection: Connection, today: date, thresholds: Thresholds = DE
         ),
         fill_dates=records(FillDateErrors, connection, _of_outcomes(_FILL_DATES), **of_outcomes),
         misses=records(LargestError, connection, _of_due(_MISSES), **lately.parameters, shown=MISSES_SHOWN),
-        months=_judged(connection, issued, by_month=True),
+        months=_accuracy_of(connection, issued, by_month=True),
         sampled=lately.text,
         sampled_months=issued.text,
     )
@@ -334,7 +334,7 @@ def _of_outcomes(statement: str) -> TextualSelect:
     )
 
 
-def _judged(connection: Connection, sample: _Sample, *, by_month: bool) -> list[Accuracy]:
+def _accuracy_of(connection: Connection, sample: _Sample, *, by_month: bool) -> list[Accuracy]:
     """Return how good the forecasts of a sample were; of fewer than 20 only their number."""
     unknown: dict[str, Any] = dict.fromkeys(
         name for name in Accuracy.__dataclass_fields__ if name.endswith(("_percent", "_error"))

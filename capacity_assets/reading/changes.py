@@ -244,11 +244,11 @@ def new_and_gone(
     """
     key, value = label or (None, None)
     windows = {"period": period.name, "start": window.start, "before": period.previous(window).start}
-    found = rows(connection, _NEW_AND_GONE, **windows, key=key, value=value)
+    changed = rows(connection, _NEW_AND_GONE, **windows, key=key, value=value)
     new, gone = (
         [
             DatabaseOfOneWindow(row.server_id, row.server, row.database, row.size_mb)
-            for row in found
+            for row in changed
             if row.is_new is kind
         ]
         for kind in (True, False)
@@ -281,12 +281,12 @@ def servers_come_and_gone(
     """
     key, value = label or (None, None)
     retired = {row.server_id for row in rows(connection, _RETIRED, key=key, value=value)}
-    found = rows(connection, _OF_ONE_WINDOW, **_of(period, window), key=key, value=value)
-    servers = [row.server_id for row in found]
-    spans = rows(connection, _STORED_SPANS, period=period.name, servers=servers) if found else ()
+    changed = rows(connection, _OF_ONE_WINDOW, **_of(period, window), key=key, value=value)
+    servers = [row.server_id for row in changed]
+    spans = rows(connection, _STORED_SPANS, period=period.name, servers=servers) if changed else ()
     first, last = ({row.server_id: getattr(row, name) for row in spans} for name in ("first_start", "last_start"))
     came, went = [], _retired_without_windows(connection, period, window, retired)
-    for row in found:
+    for row in changed:
         one = ServerOfOneWindow(row.server_id, row.server, row.databases, row.size_mb)
         if row.is_new and first[row.server_id] == window.start:
             came.append(one)

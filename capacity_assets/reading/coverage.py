@@ -400,9 +400,9 @@ def windows_with_holes(
         LEFT JOIN capacity_growth a ON a.period = :period AND a.window_start = k.after
             AND a.server_id = b.server_id AND a.database = b.database
         WHERE n.database IS NULL AND (k.after IS NULL OR a.database IS NOT NULL)"""
-    collected = _collected(connection, [one for one in suspects if one.after is None])
+    collected = _collected_days(connection, [one for one in suspects if one.after is None])
     unconfirmed = [one for one in suspects if one.after is not None or (one.server_id, one.start) not in collected]
-    found = rows(
+    holes = rows(
         connection,
         statement,
         period=period.name,
@@ -411,12 +411,12 @@ def windows_with_holes(
         befores=[one.before for one in unconfirmed],
         afters=[one.after for one in unconfirmed],
     )
-    return {(row.server_id, row.start): row.before for row in found}
+    return {(row.server_id, row.start): row.before for row in holes}
 
 
 def _suspects(period: Period, server_id: int, counts: Mapping[date, int], newest: date) -> list[_Suspect]:
     starts = sorted(counts)
-    found = []
+    suspects = []
     for place, start in enumerate(starts):
         earlier, later = starts[max(place - WINDOWS_AROUND, 0) : place], starts[place + 1 : place + 1 + WINDOWS_AROUND]
         before = next((one for one in reversed(earlier) if counts[one] > counts[start]), None)
@@ -424,8 +424,8 @@ def _suspects(period: Period, server_id: int, counts: Mapping[date, int], newest
         # Missing databases may appear again within some days.
         is_newest = period.days == 1 and before is not None and (newest - before).days <= NEWEST_WINDOWS
         if before is not None and (after is not None or is_newest):
-            found.append(_Suspect(server_id, start, before, after))
-    return found
+            suspects.append(_Suspect(server_id, start, before, after))
+    return suspects
 
 
 def windows_with_short_databases(
@@ -448,7 +448,7 @@ def windows_with_short_databases(
             AND b.database = n.database
         JOIN capacity_growth a ON a.period = :period AND a.window_start = k.after AND a.server_id = :server
             AND a.database = n.database"""
-    found = rows(
+    short = rows(
         connection,
         statement,
         period=period.name,
@@ -459,10 +459,10 @@ def windows_with_short_databases(
         afters=starts[2:],
         days=[days[start] for start in starts[1:-1]],
     )
-    return {row.start for row in found}
+    return {row.start for row in short}
 
 
-def _collected(connection: Connection, suspects: Sequence[_Suspect]) -> set[tuple[int, date]]:
+def _collected_days(connection: Connection, suspects: Sequence[_Suspect]) -> set[tuple[int, date]]:
     """Return the servers and days that were collected, of suspects."""
     if not suspects:
         return set()

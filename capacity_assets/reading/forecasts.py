@@ -234,10 +234,10 @@ def _select(source: sa.FromClause) -> sa.Select[Any]:
 def _runways(
     connection: sa.Connection, today: date, chosen: sa.Select[Any] | sa.CompoundSelect[Any]
 ) -> list[StoredRunway]:
-    found = rows(connection, chosen)
-    decisions = open_decisions(connection, today, [*{row.server_id for row in found}]) if found else None
+    stored = rows(connection, chosen)
+    decisions = open_decisions(connection, today, [*{row.server_id for row in stored}]) if stored else None
     runways = []
-    for row in found:
+    for row in stored:
         values = row._mapping  # noqa: SLF001 -- SQLAlchemy's public name
         runways.append(
             StoredRunway(
@@ -267,10 +267,10 @@ def forecast_of_group(
     statement = """
         SELECT * FROM capacity_group_forecasts
         WHERE grouped_by = :by AND group_name IS NOT DISTINCT FROM CAST(:name AS text) AND as_of > :stale"""
-    found = rows(connection, statement, by=grouped_by, name=name, stale=today - timedelta(days=STALE_DAYS))
-    if not found:
+    forecasts = rows(connection, statement, by=grouped_by, name=name, stale=today - timedelta(days=STALE_DAYS))
+    if not forecasts:
         return None
-    row = found[0]
+    row = forecasts[0]
     return GroupSizeForecast(row.last_day, row.size_mb, row.change_mb_per_day, _ahead(row._mapping))  # noqa: SLF001 -- SQLAlchemy's public name
 
 
@@ -306,8 +306,8 @@ def fills_first(  # noqa: PLR0913 -- which part of which issue
 
 def runways_of(connection: sa.Connection, today: date, keys: Collection[tuple[int, str, str]]) -> list[StoredRunway]:
     """Return the newest forecasts of subjects, earliest fill date first; those without one are left out."""
-    found = _runways_of_keys(connection, today, _NEWEST, keys)
-    return sorted(found, key=lambda one: (one.full_middle or date.max, one.server, one.name))
+    runways = _runways_of_keys(connection, today, _NEWEST, keys)
+    return sorted(runways, key=lambda one: (one.full_middle or date.max, one.server, one.name))
 
 
 def _runways_of_keys(
@@ -332,8 +332,8 @@ def newest_runways(
     of_servers = _select(_NEWEST).where(_R.subject != DATABASE).order_by(_R.server, _R.subject, _R.name)
     of_databases = _select(_NEWEST).where(_R.subject == DATABASE, sa.or_(sa.false(), *labelled))
     largest_first = of_databases.order_by(_R.size_mb.desc(), _R.server, _R.name).limit(most_databases)
-    found = _runways(connection, today, of_servers)
-    return [*found, *_runways(connection, today, largest_first)] if labels else found
+    runways = _runways(connection, today, of_servers)
+    return [*runways, *_runways(connection, today, largest_first)] if labels else runways
 
 
 def runway_of(connection: sa.Connection, today: date, server_id: int, subject: str, name: str) -> StoredRunway | None:
@@ -445,8 +445,8 @@ def _first_on_servers(
     if not servers:
         return {}
     statement = _FIRST_ON_NODES if tables_are_distributed(connection) else _FIRST_ON_SERVERS
-    found = rows(connection, statement, servers=[*servers], subjects=[*subjects])
-    runways = _runways_of_keys(connection, today, _NEWEST, [_key(row) for row in found])
+    first_rows = rows(connection, statement, servers=[*servers], subjects=[*subjects])
+    runways = _runways_of_keys(connection, today, _NEWEST, [_key(row) for row in first_rows])
     return {one.server_id: one for one in runways}
 
 
@@ -579,8 +579,8 @@ def free_capacity(connection: sa.Connection, thresholds: Thresholds) -> FreeCapa
 def _unknown_limits(source: sa.FromClause, server: str | None = None) -> sa.Label[int]:
     """Count databases without a known limit, including replicas, because their disks fill as well."""
     of = source.c
-    is_asked = sa.true() if server is None else of.server == server
-    number = sa.func.count().filter(of.subject == DATABASE, of.state == LIMIT_UNKNOWN, is_asked)
+    is_chosen = sa.true() if server is None else of.server == server
+    number = sa.func.count().filter(of.subject == DATABASE, of.state == LIMIT_UNKNOWN, is_chosen)
     return number.label("unknown_limits")
 
 
@@ -590,8 +590,8 @@ def _headroom(connection: sa.Connection, source: sa.FromClause, server: str | No
     Full ones count as 0; those without a known limit are left out. None: no limit is known.
     """
     of = source.c
-    is_asked = of.counted if server is None else of.server == server
-    chosen = sa.select(of.server_id, of.subject, of.headroom_mb).where(of.subject != DATABASE, is_asked)
+    is_chosen = of.counted if server is None else of.server == server
+    chosen = sa.select(of.server_id, of.subject, of.headroom_mb).where(of.subject != DATABASE, is_chosen)
     left_over = chosen.cte("left_over")
     own, volume = left_over.alias("l"), left_over.alias("v")
     has_volumes = sa.exists().where(volume.c.server_id == own.c.server_id, volume.c.subject == VOLUME)
@@ -770,12 +770,12 @@ def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is 
         older = None
     days = {"older": older, "newest": newest, "latest": newest + timedelta(days=within_days), "moved_days": moved_days}
     before = {_key(row): row.before for row in rows(connection, _MOVED, **days)} if older else {}
-    found = _runways_of_keys(connection, today, _issued_on(newest), before)
+    forecasts = _runways_of_keys(connection, today, _issued_on(newest), before)
     if with_soon:
-        found += [one for one in _to_be_watched(connection, newest, today, thresholds) if one.key not in before]
+        forecasts += [one for one in _to_be_watched(connection, newest, today, thresholds) if one.key not in before]
     # Without a date, only subjects known not to fill within a year count as later.
-    is_dated = (one.full_middle is not None or one.state in {FORECAST, NO_LIMIT} for one in found)
-    runways = [one for one, dated in zip(found, is_dated, strict=True) if dated and one.stands_for_itself]
+    is_dated = (one.full_middle is not None or one.state in {FORECAST, NO_LIMIT} for one in forecasts)
+    runways = [one for one, dated in zip(forecasts, is_dated, strict=True) if dated and one.stands_for_itself]
     if label is not None:
         subjects = {one.key: (one.server, one.name if one.subject == DATABASE else None) for one in runways}
         labelled = labels_of_each(connection.engine, list(dict.fromkeys(subjects.values())), newest, label=label)

@@ -194,8 +194,8 @@ def groups_of(
     stored = rows(connection, _GROUPS, **of_window, by=by)
     if not stored and by not in WITHOUT_LABEL:
         stored = rows(connection, _WITHOUT_LABELS, **of_window)
-    found = partial_groups(connection, period, window, by, {row.name: row.size_mb for row in stored})
-    now, either = found[window.start], set().union(*found.values())
+    partial = partial_groups(connection, period, window, by, {row.name: row.size_mb for row in stored})
+    now, either = partial[window.start], set().union(*partial.values())
     known = changes_of_databases(connection, period, [window.start], by) if either else {}
     changes = {
         row.name: known.get((window.start, row.name), (None, 0)) if row.name in either else (row.change_mb, row.size_mb)
@@ -337,7 +337,7 @@ def partial_groups(
         )
         SELECT t.start, e.server_id, e.engine,
                e.size_mb * (best.days - coalesce(n.measured_days, 0)) / best.days AS lost_mb
-        FROM unnest(CAST(:befores AS date[]), CAST(:asked AS date[]), CAST(:afters AS date[]))
+        FROM unnest(CAST(:befores AS date[]), CAST(:current AS date[]), CAST(:afters AS date[]))
             AS t (before, start, after)
         JOIN best ON best.window_start = t.start
         -- Expected: what the window before has, and what begins in this one.
@@ -354,18 +354,18 @@ def partial_groups(
           AND valid_from <= :day AND :day < valid_until AND (database_pattern = '' OR CAST(:own AS boolean))"""
     windows = [*period.back(window, 3), period.following(window)]
     starts = [one.start for one in windows]
-    spans = {"befores": starts[:2], "asked": starts[1:3], "afters": starts[2:]}
+    spans = {"befores": starts[:2], "current": starts[1:3], "afters": starts[2:]}
     with planned_with(connection, WITHOUT_LOOPS):
-        found = rows(connection, missing, **of_windows(period, starts), **spans)
+        missing_rows = rows(connection, missing, **of_windows(period, starts), **spans)
     groups: dict[date, set[str | None]] = {start: set() for start in starts[1:3]}
-    names_of: dict[int, set[str | None]] = {row.server_id: {row.engine} for row in found}
-    if found and grouped_by != "engine":
+    names_of: dict[int, set[str | None]] = {row.server_id: {row.engine} for row in missing_rows}
+    if missing_rows and grouped_by != "engine":
         parameters = {"servers": sorted(names_of), "key": grouped_by, "day": window.end}
         of_server = {row.instance_id for row in rows(connection, labels, **parameters, own=False)}
         names_of = {server: set() if server in of_server else {None} for server in names_of}
         for row in rows(connection, labels, **parameters, own=True):
             names_of[row.instance_id].add(row.value)
-    for row in found if grouped_by != "server" else ():
+    for row in missing_rows if grouped_by != "server" else ():
         noticed = (name for name in names_of[row.server_id] if row.lost_mb > (1 - NOTICEABLE) * sizes_mb.get(name, 0))
         groups[row.start] |= set(noticed)
     return groups
@@ -552,8 +552,8 @@ def changes_of_group(
 ) -> dict[date, tuple[int, int]]:
     """Return the changes of one group like for like, as `changes_of_databases`, by first day of the window."""
     servers = _servers_with(connection, grouped_by, name)
-    found = changes_of_databases(connection, period, starts, grouped_by, servers)
-    return {start: change for (start, group), change in found.items() if group == name}
+    changes = changes_of_databases(connection, period, starts, grouped_by, servers)
+    return {start: change for (start, group), change in changes.items() if group == name}
 
 
 def like_for_like(sizes: Sequence[SizeInWindow], changes: Mapping[date, tuple[int, int]]) -> list[SizeInWindow]:

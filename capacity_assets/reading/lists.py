@@ -141,7 +141,7 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     if window is None:
         return [], False
     of_window = [_GROWTH.period == period.name, _GROWTH.window_start == window.start]
-    conditions = [*of_window, _counted(connection) if server_id is None else _GROWTH.server_id == server_id]
+    conditions = [*of_window, _counts_in_sums(connection) if server_id is None else _GROWTH.server_id == server_id]
     if engine == UNKNOWN_ENGINE:
         conditions.append(_GROWTH.engine == engine)
     elif engine:
@@ -188,7 +188,7 @@ def _most_changed_in_a_day(
 ) -> tuple[list[DatabaseRow], list[DatabaseRow]]:
     """Return the first rows of the lists by growth and by shrinkage; without an index, both from one reading."""
     of_window = [_GROWTH.period == period.name, _GROWTH.window_start == window.start]
-    known = [*of_window, _counted(connection), _GROWTH.change_mb.is_not(None)]
+    known = [*of_window, _counts_in_sums(connection), _GROWTH.change_mb.is_not(None)]
     some = sa.select(_GROWTH.change_mb).where(*known).limit(ROWS_TRIED).cte("some").prefix_with("MATERIALIZED")
     # What is first among some rows bounds what can be first among all. The bound is read once, as a value.
     change = some.c.change_mb
@@ -367,7 +367,7 @@ def _servers_of(connection: sa.Connection, period: Period, window: Window) -> li
     return [_SERVERS.period == period.name, _SERVERS.window_start == window.start, can_be_derived]
 
 
-def _counted(connection: sa.Connection) -> sa.ColumnElement[bool]:
+def _counts_in_sums(connection: sa.Connection) -> sa.ColumnElement[bool]:
     """Return the condition that a server counts in sums, as a list so that no row needs the registry."""
     others = rows(connection, "SELECT server_id FROM capacity_servers WHERE counted_by IS NOT NULL")
     return _GROWTH.server_id != sa.all_(sa.literal([row.server_id for row in others], sa.ARRAY(sa.Integer)))

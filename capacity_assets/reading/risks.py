@@ -279,9 +279,9 @@ def headline_of(  # noqa: PLR0913 -- what the sentence is made of
         gone = "No longer registered" if about.is_active is None else "Out of service"
         return Headline(f"{gone}, so there is no forecast.")
     if first is not None and not _is(first, about):
-        notes = (*([_sentence(also, _named(also))] if also else []), *_alone(about, own))
-        text = " ".join([_sentence(first, _named(first)), *notes])
-        return _headline(first, text, thresholds, linked=_named(first))
+        notes = (*([_sentence(also, _name_of(also))] if also else []), *_alone(about, own))
+        text = " ".join([_sentence(first, _name_of(first)), *notes])
+        return _headline(first, text, thresholds, linked=_name_of(first))
     reason = _without_forecast(about, issued) if own is None else _without_date(about, own)
     return Headline(reason) if own is None or reason else _headline(own, _sentence(own), thresholds)
 
@@ -291,7 +291,7 @@ def next_to_fill(
 ) -> Headline:
     """Return the headline of the fleet, which has its free capacity, or of a group."""
     if first is not None:
-        named = f"{_named(first)} on {printable(first.server)}"
+        named = f"{_name_of(first)} on {printable(first.server)}"
         if first.state == FULL:
             return _headline(first, _sentence(first, named), thresholds, linked=named)
         named = f"{named[0].lower()}{named[1:]}"
@@ -339,10 +339,10 @@ def _sentence(runway: StoredRunway, subject: str = "") -> str:
     else:
         early = f" 10 % probability by {human_day(runway.full_early)}." if runway.full_early else ""
         text = f"{'not' if subject else 'Not'} expected to fill within a year.{early}"
-    return f"{subject} {text}{_decided(runway)}" if subject else f"{text}{_decided(runway)}"
+    return f"{subject} {text}{_decision_text(runway)}" if subject else f"{text}{_decision_text(runway)}"
 
 
-def _decided(runway: StoredRunway) -> str:
+def _decision_text(runway: StoredRunway) -> str:
     """Return the decision on what fills, and its date with planned limits; empty without these."""
     decided = [f"{runway.decision.mark[0].upper()}{runway.decision.mark[1:]}."] if runway.decision else []
     planned = [runway.planned.sentence] if runway.planned else []
@@ -355,7 +355,7 @@ def range_of(runway: StoredRunway) -> str:
     return human_range(runway.full_early or runway.full_middle, runway.full_late, beyond)
 
 
-def _named(runway: StoredRunway) -> str:
+def _name_of(runway: StoredRunway) -> str:
     """Return the name of what fills, as the beginning of a sentence."""
     names = {VOLUME: f"Disk {runway.name}", SERVER: "Whole server", DATABASE: f"Database {runway.name}"}
     return printable(names[runway.subject])

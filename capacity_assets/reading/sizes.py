@@ -259,22 +259,22 @@ def last_sizes(
     ends = measured_ends(connection, servers, until, newest=True)
     ends = {server: day for server, day in ends.items() if day >= since}
     measured = records(LastSize, connection, totals, servers=list(ends), days=list(ends.values()))
-    found = {one.server_id: one for one in measured if one.size_mb <= LARGEST_MB}
+    sizes = {one.server_id: one for one in measured if one.size_mb <= LARGEST_MB}
     newest = min(until, newest_day(connection, until) or until)
     # Servers without a total on the newest day. Few days, because each is read with all of their databases.
     back = 0
     for days_back in DERIVED_DAYS_BACK if has_derived(connection, "daily") else ():
         days = [newest - timedelta(days=number) for number in range(back, days_back)]
         days = [day for day in days if day >= since]
-        without = [server for server in servers if server not in found or found[server].day < max(days, default=since)]
+        without = [server for server in servers if server not in sizes or sizes[server].day < max(days, default=since)]
         if not days or not without:
             break
         of_days = of_windows(PERIODS["daily"], days)
         for one in records(LastSize, connection, derived, **of_days, servers=without):
-            if one.server_id not in found or found[one.server_id].day < one.day:
-                found[one.server_id] = one
+            if one.server_id not in sizes or sizes[one.server_id].day < one.day:
+                sizes[one.server_id] = one
         back = days_back
-    return found
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -396,8 +396,8 @@ def partial_windows(connection: Connection, period: Period, sizes: Sequence[Size
         if all((one.size_mb or 0) < NOTICEABLE * (other.size_mb or 0) for other in around):
             starts = [other.window_start for other in (*around, one)]
             counts = counts_of_databases(connection, period, starts, None)
-            found = windows_with_holes(connection, period, counts, newest_start)
-            holes |= {start for _, start in found if start == one.window_start}
+            with_holes = windows_with_holes(connection, period, counts, newest_start)
+            holes |= {start for _, start in with_holes if start == one.window_start}
     return incomplete | holes
 
 

@@ -188,9 +188,9 @@ def _sizes(
 ) -> tuple[dict[tuple[date, str], int], dict[date, int]]:
     """Return the sizes of databases and parts by day and kind, and the used space by day, MiB."""
     statements = (_DATABASES_OF_SERVER if parameters["volume"] is None else _DATABASES_OF_VOLUME, _PARTS)
-    found = [row for statement in statements for row in rows(connection, statement, **parameters, held=HELD)]
+    sizes = [row for statement in statements for row in rows(connection, statement, **parameters, held=HELD)]
     used = {row.day: int(row.used_mb) for row in rows(connection, _USED, **parameters)}
-    return {(row.day, row.kind): int(row.size_mb) for row in found}, used
+    return {(row.day, row.kind): int(row.size_mb) for row in sizes}, used
 
 
 def _title(kind: str) -> str:
@@ -223,7 +223,7 @@ def large_slots(
         if row.day == days[row.server_id]:
             volumes.setdefault(row.server_id, {})[row.volume] = row.total_mb
     sizes = {(row.server_id, row.day): row.size_mb for row in (rows(connection, _SIZES, **parameters) if slots else ())}
-    found = []
+    large = []
     for row in slots:
         there = volumes.get(row.server_id, {})
         volume = (
@@ -233,8 +233,8 @@ def large_slots(
         retained_mb = row.size_bytes // BYTES_PER_MB
         if of_mb and 100 * retained_mb > MOST_SLOT_PERCENT * of_mb and (volume or retained_mb >= SMALLEST_SLOT_MB):
             about = (row.server_id, row.server, row.part, row.day, retained_mb, int(of_mb), volume, row.detail or "")
-            found.append(LargeSlot(*about))
-    return sorted(found, key=lambda one: -one.retained_mb)
+            large.append(LargeSlot(*about))
+    return sorted(large, key=lambda one: -one.retained_mb)
 
 
 def slots_named_on(connection: Connection, today: date, server_id: int | None = None) -> list[LargeSlot]:
@@ -336,13 +336,18 @@ def unchanged_databases(connection: Connection, month: Window, issue: int, *, sh
     starts = [window.start for window in PERIODS["monthly"].back(month, MONTHS)]
     # Nested loops would be slow: the sets that are joined cover the whole fleet.
     with planned_with(connection, WITHOUT_LOOPS):
-        found = rows(connection, _UNCHANGED, starts=starts, months=MONTHS, month=month.start, issue=issue, shown=shown)
-    if not found:
+        unchanged = rows(
+            connection, _UNCHANGED, starts=starts, months=MONTHS, month=month.start, issue=issue, shown=shown
+        )
+    if not unchanged:
         return UnchangedDatabases(0, 0, None, ())
     listed = [
-        UnchangedDatabase(row.server_id, row.server, row.database, row.size_mb, in_cents(row.amount)) for row in found
+        UnchangedDatabase(row.server_id, row.server, row.database, row.size_mb, in_cents(row.amount))
+        for row in unchanged
     ]
-    return UnchangedDatabases(found[0].databases, int(found[0].whole_mb), in_cents(found[0].whole_amount), listed)
+    return UnchangedDatabases(
+        unchanged[0].databases, int(unchanged[0].whole_mb), in_cents(unchanged[0].whole_amount), listed
+    )
 
 
 def in_cents(amount: Decimal | None) -> Decimal | None:

@@ -171,17 +171,17 @@ def growth_inside(
     days = _compared_days(connection, first, last, servers=[server_id], databases=[database])
     if not days:
         return None
-    found = _rows(connection, _INSIDE, days, _OF_DATABASES)
-    objects = [_of_row(ObjectChange, row) for row in found if row.kind not in {OTHERS, UNEXPLAINED}]
+    lines = _rows(connection, _INSIDE, days, _OF_DATABASES)
+    objects = [_of_row(ObjectChange, row) for row in lines if row.kind not in {OTHERS, UNEXPLAINED}]
     changed = [one for one in objects if one.change_bytes]
     more_free = [one for one in objects if one.has_more_free]
-    [unexplained] = [row.change_bytes for row in found if row.kind == UNEXPLAINED]
-    before, after = int(found[0].database_before_bytes), int(found[0].database_after_bytes)
+    [unexplained] = [row.change_bytes for row in lines if row.kind == UNEXPLAINED]
+    before, after = int(lines[0].database_before_bytes), int(lines[0].database_after_bytes)
     return DatabaseGrowth(
-        found[0].server,
+        lines[0].server,
         database,
-        found[0].first_day,
-        found[0].last_day,
+        lines[0].first_day,
+        lines[0].last_day,
         before,
         after,
         after - before,
@@ -234,13 +234,13 @@ def list_objects(  # noqa: PLR0913 -- one argument per choice of a list
         here = _HERE_CHOSEN
         parameters |= {f"chosen_{name}": [getattr(row, name) for row in chosen] for name in _KEY}
     parts = {"here": here, "changes": _LISTED_CHANGES, **_COMPARISON, "price_of": _PRICE_OF, "counted": _COUNTED}
-    found = _rows(connection, _LISTED, days, parts, **parameters)
-    listed = [_of_row(ListedObject, row) for row in found[:shown]]
+    object_rows = _rows(connection, _LISTED, days, parts, **parameters)
+    listed = [_of_row(ListedObject, row) for row in object_rows[:shown]]
     counted_bytes, amount = None, None
     if order in {"free", "unwritten"}:
-        whole = (chosen or found)[0] if found else None
+        whole = (chosen or object_rows)[0] if object_rows else None
         counted_bytes, amount = (int(whole.whole_bytes), whole.whole_amount) if whole else (0, None)
-    return ObjectList(listed, len(found) > shown, counted_bytes, in_cents(amount))
+    return ObjectList(listed, len(object_rows) > shown, counted_bytes, in_cents(amount))
 
 
 def objects_behind(
@@ -254,8 +254,8 @@ def objects_behind(
     moved = {place: change for place, change in changes.items() if change}
     servers, databases = [server for server, _ in moved], [name for _, name in moved]
     days = _compared_days(connection, window.start, window.end, servers=servers, databases=databases) if moved else []
-    found = _rows(connection, _MOST_CHANGED, days, _OF_DATABASES)
-    largest = {(row.server_id, row.database, row.change_bytes > 0): _of_row(ListedObject, row) for row in found}
+    object_rows = _rows(connection, _MOST_CHANGED, days, _OF_DATABASES)
+    largest = {(row.server_id, row.database, row.change_bytes > 0): _of_row(ListedObject, row) for row in object_rows}
     places = ((place, (*place, change > 0)) for place, change in moved.items())
     return {place: largest[key] for place, key in places if key in largest}
 
@@ -276,8 +276,8 @@ def largest_tables(connection: Connection, today: date, most: int) -> list[Table
     days = rows(connection, _NEWEST_DAYS, today=today, oldest=today - timedelta(days=LONGEST_BEFORE_DAYS))
     largest = _LARGEST_ON_NODES if tables_are_distributed(connection) else _LARGEST
     # Half of the largest objects may be indexes.
-    found = _rows(connection, _LARGEST_TABLES, days, {"largest": largest}, tried=2 * most, most=most)
-    return [_of_row(TableName, row) for row in found]
+    tables = _rows(connection, _LARGEST_TABLES, days, {"largest": largest}, tried=2 * most, most=most)
+    return [_of_row(TableName, row) for row in tables]
 
 
 def are_measured(connection: Connection, today: date) -> bool:
@@ -664,8 +664,8 @@ def table_history(  # noqa: PLR0913, PLR0917 -- the table and the days
 def newest_day_of_table(connection: Connection, server_id: int, database: str, schema: str, table: str) -> date | None:
     """Return the newest day on which a table or one of its indexes was listed; None: never. Raises DBAPIError."""
     parameters = {"server": server_id, "database": database, "schema": schema, "table": table}
-    found = rows(connection, _NEWEST, **parameters)
-    return found[0].day if found else None
+    newest = rows(connection, _NEWEST, **parameters)
+    return newest[0].day if newest else None
 
 
 _SIZES = """
@@ -764,17 +764,17 @@ def free_space(
     month, issue = bill
     parameters = {"start": month.start, "end": month.end, "issue": issue, "by": by, "name": name, "shown": shown}
     parts = {"newest": _NEWEST_IN_MONTH, "lines": _MEASURED_LINES, "priced": _PRICED, "free": _FREE_TABLES}
-    found = rows(connection, with_queries(_FREE, materialized=("lines",), **parts), **parameters)
-    if not found:
+    free = rows(connection, with_queries(_FREE, materialized=("lines",), **parts), **parameters)
+    if not free:
         return None
     listed = [
         FreeTable(
             *(row.server_id, row.server, row.database, row.table, row.size_bytes, row.free_bytes),
             *(in_cents(row.amount), row.schema_name, row.object_name),
         )
-        for row in found
+        for row in free
     ]
-    whole = found[0]
+    whole = free[0]
     return FreeSpace(whole.databases, whole.tables, int(whole.whole_bytes), in_cents(whole.whole_amount), listed)
 
 

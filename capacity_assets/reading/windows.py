@@ -119,8 +119,8 @@ def stale_windows(connection: Connection) -> dict[tuple[str, str], int]:
     statement = """
         SELECT period_type, level, count(*) AS windows FROM capacity_stale_windows
         WHERE newest_change IS NOT NULL GROUP BY period_type, level"""
-    found = {(row.period_type, row.level): row.windows for row in rows(connection, statement)}
-    return {key: found.get(key, 0) for key in product(PERIODS, LEVELS)}
+    counts = {(row.period_type, row.level): row.windows for row in rows(connection, statement)}
+    return {key: counts.get(key, 0) for key in product(PERIODS, LEVELS)}
 
 
 @dataclass(frozen=True)

@@ -45,13 +45,13 @@ class _Described(GenerateJsonSchema):
         return False
 
     def dataclass_schema(self, schema: Any) -> dict[str, Any]:
-        found = super().dataclass_schema(schema)
+        described = super().dataclass_schema(schema)
         # Pydantic does not read the docstrings of inherited fields.
         for kind in reversed(schema["cls"].__mro__):
             for name, text in _field_docstrings(kind.__module__).get(kind.__qualname__, {}).items():
-                if name in found["properties"]:
-                    found["properties"][name]["description"] = text
-        return found
+                if name in described["properties"]:
+                    described["properties"][name]["description"] = text
+        return described
 
 
 @cache
@@ -75,8 +75,8 @@ def _field_docstrings(module: str) -> dict[str, dict[str, str]]:
 def _schemas(pages: tuple[PageRoute, ...]) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the name of the kind of each page's answer, and the JSON schemas of all kinds by their names."""
     inputs: list[tuple[str, Any, TypeAdapter[Any]]] = [(page.name, "serialization", page.form) for page in pages]
-    references, found = TypeAdapter.json_schemas(inputs, schema_generator=_Described)
-    return {name: one["$ref"].removeprefix(OWN) for (name, _), one in references.items()}, found["$defs"]
+    references, schemas = TypeAdapter.json_schemas(inputs, schema_generator=_Described)
+    return {name: one["$ref"].removeprefix(OWN) for (name, _), one in references.items()}, schemas["$defs"]
 
 
 def parameter_schema(page: PageRoute, name: str) -> dict[str, object]:

@@ -452,12 +452,12 @@ class PageServer:
     def no_such_page(self, request: Request, _error: Exception) -> Response:
         """Answer an unknown address."""
         what = f"answer; see {DOCUMENT}" if _is_of_the_api(request) else "page"
-        return self._refused(request, 404, f"There is no such {what}.")
+        return self._refuse(request, 404, f"There is no such {what}.")
 
     def defect(self, request: Request, _error: Exception) -> Response:
         """Answer for a page with a defect; the server's log has the traceback."""
         text = "This page has a defect; see the server's log. The other pages work."
-        return self._refused(request, 500, text)
+        return self._refuse(request, 500, text)
 
     def _query(self, path: str, given: Mapping[str, str]) -> PageQuery:
         return PageQuery(path, known_values(given), self._serving.label_keys, self._serving.clock.today())
@@ -476,12 +476,12 @@ class PageServer:
             if form == "html":
                 user = request.headers.get(self._serving.user_header) if self._serving.user_header else None
                 notice = shared_notice(self._reader, query.today) if page.has_figures else ""
-                packed = self._rendered(page, query, answer, user, notice)
+                packed = self._render(page, query, answer, user, notice)
                 return _unpacked_if_needed(request, packed, HTMLResponse.media_type)
         except StillReadingError:
             return self._still_reading(request)
         except REFUSED_ERRORS as error:
-            return self._refused(request, *refusal_of(error))
+            return self._refuse(request, *refusal_of(error))
         if form == "json":
             return Response(page.json(answer.content), media_type="application/json")
         written, media_type = (page.csv, CSV_TYPE) if form == "csv" else (page.workbook, EXCEL_TYPE)
@@ -489,7 +489,7 @@ class PageServer:
         headers = {"Content-Disposition": f'attachment; filename="{name}.{form}"'}
         return Response(written(answer.content, listed), media_type=media_type, headers=headers)
 
-    def _rendered(self, page: PageRoute, query: PageQuery, answer: ReadContent, user: str | None, notice: str) -> bytes:
+    def _render(self, page: PageRoute, query: PageQuery, answer: ReadContent, user: str | None, notice: str) -> bytes:
         """Return the page as compressed HTML, rendered once for all readers of the same content."""
 
         def render() -> bytes:
@@ -511,7 +511,7 @@ class PageServer:
         """Respond with a page that says what is being read and reloads itself; a script gets status 503."""
         page = PAGE_OF.get(request.url.path)
         if _is_from_a_script(request):
-            return self._refused(request, 503, _slow(ANSWER_SECONDS))
+            return self._refuse(request, 503, _slow(ANSWER_SECONDS))
         if page is None:
             return PlainTextResponse(f"{_slow(ANSWER_SECONDS)}\n", 503)
         what = page.description[0].lower() + page.description[1:]
@@ -530,7 +530,7 @@ class PageServer:
         answer.headers["Refresh"] = str(SECONDS_BETWEEN_ASKING)
         return answer
 
-    def _refused(self, request: Request, status: int, text: str) -> Response:
+    def _refuse(self, request: Request, status: int, text: str) -> Response:
         if _is_from_a_script(request):
             return JSONResponse({"error": text}, status_code=status)
         return self._page_of_text(request, status, text, TITLES.get(status, "No answer"))

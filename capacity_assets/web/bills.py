@@ -132,13 +132,13 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
         page=query.page,
         has_more=has_more,
         open_months=[one.month for one in every if not one.is_final],
-        unchanged=_unchanged(reader, window, bill.issue) if is_newest else None,
+        unchanged=_unchanged_databases(reader, window, bill.issue) if is_newest else None,
         free_space=_free_space(reader, (window, bill.issue)) if is_newest else None,
         every_group=shared_group_names(reader, by),
     )
 
 
-def _unchanged(reader: Reader, month: Window, issue: int) -> UnchangedDatabases:
+def _unchanged_databases(reader: Reader, month: Window, issue: int) -> UnchangedDatabases:
     """Return the unchanged databases, which all groupings of a bill show and which take long to read."""
     read = partial(unchanged_databases, month=month, issue=issue, shown=COSTLIEST_SHOWN)
     return reader.read_cached(("unchanged", month, issue), read, UNCHANGED_SECONDS, is_for_all=True)
@@ -222,20 +222,20 @@ def read_budget_page(reader: Reader, query: PageQuery) -> BudgetPage:
     # A server has no budget.
     groupings = (*query.label_keys, WITHOUT_LABEL[0])
     try:
-        found = shared_budget(reader, query, by, query.number("months", MOST_MONTHS, MOST_MONTHS))
+        budget = shared_budget(reader, query, by, query.number("months", MOST_MONTHS, MOST_MONTHS))
     except NotFoundError as error:
         return BudgetPage(by, groupings, str(error))
     return BudgetPage(
         grouped_by=by,
         groupings=groupings,
-        as_of=found.as_of,
-        last_day=found.last_day,
-        months=found.months,
-        currency=found.currency,
-        lines=found.lines,
-        total=found.total,
-        notes=found.notes,
-        drawn=_drawn(found),
+        as_of=budget.as_of,
+        last_day=budget.last_day,
+        months=budget.months,
+        currency=budget.currency,
+        lines=budget.lines,
+        total=budget.total,
+        notes=budget.notes,
+        drawn=_drawn(budget),
         every_group=shared_group_names(reader, by),
     )
 
@@ -247,12 +247,12 @@ def shared_budget(reader: Reader, query: PageQuery, by: str, months: int = MOST_
     return reader.read_cached(("budget", by, months, query.today, shared_revision(reader)), read, BUDGET_SECONDS)
 
 
-def _drawn(found: Budget) -> list[MonthlyAmount]:
-    if found.total.amount is None:
+def _drawn(budget: Budget) -> list[MonthlyAmount]:
+    if budget.total.amount is None:
         return []
-    most = MOST_SERIES if len(found.lines) <= MOST_SERIES else MOST_SERIES - 1
-    named, others = found.lines[:most], found.lines[most:]
-    months = [(month, f"{month:%Y-%m}") for month in found.months]
+    most = MOST_SERIES if len(budget.lines) <= MOST_SERIES else MOST_SERIES - 1
+    named, others = budget.lines[:most], budget.lines[most:]
+    months = [(month, f"{month:%Y-%m}") for month in budget.months]
     amounts = [
         MonthlyAmount(month, line.name, False, line.monthly_amounts[key]) for line in named for month, key in months
     ]

@@ -188,22 +188,22 @@ def shared_accuracy(reader: Reader, today: date) -> FleetAccuracy:
 
 def read_accuracy(reader: Reader, query: PageQuery) -> AccuracyPage:
     """Read the accuracy. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
-    asked = query.one_of("horizon", ("", *map(str, HORIZONS_DAYS)))
-    found = shared_accuracy(reader, query.today)
-    horizon = int(asked) if asked else _default_horizon(found)
-    shown = {name: [one for one in getattr(found, name) if one.horizon_days == horizon] for name in OF_HORIZON}
+    chosen = query.one_of("horizon", ("", *map(str, HORIZONS_DAYS)))
+    accuracy = shared_accuracy(reader, query.today)
+    horizon = int(chosen) if chosen else _default_horizon(accuracy)
+    shown = {name: [one for one in getattr(accuracy, name) if one.horizon_days == horizon] for name in OF_HORIZON}
     return AccuracyPage(
-        headline=headline(found, horizon, query.today),
+        headline=headline(accuracy, horizon, query.today),
         horizon_days=horizon,
-        horizons=found.horizons,
-        sampled=found.sampled,
-        sampled_months=found.sampled_months,
+        horizons=accuracy.horizons,
+        sampled=accuracy.sampled,
+        sampled_months=accuracy.sampled_months,
         **shown,
     )
 
 
-def _default_horizon(found: FleetAccuracy) -> int:
-    judged = {one.horizon_days for one in found.horizons if one.is_judged}
+def _default_horizon(accuracy: FleetAccuracy) -> int:
+    judged = {one.horizon_days for one in accuracy.horizons if one.is_judged}
     return next((days for days in DEFAULT_HORIZONS_DAYS if days in judged), DEFAULT_HORIZONS_DAYS[-1])
 
 
@@ -270,7 +270,7 @@ def read_scenario(reader: Reader, query: PageQuery) -> ScenarioPage:
     if name is not None and tables:
         raise ValidationError("Give assumptions or the name of a stored scenario, not both.")
     if tables:
-        return _assumed(reader, query, tables, by)
+        return _scenario_page(reader, query, tables, by)
     examples = reader.read_cached(("examples", query.today), partial(examples_of, query=query), EXAMPLE_SECONDS)
     with reader.transaction() as connection:
         names = stored_scenario_names(connection)
@@ -311,7 +311,7 @@ def _toml_value(name: str, text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _assumed(reader: Reader, query: PageQuery, tables: Tables, by: str) -> ScenarioPage:
+def _scenario_page(reader: Reader, query: PageQuery, tables: Tables, by: str) -> ScenarioPage:
     scenario = scenario_of_tables(tables, FORM_HEADINGS)
     is_fit = any(one.server is None for one in scenario.new_database)
     page = ScenarioPage(
@@ -328,7 +328,7 @@ def _assumed(reader: Reader, query: PageQuery, tables: Tables, by: str) -> Scena
         # One at a time, so that other pages have the processor and the connections.
         with reader.alone(), reader.transaction() as connection:
             limit_seconds(connection, SHARED_SECONDS)
-            return _answered(connection, query, scenario, page)
+            return _page_with_answer(connection, query, scenario, page)
 
     key = ("scenario", json.dumps(tables), by, query.today, shared_revision(reader))
     try:
@@ -339,18 +339,18 @@ def _assumed(reader: Reader, query: PageQuery, tables: Tables, by: str) -> Scena
         with reader.transaction() as connection:
             raise DatabaseError(MISSING_RIGHT_ON_HISTORY.format(role=role_of(connection))) from None
     except LargeScenarioError as error:
-        return _refused(page, str(error), "has no such limit")
+        return _page_with_refusal(page, str(error), "has no such limit")
 
 
-def _refused(page: ScenarioPage, reason: str, command_does: str) -> ScenarioPage:
+def _page_with_refusal(page: ScenarioPage, reason: str, command_does: str) -> ScenarioPage:
     """Return the page with the reason why it does not answer, and the command if one does."""
     return replace(page, message=f"{reason} The command below {command_does}." if page.command else reason)
 
 
-def _answered(connection: Connection, query: PageQuery, scenario: Scenario, page: ScenarioPage) -> ScenarioPage:
+def _page_with_answer(connection: Connection, query: PageQuery, scenario: Scenario, page: ScenarioPage) -> ScenarioPage:
     """Return the page with its answer; raises as `read_result`."""
     if tables_are_distributed(connection):
-        return _refused(page, "On a cluster, pages cannot compute scenarios.", "can")
+        return _page_with_refusal(page, "On a cluster, pages cannot compute scenarios.", "can")
     known = server_ids_of(connection, sorted(scenario.servers))
     refuse_unregistered(scenario.servers, [*known, *(one.server for one in active_servers(connection))])
     if page.is_fit:

@@ -248,18 +248,18 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     with reader.transaction() as connection:
         sizes = with_gaps(windows, group_sizes(connection, period, windows, by, name))
         earlier = group_sizes(connection, period, shown.earlier(windows), by, name)
-        found, more = _databases(connection, period, window, by, name)
-        is_known = bool(found) or any(one.size_mb is not None for one in sizes)
+        of_group, more = _databases(connection, period, window, by, name)
+        is_known = bool(of_group) or any(one.size_mb is not None for one in sizes)
         if not is_known and not _exists(connection, shown, window, by, name):
             raise NotFoundError(f"There is no group {name!r} by {by}.")
-        listed = with_usage_of_databases(connection, period, window, found, reader.thresholds, query.today)
+        listed = with_usage_of_databases(connection, period, window, of_group, reader.thresholds, query.today)
         cost = cost_of(connection, by, name)
         members = _with_cost(connection, cost, by, name, listed)
         issued, forecast = forecast_day(connection), forecast_of_group(connection, by, name, query.today)
         notice = _notice(connection, period, windows, by)
         steps = steps_of_group(connection, windows[0].start, windows[-1].end, by, name) if windows else []
         moves = group_moves(connection, period, windows, by, shown=MOVES_SHOWN + 1, name=name)
-    missed = _missed(reader, period, windows, by, name)
+    missed = _short_servers(reader, period, windows, by, name)
     return GroupPage(
         grouped_by=by,
         name=name,
@@ -267,7 +267,9 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         window_start=window.start if window else None,
         window_end=window.end if window else None,
         shown=shown,
-        sizes=_compared(reader, period, mark_partial(sizes, {one.window_start for one in missed}), by, name),
+        sizes=_with_like_for_like_changes(
+            reader, period, mark_partial(sizes, {one.window_start for one in missed}), by, name
+        ),
         earlier=earlier,
         missed=missed,
         members=members,
@@ -307,14 +309,16 @@ def _windows(shown: ChartRange, newest: Window | None) -> list[Window]:
     return shown.windows(newest) if shown.name else PERIODS[shown.period].back(newest, GROUP_WINDOWS)
 
 
-def _missed(reader: Reader, period: Period, windows: Sequence[Window], by: str, name: str | None) -> list[ShortServer]:
+def _short_servers(
+    reader: Reader, period: Period, windows: Sequence[Window], by: str, name: str | None
+) -> list[ShortServer]:
     """Return the servers that make windows partly measured."""
     read = partial(short_servers, period=period, windows=windows, grouped_by=by, name=name)
     ends = (windows[0].start, windows[-1].start) if windows else ()
     return reader.read_cached(("partial", period.name, by, name, *ends), read, PARTIAL_SECONDS)
 
 
-def _compared(
+def _with_like_for_like_changes(
     reader: Reader, period: Period, sizes: Sequence[SizeInWindow], by: str, name: str | None
 ) -> list[SizeInWindow]:
     """Return sizes whose changes from or to a partial window are like for like."""
@@ -329,11 +333,11 @@ def _budget(reader: Reader, query: PageQuery, by: str, name: str | None) -> dict
     if by == "server":
         return {}
     try:
-        found = shared_budget(reader, query, by)
+        budget = shared_budget(reader, query, by)
     except NotFoundError:
         return {}
-    line = next((line for line in found.lines if line.name == name), None)
-    return {"budget": line, "budget_last_day": found.last_day, "budget_currency": found.currency}
+    line = next((line for line in budget.lines if line.name == name), None)
+    return {"budget": line, "budget_last_day": budget.last_day, "budget_currency": budget.currency}
 
 
 def _exists(connection: Connection, shown: ChartRange, window: Window | None, by: str, name: str | None) -> bool:

@@ -104,13 +104,15 @@ def read_metrics(reader: Reader, today: date, scope: MetricsScope, dagster: Engi
     """
 
     def read() -> bytes:
-        found: dict[str, list[str]] = {name: [] for name in DESCRIPTIONS}
+        lines_by_name: dict[str, list[str]] = {name: [] for name in DESCRIPTIONS}
         for name, value, labels in (*_samples(reader, today, scope), *_of_runs(dagster)):
             if value is not None:
-                found[name].append(f"capacity_{name}{{{labels}}} {value}\n" if labels else f"capacity_{name} {value}\n")
+                lines_by_name[name].append(
+                    f"capacity_{name}{{{labels}}} {value}\n" if labels else f"capacity_{name} {value}\n"
+                )
         text = "".join(
             f"# HELP capacity_{name} {DESCRIPTIONS[name]}\n# TYPE capacity_{name} gauge\n{''.join(lines)}"
-            for name, lines in found.items()
+            for name, lines in lines_by_name.items()
             if lines
         )
         # Of 5,000 servers it has 15 MB.

@@ -311,22 +311,22 @@ def shared_notice(reader: Reader, today: date) -> str:
     return reader.cached(("outstanding", today), read, UNMEASURED_SECONDS)
 
 
-def notice_of(found: UncomputedSamples, today: date) -> str:
+def notice_of(uncomputed: UncomputedSamples, today: date) -> str:
     """Return a sentence on samples that the figures do not include yet, with a command in backquotes."""
-    if found.day is not None:
-        command = "capacity aggregate --period daily" + ("" if found.day == today else f" --from {found.day}")
+    if uncomputed.day is not None:
+        command = "capacity aggregate --period daily" + ("" if uncomputed.day == today else f" --from {uncomputed.day}")
         return (
-            f"Measured, not computed yet: {human_day(found.day)}. The next daily run adds it to these figures; "
+            f"Measured, not computed yet: {human_day(uncomputed.day)}. The next daily run adds it to these figures; "
             f"`{command}` adds it now."
         )
-    if found.changed_at is None:
+    if uncomputed.changed_at is None:
         return ""
-    moment = found.changed_at.astimezone(UTC)
-    are, them = ("is", "it") if found.windows == 1 else ("are", "them")
+    moment = uncomputed.changed_at.astimezone(UTC)
+    are, them = ("is", "it") if uncomputed.windows == 1 else ("are", "them")
     return (
         f"Measured, not computed yet: samples changed at {moment:%H:%M} UTC on {human_day(moment.date())}, so "
-        f"{counted(found.windows, 'window')} {are} out of date. The late data sensor recomputes {them}; "
-        f"`capacity aggregate --period all --from {found.first_day}` does it now."
+        f"{counted(uncomputed.windows, 'window')} {are} out of date. The late data sensor recomputes {them}; "
+        f"`capacity aggregate --period all --from {uncomputed.first_day}` does it now."
     )
 
 
@@ -510,10 +510,10 @@ class PageQuery:
         return self.number("page", 1, MOST_PAGES)
 
 
-def every_few(found: Sequence[T], most: int) -> Sequence[T]:
+def every_few(items: Sequence[T], most: int) -> Sequence[T]:
     """Return at most `most` of them, evenly spaced, the last one included."""
-    step = -(-len(found) // most) or 1
-    return found[(len(found) - 1) % step :: step]
+    step = -(-len(items) // most) or 1
+    return items[(len(items) - 1) % step :: step]
 
 
 def part_of_page(rows: Sequence[T], query: PageQuery) -> tuple[Sequence[T], bool]:

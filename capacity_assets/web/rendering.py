@@ -579,7 +579,7 @@ def changes_chart(title: str, page: ChangesPage) -> Markup:
     steps = [
         WaterfallStep(name, change, "up" if change > 0 else "down")
         for name, change in (
-            *((_shortened(group_named(one.name, page.grouped_by)), one.change_mb or 0) for one in page.groups),
+            *((_shorten(group_named(one.name, page.grouped_by)), one.change_mb or 0) for one in page.groups),
             (f"{page.other_groups} more", page.other_change_mb),
             ("other", 0 if page.is_rest_rounding else page.rest_change_mb),
             ("servers that\ncame or went", page.once_measured_mb),
@@ -589,7 +589,7 @@ def changes_chart(title: str, page: ChangesPage) -> Markup:
     return waterfall_chart(title, before_mb, steps)
 
 
-def _shortened(name: str) -> str:
+def _shorten(name: str) -> str:
     return name if len(name) <= STEP_LENGTH else f"{name[: STEP_LENGTH - 1]}\u2026"
 
 
@@ -606,16 +606,18 @@ def table_chart(title: str, sizes: Sequence[TableSize]) -> Markup:
         name: [sizes // BYTES_PER_MB if known else None for sizes, known in zip(values, is_listed, strict=True)]
         for name, values in parts.items()
     }
-    return _stacked(title, [one.day for one in drawn], series)
+    return _draw_stacked(title, [one.day for one in drawn], series)
 
 
 def uses_chart(title: str, uses: Sequence[SpaceDay]) -> Markup:
     """Draw what filled a volume by day; a day without measured parts is a gap."""
     titles = dict.fromkeys(title for one in uses for title in one.uses)
-    return _stacked(title, [one.day for one in uses], {name: [one.uses.get(name) for one in uses] for name in titles})
+    return _draw_stacked(
+        title, [one.day for one in uses], {name: [one.uses.get(name) for one in uses] for name in titles}
+    )
 
 
-def _stacked(title: str, days: Sequence[date], parts: Mapping[str, Sequence[int | None]]) -> Markup:
+def _draw_stacked(title: str, days: Sequence[date], parts: Mapping[str, Sequence[int | None]]) -> Markup:
     """Draw the parts of a size in MiB by day."""
     series = [Series(name, values) for name, values in parts.items() if any(values)] or [
         Series(title, [None] * len(days))

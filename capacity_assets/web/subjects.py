@@ -205,7 +205,7 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
         return ServerPage(
             **_values(connection, query, reader.thresholds, server, "server"),
             **_history(shown, shown.windows(newest), history),
-            **_declared(connection, query, period, number, None),
+            **_declarations(connection, query, period, number, None),
             decisions=decision_rows(connection, query.today, every=True, server_id=number),
             volumes=volumes,
             fills=space_usage(connection, number, volumes, None, query.today),
@@ -239,7 +239,7 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
             **values,
             used=used_history(connection, period, windows, number, name) if is_of_used else [],
             **_history(shown, windows, history),
-            **_declared(connection, query, period, number, name),
+            **_declarations(connection, query, period, number, name),
             decisions=[
                 one
                 for one in decision_rows(connection, query.today, every=True, server_id=number)
@@ -366,7 +366,7 @@ def _history(
     }
 
 
-def _declared(
+def _declarations(
     connection: Connection, query: PageQuery, period: Period, server_id: int, database: str | None
 ) -> dict[str, Any]:
     return {
@@ -482,7 +482,7 @@ def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
     """Read the list of servers. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     period, order, engine = query.period(), query.one_of("order", tuple(SERVER_ORDERS)), query.text("engine") or None
     window = chosen_window(reader, query, period)
-    missing, unmeasured = _unmeasured(reader, query, period, window)
+    missing, unmeasured = _unmeasured_in_window(reader, query, period, window)
     # Servers without a size come first in every order.
     shown, skipped = query.rows_shown, (query.page - 1) * query.rows_shown
     first = [one for one in missing if engine in {None, one.engine}]
@@ -512,7 +512,7 @@ def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
     return ServersPage(servers=listed, has_more=has_more, **_list_values(reader, query, period, window, order))
 
 
-def _unmeasured(
+def _unmeasured_in_window(
     reader: Reader, query: PageQuery, period: Period, window: Window | None
 ) -> tuple[Sequence[UnmeasuredServer], Mapping[int, UnmeasuredServer]]:
     """Return the servers without a row in a window, and for the newest window, those not measured on the last day."""
@@ -567,23 +567,23 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
         places = among(shown=MOST_LABELLED)[0] if engine or label else None
         servers = (server,) if server is not None else None
         is_measured = are_measured(connection, query.today)
-    found = ObjectList((), has_more=False, counted_bytes=None, amount=None)
+    shown_list = ObjectList((), has_more=False, counted_bytes=None, amount=None)
     if window is not None:
-        asked: dict[str, Any] = {"first": window.start, "last": window.end, "order": order, "bill": bill}
+        parameters: dict[str, Any] = {"first": window.start, "last": window.end, "order": order, "bill": bill}
         skipped = (query.page - 1) * query.rows_shown
         start = skipped % TABLES_AT_ONCE
-        asked |= {"skipped": skipped - start, "shown": max(query.rows_shown, TABLES_AT_ONCE)}
-        asked["servers"] = servers if places is None else tuple(one.server_id for one in places)
-        asked["databases"] = None if places is None else tuple(one.database for one in places)
-        part = reader.read_cached(("tables", *asked.values()), partial(list_objects, **asked), TABLES_SECONDS)
+        parameters |= {"skipped": skipped - start, "shown": max(query.rows_shown, TABLES_AT_ONCE)}
+        parameters["servers"] = servers if places is None else tuple(one.server_id for one in places)
+        parameters["databases"] = None if places is None else tuple(one.database for one in places)
+        part = reader.read_cached(("tables", *parameters.values()), partial(list_objects, **parameters), TABLES_SECONDS)
         end = start + query.rows_shown
         has_more = part.has_more or len(part.objects) > end
-        found = replace(part, objects=part.objects[start:end], has_more=has_more)
+        shown_list = replace(part, objects=part.objects[start:end], has_more=has_more)
     return TablesPage(
-        tables=found.objects,
-        has_more=found.has_more,
-        counted_bytes=found.counted_bytes,
-        amount=found.amount,
+        tables=shown_list.objects,
+        has_more=shown_list.has_more,
+        counted_bytes=shown_list.counted_bytes,
+        amount=shown_list.amount,
         currency=None if bill is None else bill.currency,
         label=None if label is None else "=".join(label),
         of_server=of_server,

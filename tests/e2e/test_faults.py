@@ -67,7 +67,7 @@ class RestartableServer:
     def restart(self) -> None:
         self.stop()
         embedded._start(self._data)
-        embedded._connected(self.server, self._data).close()
+        embedded._connect(self.server, self._data).close()
 
 
 @pytest.fixture

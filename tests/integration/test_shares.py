@@ -92,13 +92,13 @@ def test_shares_are_measured_side_by_side_and_one_share_not_twice_at_once(
 ) -> None:
     service = collection.service()
     both_at_work = threading.Barrier(2, timeout=30)
-    first_measured = CollectionService._measured
+    first_measured = CollectionService._measure
 
     def meet(self: CollectionService, *arguments: object) -> CollectionSummary:
         both_at_work.wait()
         return first_measured(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(CollectionService, "_measured", meet)
+    monkeypatch.setattr(CollectionService, "_measure", meet)
     done: list[CollectionSummary] = []
     threads = [
         threading.Thread(target=lambda share=share: done.append(service.collect(TODAY, share=parse_share(share))))

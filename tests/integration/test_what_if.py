@@ -255,15 +255,15 @@ def test_only_servers_that_may_change_are_read_and_every_figure_is_that_of_readi
     if is_issued:
         compute_windows(service, "daily", FIRST, TODAY)
         issue_runways(engine, TODAY, TODAY)
-    concerned, read = scenario_results._concerned, []
+    concerned, read = scenario_results._servers_to_read, []
 
     def listening(*given: Any) -> Any:
         read.append(concerned(*given))
         return read[-1]
 
-    monkeypatch.setattr(scenario_results, "_concerned", listening)
+    monkeypatch.setattr(scenario_results, "_servers_to_read", listening)
     narrow = [result_of(engine, TODAY, one, "team", KEYS) for one in NARROW]
-    monkeypatch.setattr(scenario_results, "_concerned", lambda *_: (None, 0))
+    monkeypatch.setattr(scenario_results, "_servers_to_read", lambda *_: (None, 0))
     whole = [result_of(engine, TODAY, one, "team", KEYS) for one in NARROW]
 
     assert narrow == whole
@@ -294,7 +294,7 @@ def test_a_database_that_was_measured_after_the_forecasts_were_issued_is_read_to
     ]
 
     narrow = [result_of(engine, TODAY, one, "team", KEYS) for one in late]
-    monkeypatch.setattr(scenario_results, "_concerned", lambda *_: (None, 0))
+    monkeypatch.setattr(scenario_results, "_servers_to_read", lambda *_: (None, 0))
 
     assert narrow == [result_of(engine, TODAY, one, "team", KEYS) for one in late]
     assert [[one.name for one in result.runways] for result in narrow] == [["late"], ["late"]]

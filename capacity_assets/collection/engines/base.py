@@ -268,26 +268,27 @@ def by_database(
 
     After `seconds`, no further database is started.
     """
-    found: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     unknown, began = [], time.monotonic()
     for name in names:
         if time.monotonic() - began > seconds:
             unknown.append((name, f"not started within {seconds:.0f} s"))
             continue
         try:
-            found[name] = read(name)
+            values[name] = read(name)
         except Exception as error:  # noqa: BLE001 -- drivers raise any exception
             unknown.append((name, str(failure(error))))
-    return found, unknown
+    return values, unknown
 
 
 def objects_by_database(
     names: Iterable[str], read: Callable[[str], DatabaseObjects | None], failure: Callable[[Exception], MeasureError]
 ) -> Objects:
     """Return the objects of databases. Databases for which `read` returns None were dropped, and are left out."""
-    found, unknown = by_database(names, read, failure, OBJECTS_BEGIN_SECONDS)
+    objects, unknown = by_database(names, read, failure, OBJECTS_BEGIN_SECONDS)
     return Objects(
-        tuple(one for one in found.values() if one is not None), tuple(f"{name}: {reason}" for name, reason in unknown)
+        tuple(one for one in objects.values() if one is not None),
+        tuple(f"{name}: {reason}" for name, reason in unknown),
     )
 
 
@@ -299,12 +300,12 @@ def used_by_database(
     names: Iterable[str], read: Callable[[str], int | None], failure: Callable[[Exception], MeasureError]
 ) -> UsedSpace:
     """Return the used space of databases; `read` returns None for unknown. A reason names all of its databases."""
-    found, failed = by_database(names, read, failure, USED_BEGIN_SECONDS)
+    sizes, failed = by_database(names, read, failure, USED_BEGIN_SECONDS)
     by_reason: dict[str, list[str]] = {}
-    for name, reason in (*failed, *((name, "no size is reported") for name, used in found.items() if used is None)):
+    for name, reason in (*failed, *((name, "no size is reported") for name, used in sizes.items() if used is None)):
         by_reason.setdefault(reason, []).append(name)
     return UsedSpace(
-        {name: used for name, used in found.items() if used is not None},
+        {name: used for name, used in sizes.items() if used is not None},
         tuple(f"{first_of(databases, NAMED)}: {reason}" for reason, databases in by_reason.items()),
     )
 

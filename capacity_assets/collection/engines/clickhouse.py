@@ -104,10 +104,10 @@ class ServerError(Exception):
     """The server's error."""
 
     def __init__(self, status: int, body: str) -> None:
-        found = re.search(r"Code: (\d+)", body)
-        self.code = int(found[1]) if found else 0
+        code = re.search(r"Code: (\d+)", body)
+        self.code = int(code[1]) if code else 0
         # Without a code, the response is not the server's, for example the page of a proxy.
-        super().__init__(first_line(body).partition(", e.what()")[0] if found else f"status {status}; {NOT_CLICKHOUSE}")
+        super().__init__(first_line(body).partition(", e.what()")[0] if code else f"status {status}; {NOT_CLICKHOUSE}")
 
 
 class Session:
@@ -311,14 +311,14 @@ class ClickHouse(EngineAdapter):
         return Limits(tuple(volumes.values()), tuple(ceilings))
 
     def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:
-        found = {}
+        by_database = {}
         for database, count, size, tables in query_server(connection, OBJECTS):
             largest = [
                 ObjectSize("", table, TABLE, int(table_bytes), estimated_rows=int(rows), is_exact=True)
                 for table_bytes, table, rows in tables
             ]
-            found[database] = DatabaseObjects.among(database, largest, int(count), int(size))
-        return Objects(tuple(found.get(name) or DatabaseObjects(name, ()) for name in names))
+            by_database[database] = DatabaseObjects.among(database, largest, int(count), int(size))
+        return Objects(tuple(by_database.get(name) or DatabaseObjects(name, ()) for name in names))
 
     def facts(self, connection: Any) -> ServerFacts:
         """Return the version; the encryption is known without a query."""

@@ -114,9 +114,9 @@ class _ProvingLogin:
         if packet.is_auth_switch_request():
             self._connection.salt = packet.read_all()
             if proof is not None:
-                packet = self._answered(proof(self._connection.password, self._connection.salt))
+                packet = self._exchange(proof(self._connection.password, self._connection.salt))
             elif self._method == SHA256:
-                packet = self._answered(self._encrypted_password())
+                packet = self._exchange(self._encrypted_password())
             else:
                 raise self._refusal()
         if not packet.is_extra_auth_data():
@@ -124,10 +124,10 @@ class _ProvingLogin:
         if packet.get_all_data() == PROOF_ACCEPTED:
             return self._connection._read_packet()  # noqa: SLF001 -- as logins of the driver do
         if self._method == FAST_SHA2:
-            return self._answered(self._encrypted_password())
+            return self._exchange(self._encrypted_password())
         raise self._refusal()
 
-    def _answered(self, data: bytes) -> Any:
+    def _exchange(self, data: bytes) -> Any:
         self._connection.write_packet(data)
         return self._connection._read_packet()  # noqa: SLF001 -- as above
 
@@ -212,12 +212,12 @@ def _bounded_connection() -> Any:
                     missing = num_bytes - len(received)
                     if not missing:
                         return bytes(received)
-                    received += super()._read_bytes(min(missing, self._arrived() or missing))  # type: ignore[misc]
+                    received += super()._read_bytes(min(missing, self._wait_for_bytes() or missing))  # type: ignore[misc]
             except MeasureError:
                 self._force_close()  # type: ignore[attr-defined]
                 raise
 
-        def _arrived(self) -> int:
+        def _wait_for_bytes(self) -> int:
             """Wait for a byte; return how many can be read without waiting. 0: the driver will find the reason."""
             with suppress(OSError):
                 return len(self._rfile.peek(1))  # type: ignore[attr-defined]
@@ -261,8 +261,8 @@ def limits_by_disks(connection: Any, names: Sequence[str]) -> Limits:
         return Limits(unknown=NOT_LISTED.format(folder))
     # Folders may be relative to the data folder; a log that is not written has none.
     folders = {TEMPORARY: folder, **dict(zip((BINARY_LOG, RELAY_LOG, REDO, UNDO), others, strict=True))}
-    found = {kind: volume_of(str(PurePosixPath(folder) / one), disks) for kind, one in folders.items() if one}
-    places = {kind: mount for kind, mount in found.items() if mount}
+    mount_of = {kind: volume_of(str(PurePosixPath(folder) / one), disks) for kind, one in folders.items() if one}
+    places = {kind: mount for kind, mount in mount_of.items() if mount}
     mounts = dict.fromkeys((path, *places.values()))
     volumes = tuple(Volume(mount, *(size * BYTES_PER_KIB for size in disks[mount])) for mount in mounts)
     ceilings = tuple(Ceiling(name, is_unlimited=True, volumes=(path,)) for name in names)
@@ -732,15 +732,15 @@ class MySQL(EngineAdapter):
         visible = _tables_by_engine(connection)
 
         def read(name: str) -> DatabaseObjects:
-            found = [one for table, known in tables.get(name, {}).items() for one in known.objects(table)]
+            objects = [one for table, known in tables.get(name, {}).items() for one in known.objects(table)]
             for _, table, data, indexes, free, estimated in _of_other_engines(
                 connection, OTHER_ENGINES_BY_TABLE, name, visible
             ):
                 whole, known = int(data or 0) + int(indexes or 0), None if estimated is None else int(estimated)
-                found.append(
+                objects.append(
                     ObjectSize("", str(table), TABLE, whole, "", None, min(int(free or 0), whole), known, is_exact=True)
                 )
-            return _with_written_rows(written, _with_free_bytes(connection, objects_of(name, found)))
+            return _with_written_rows(written, _with_free_bytes(connection, objects_of(name, objects)))
 
         written = self._written(connection)
         measured = objects_by_database(names, read, self.failure)
@@ -863,11 +863,11 @@ def _add_indexes(tables: dict[str, dict[str, _Table]], rows: Sequence[tuple[Any,
     by_part: dict[tuple[str, str], list[tuple[str, int, bool]]] = defaultdict(list)
     for schema, name, index, size_bytes, is_size_of_clustered in rows:
         by_part[str(schema), str(name)].append((str(index), int(size_bytes), bool(is_size_of_clustered)))
-    for (schema, name), found in by_part.items():
-        named = [index for index, *_ in found if index in CLUSTERED]
-        clustered = named or sorted(index for index, _, fits in found if fits)
+    for (schema, name), of_part in by_part.items():
+        named = [index for index, *_ in of_part if index in CLUSTERED]
+        clustered = named or sorted(index for index, _, fits in of_part if fits)
         indexes = tables[schema][_table_of(name, tables[schema])].indexes
-        for index, size_bytes, _ in found:
+        for index, size_bytes, _ in of_part:
             if index not in clustered[:1]:
                 indexes[index] = indexes.get(index, 0) + size_bytes
 

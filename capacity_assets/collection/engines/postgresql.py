@@ -499,10 +499,10 @@ def _bounded_connection() -> Any:
 
         @classmethod
         def _connect_gen(cls, *arguments: Any, **options: Any) -> Any:
-            return _watched(super()._connect_gen(*arguments, **options), Allowance(), lambda step: step[0])
+            return _watch(super()._connect_gen(*arguments, **options), Allowance(), lambda step: step[0])
 
         def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
-            watched = _watched(gen, self.allowance, lambda _: self.pgconn.socket)
+            watched = _watch(gen, self.allowance, lambda _: self.pgconn.socket)
             try:
                 return super().wait(watched, *arguments, **options)
             except MeasureError:
@@ -519,7 +519,7 @@ def _bounded_connection() -> Any:
     return Bounded
 
 
-def _watched(gen: Any, allowance: Allowance, socket_of: Callable[[Any], int]) -> Any:
+def _watch(gen: Any, allowance: Allowance, socket_of: Callable[[Any], int]) -> Any:
     """Forward the waits of a psycopg generator, and count received bytes before it reads them."""
     try:
         step = next(gen)
@@ -536,19 +536,19 @@ class _Watch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watched: dict[int, tuple[socket.socket, Allowance]] = {}
+        self._watch: dict[int, tuple[socket.socket, Allowance]] = {}
 
     def add(self, fileno: int, allowance: Allowance) -> None:
         """Watch a socket by a duplicated descriptor, because the number of a closed one is used again."""
         opened = socket.socket(fileno=os.dup(fileno))
         with self._lock:
-            self._watched[id(allowance)] = (opened, allowance)
-            if len(self._watched) == 1:
+            self._watch[id(allowance)] = (opened, allowance)
+            if len(self._watch) == 1:
                 threading.Thread(target=self._run, name="watch over answers", daemon=True).start()
 
     def remove(self, allowance: Allowance) -> None:
         with self._lock:
-            opened, _ = self._watched.pop(id(allowance), (None, None))
+            opened, _ = self._watch.pop(id(allowance), (None, None))
             if opened is not None:
                 opened.close()
 
@@ -556,11 +556,11 @@ class _Watch:
         while True:
             time.sleep(WATCH_SECONDS)
             with self._lock:
-                if not self._watched:
+                if not self._watch:
                     return
-                for opened, allowance in self._watched.values():
+                for opened, allowance in self._watch.values():
                     with suppress(OSError):
-                        if _received(opened) > MOST_BYTES:
+                        if _received_bytes(opened) > MOST_BYTES:
                             allowance.received_bytes = MOST_BYTES + 1
                             opened.shutdown(socket.SHUT_RDWR)
 
@@ -577,7 +577,7 @@ def _count(allowance: Allowance, fileno: int) -> None:
     """Count the bytes that a socket has received since it was opened; raises MeasureError like the allowance."""
     opened = socket.socket(fileno=fileno)
     try:
-        allowance.received_bytes = max(_received(opened), allowance.received_bytes)
+        allowance.received_bytes = max(_received_bytes(opened), allowance.received_bytes)
         waiting = 0
     except OSError:
         [waiting] = struct.unpack("i", fcntl.ioctl(fileno, termios.FIONREAD, bytes(4)))
@@ -586,7 +586,7 @@ def _count(allowance: Allowance, fileno: int) -> None:
     allowance.take(waiting // _COUNTED_AGAIN)
 
 
-def _received(opened: socket.socket) -> int:
+def _received_bytes(opened: socket.socket) -> int:
     """Return the bytes that a socket has received; raises OSError without a counter (local socket, old system)."""
     known = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_LENGTH)
     if len(known) < _TCP_INFO_LENGTH:
