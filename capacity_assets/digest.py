@@ -146,11 +146,11 @@ def _read(
     dates = moved_fill_dates(connection, week.start, week.end, label, thresholds, today)
     has_shrunk = not newest.is_change_partial and (newest.change_mb or 0) < 0
     shrinkers = [change for change in unusual if change.change_mb < 0]
-    named = {(one.server_id, one.database) for one in shrinkers}
+    named = {(unusual_change.server_id, unusual_change.database) for unusual_change in shrinkers}
     shrunk = (
         shrunk_databases(connection, WEEKLY, week, label, largest=DECLINES_LISTED + len(named)) if has_shrunk else []
     )
-    declined = [one for one in shrunk if (one.server_id, one.database) not in named]
+    declined = [database for database in shrunk if (database.server_id, database.database) not in named]
     news: dict[str, Sequence[Any]] = {
         "soon": dates.soon,
         "growers": [change for change in unusual if change.change_mb > 0],
@@ -187,7 +187,7 @@ def _sizes(connection: Connection, windows: Sequence[Window], label: tuple[str, 
         sizes = fleet_history(connection, WEEKLY, windows)
         return mark_partial(sizes, partial_windows(connection, WEEKLY, sizes))
     sizes = sorted(group_sizes(connection, WEEKLY, windows, *label), key=lambda size: size.window_start)
-    return mark_partial(sizes, {one.window_start for one in short_servers(connection, WEEKLY, windows, *label)})
+    return mark_partial(sizes, {server.window_start for server in short_servers(connection, WEEKLY, windows, *label)})
 
 
 def mail_subject(digest: Digest) -> str:
@@ -227,7 +227,7 @@ def sections(digest: Digest, pages_url: str | None = None) -> list[Section]:
 
 
 def _page_of(
-    one: FillDateChange
+    change: FillDateChange
     | UnusualChange
     | ShrunkDatabase
     | DatabaseOfOneWindow
@@ -235,45 +235,44 @@ def _page_of(
     | SilentServer
     | LargeSlot,
 ) -> str:
-    match one:
+    match change:
         case FillDateChange():
-            return subject_address(one.subject, one.server_id, one.name)
+            return subject_address(change.subject, change.server_id, change.name)
         case LargeSlot() | SilentServer() | ServerOfOneWindow():
-            return subject_address("server", one.server_id)
-    return subject_address("database", one.server_id, one.database)
+            return subject_address("server", change.server_id)
+    return subject_address("database", change.server_id, change.database)
 
 
-def _size_text(one: DatabaseOfOneWindow) -> str:
-    return f"{one.database} on {one.server}: {human_mb(one.size_mb)}"
+def _size_text(database: DatabaseOfOneWindow) -> str:
+    return f"{database.database} on {database.server}: {human_mb(database.size_mb)}"
 
 
-def _server_text(one: ServerOfOneWindow) -> str:
-    return f"{one.server}: {human_mb(one.size_mb)}, {counted(one.databases, 'database')}"
+def _server_text(server: ServerOfOneWindow) -> str:
+    return f"{server.server}: {human_mb(server.size_mb)}, {counted(server.databases, 'database')}"
 
 
-def _unusual_text(one: UnusualChange) -> str:
-    usual = f"in the twelve weeks before, at most {human_mb(one.usual_mb)} in a week"
-    return f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}; {usual}{_behind(one)}"
+def _unusual_text(change: UnusualChange) -> str:
+    usual = f"in the twelve weeks before, at most {human_mb(change.usual_mb)} in a week"
+    return f"{change.database} on {change.server}: {human_change_mb(change.change_mb)}; {usual}{_behind(change)}"
 
 
 def _behind(one: UnusualChange | ShrunkDatabase) -> str:
     return f". Most by {one.behind.sentence}" if one.behind else ""
 
 
-def _moved_date_text(one: FillDateChange) -> str:
-    day, before = (human_day(day) if day else "not within a year" for day in (one.day, one.before))
-    return f"{one.display_name} on {one.server}: {day}; a week ago {before}"
+def _moved_date_text(change: FillDateChange) -> str:
+    day, before = (human_day(day) if day else "not within a year" for day in (change.day, change.before))
+    return f"{change.display_name} on {change.server}: {day}; a week ago {before}"
 
 
-def _risk_text(one: FillDateChange) -> str:
-    risk = f"{one.severity}, probability {human_probability(one.probability)}, {day_text(one.day)}"
-    return f"{one.display_name} on {one.server}: {risk}"
+def _risk_text(change: FillDateChange) -> str:
+    risk = f"{change.severity}, probability {human_probability(change.probability)}, {day_text(change.day)}"
+    return f"{change.display_name} on {change.server}: {risk}"
 
 
-def _decline_text(one: ShrunkDatabase) -> str:
-    return (
-        f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}, now {human_mb(one.size_mb)}{_behind(one)}"
-    )
+def _decline_text(database: ShrunkDatabase) -> str:
+    sizes = f"{human_change_mb(database.change_mb)}, now {human_mb(database.size_mb)}"
+    return f"{database.database} on {database.server}: {sizes}{_behind(database)}"
 
 
 KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {

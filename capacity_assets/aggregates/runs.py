@@ -136,7 +136,7 @@ class AggregationWork:
     def _unread(self) -> set[Window]:
         """The windows that are only compared, and are read only from their stored rows."""
         others = compared_windows(self.period, self.windows).difference(self.windows)
-        return {one for one in others if (self.period.name, one) in self.usable or one in self.gone}
+        return {window for window in others if (self.period.name, window) in self.usable or window in self.gone}
 
     def _own_row(self, window: Window) -> tuple[list[StoredWindow], list[Window]] | None:
         """Cover a window by its own stored row, if only a compared window has changed. Days have no sums."""

@@ -187,7 +187,7 @@ class AggregationService:
                 {level: own | candidate_windows(shorter, chosen, wanted) for level, shorter in levels.items()}
             )
             # Read after `begin`, so that a server activated later counts as a change that this run does not include.
-            active = [one for one in self.instances(options.instance_ids) if one.active]
+            active = [instance for instance in self.instances(options.instance_ids) if instance.active]
             parts: list[PeriodSummary] = []
             for runner in runners:
                 level = runner.level
@@ -214,7 +214,7 @@ class AggregationService:
     def _usable(self, level: Level, known: Sequence[KnownWindow]) -> frozenset[StoredWindow]:
         """Return the stored windows that may be read instead of samples."""
         mark = sums_fingerprint(level)
-        return frozenset((one.period_type, one.window) for one in known if one.has_current_sums(mark))
+        return frozenset((window.period_type, window.window) for window in known if window.has_current_sums(mark))
 
     @contextmanager
     def _hold_lock(self, period: Period, options: RunOptions) -> Iterator[RunOptions]:
@@ -240,7 +240,9 @@ class AggregationService:
         """
         options = whole.options
         mark = fingerprint(runner.level, whole.period, [instance.id for instance in whole.instances])
-        before = {one.window: one for one in known if one.period_type == whole.period.name}
+        before = {
+            known_window.window: known_window for known_window in known if known_window.period_type == whole.period.name
+        }
         parts: dict[Window, PeriodSummary] = {}
         if not (options.overwrite or options.recompute or options.instance_ids is not None):
             parts = {

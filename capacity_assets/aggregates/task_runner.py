@@ -115,7 +115,7 @@ class AggregationTaskRunner:
     def computed_windows(self, period: Period, level: str) -> list[ComputedWindow]:
         """Return the windows that were computed, within the partition range."""
         computed = self._ledger().computed(period, LEVELS[level])
-        return [one for one in computed if self._has_partition(period.name, one.window)]
+        return [window for window in computed if self._has_partition(period.name, window.window)]
 
     def last_computation(self) -> str:
         """Return a token that changes when a further window is computed."""
@@ -193,7 +193,7 @@ def follow_labels(
     began = time.monotonic()
     stale = [window for window in runner.stale_windows() if window.level == GROUP.name]
     left: dict[str, list[Window]] = {}
-    for window in sorted(stale, key=lambda one: one.window, reverse=True):
+    for window in sorted(stale, key=lambda stale_window: stale_window.window, reverse=True):
         left.setdefault(window.period_type, []).append(window.window)
     # Shorter ones first, because longer ones are computed from them.
     periods = sorted((runner.service.periods[name] for name in left), key=lambda one: (one.months, one.days))

@@ -69,8 +69,8 @@ def declaration(kind: type[T], values: Mapping[str, object]) -> T:
 
 def _sentences(kind: type[T], error: PydanticValidationError) -> Iterator[str]:
     problems: dict[str, list[str]] = {}
-    for one in error.errors():
-        problems.setdefault(str(one["loc"][0]), []).append(one["type"])
+    for detail in error.errors():
+        problems.setdefault(str(detail["loc"][0]), []).append(detail["type"])
     missing = [name for name, kinds in problems.items() if kinds == ["missing"]]
     if missing:
         described = _adapter(kind).json_schema(mode="validation")["properties"].get(missing[0], {})
@@ -320,10 +320,14 @@ def named_tables(path: Path, table: str, called: str, declared: Callable[[Mappin
     """
     document = toml_document(path)
     entries = document.get(table)
-    if set(document) != {table} or not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+    if (
+        set(document) != {table}
+        or not isinstance(entries, list)
+        or not all(isinstance(entry, dict) for entry in entries)
+    ):
         raise ValidationError(f"{path} must contain only tables [[{table}]], one per {called}.")
     things = read_each(((f"{called} {n}", values) for n, values in enumerate(entries, start=1)), declared)
-    names = [one.name for one in things]
+    names = [thing.name for thing in things]
     twice = [f"two {called}s have the name {name!r}." for name in sorted(set(names)) if names.count(name) > 1]
     if twice:
         raise ValidationError("\n".join(twice))

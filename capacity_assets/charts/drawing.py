@@ -191,12 +191,12 @@ class ColumnChart:
         wanted = {name: number for number, name in enumerate(self.every_name)}
         places: dict[str, int] = {}
         # In the order of the names, so that who shares a colour gets the same one wherever both are drawn.
-        for one in sorted(self.series, key=lambda one: (wanted.get(one.name, last), one.name)):
-            first = wanted.get(one.name, MOST_SERIES - 1)
+        for series in sorted(self.series, key=lambda one: (wanted.get(one.name, last), one.name)):
+            first = wanted.get(series.name, MOST_SERIES - 1)
             taken = set(places.values())
             free = (place for number in range(MOST_SERIES) if (place := (first + number) % MOST_SERIES) not in taken)
-            places[one.name] = next(free, first % MOST_SERIES)
-        return [places[one.name] + 1 for one in self.series]
+            places[series.name] = next(free, first % MOST_SERIES)
+        return [places[series.name] + 1 for series in self.series]
 
     def label(self, value: int) -> str:
         """Return a value with its unit."""
@@ -456,7 +456,7 @@ def treemap(title: str, tiles: Sequence[Tile]) -> Markup:
     placed = list(_place_nested(tiles))
     if not placed:
         return Markup()
-    description = "; ".join(f"{one.name}: {human_mb(one.size_mb)}" for one in tiles)
+    description = "; ".join(f"{tile.name}: {human_mb(tile.size_mb)}" for tile in tiles)
     return draw("treemap", title=title, description=description, placed=placed, height=MAP_HEIGHT)
 
 

@@ -176,14 +176,14 @@ def history_chart(history: History) -> Markup:
 
 
 def _plot(history: History) -> _Plot:
-    days = [*(point.day for point in history.points), *(one.day for one in history.ahead)]
+    days = [*(point.day for point in history.points), *(forecast.day for forecast in history.ahead)]
     sizes = [
         size
         for point in history.points
         for size in (point.size_mb, point.smallest_mb, point.largest_mb)
         if size is not None
     ]
-    sizes += [size for one in history.ahead for size in (one.lower_mb, one.size_mb, one.upper_mb)]
+    sizes += [size for forecast in history.ahead for size in (forecast.lower_mb, forecast.size_mb, forecast.upper_mb)]
     sizes += [size for _, size in history.earlier if size is not None]
     low, high = min(sizes), max(sizes)
     # A limit far above would flatten the history; its label at the top edge says where it is.
@@ -215,13 +215,13 @@ def _alone(points: Sequence[Point]) -> list[Point]:
 
 def _areas(history: History, plot: _Plot) -> Iterator[tuple[str, list[str]]]:
     for stretch in _stretches(history.points):
-        upper = plot.line((one.day, one.largest_mb) for one in stretch)
-        lower = plot.line((one.day, one.smallest_mb) for one in stretch)
+        upper = plot.line((point.day, point.largest_mb) for point in stretch)
+        lower = plot.line((point.day, point.smallest_mb) for point in stretch)
         if len(upper) > 1:
             yield "extremes", [*upper, *reversed(lower)]
     if history.ahead:
-        upper = plot.line((one.day, one.upper_mb) for one in history.ahead)
-        lower = plot.line((one.day, one.lower_mb) for one in history.ahead)
+        upper = plot.line((forecast.day, forecast.upper_mb) for forecast in history.ahead)
+        lower = plot.line((forecast.day, forecast.lower_mb) for forecast in history.ahead)
         yield "forecast", [*upper, *reversed(lower)]
 
 
@@ -230,14 +230,14 @@ def _lines(history: History, plot: _Plot) -> Iterator[tuple[str, list[str]]]:
         if is_known:
             yield "earlier", plot.line(earlier)
     for stretch in _stretches(history.points):
-        yield "mean", plot.line((one.day, one.size_mb) for one in stretch)
+        yield "mean", plot.line((point.day, point.size_mb) for point in stretch)
     for ends in _bridges(history.points):
-        yield "bridge", plot.line((one.day, one.size_mb) for one in ends)
+        yield "bridge", plot.line((point.day, point.size_mb) for point in ends)
     if history.ahead:
         # From the newest window to the measured size with which a forecast begins.
-        whole, first = [one for one in history.points if not one.is_partial][-1:], history.ahead[0]
-        yield "bridge", plot.line([*((one.day, one.size_mb) for one in whole), (first.day, first.size_mb)])
-        yield "middle", plot.line((one.day, one.size_mb) for one in history.ahead)
+        whole, first = [point for point in history.points if not point.is_partial][-1:], history.ahead[0]
+        yield "bridge", plot.line([*((point.day, point.size_mb) for point in whole), (first.day, first.size_mb)])
+        yield "middle", plot.line((forecast.day, forecast.size_mb) for forecast in history.ahead)
 
 
 @dataclass(frozen=True)
@@ -292,13 +292,13 @@ def _readings(history: History, plot: _Plot) -> Iterator[list[object]]:
             texts.append(f"previous year: {human_mb(earlier[point.day])}")
         y = None if point.size_mb is None else round(plot.y(point.size_mb), 1)
         readings.append(_Reading(point.day, y, texts, point.address))
-    for one in history.ahead[1:]:
-        middle = round((plot.y(one.lower_mb) + plot.y(one.upper_mb)) / 2, 1)
+    for forecast in history.ahead[1:]:
+        middle = round((plot.y(forecast.lower_mb) + plot.y(forecast.upper_mb)) / 2, 1)
         texts = [
-            f"{human_day(one.day)}: {human_mb(one.lower_mb)} to {human_mb(one.upper_mb)} (80 % range)",
-            f"forecast: {human_mb(one.size_mb)}",
+            f"{human_day(forecast.day)}: {human_mb(forecast.lower_mb)} to {human_mb(forecast.upper_mb)} (80 % range)",
+            f"forecast: {human_mb(forecast.size_mb)}",
         ]
-        readings.append(_Reading(one.day, middle, texts))
+        readings.append(_Reading(forecast.day, middle, texts))
     known = [reading for reading in readings if reading.y is not None]
     for mark in history.marks:
         if known and plot.holds(mark.day):

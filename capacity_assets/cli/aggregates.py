@@ -373,8 +373,8 @@ def _explanation_lines(
     if labels:
         yield f"Labels: {', '.join(f'{key}={value}' for key, value in sorted(labels.items()))}"
     yield _samples(f"Samples of the window: {len(samples.own)}", samples.own, list_all=list_all)
-    for one in origins:
-        yield one.sentence
+    for origin in origins:
+        yield origin.sentence
     if not explanation.subject.active:
         yield "The server is not active: it is no longer aggregated, and its stored rows are kept."
     missing = explanation.missing_days

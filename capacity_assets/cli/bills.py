@@ -165,7 +165,7 @@ def issue_bills(session: DeclarationSession, months: Iterable[date]) -> None:
 
 def _price_notes(engine: Engine, declared: Price) -> Iterator[str]:
     if declared.engine:
-        engines = {one.server.engine for one in registered_servers(engine)}
+        engines = {registered.server.engine for registered in registered_servers(engine)}
         if declared.engine not in engines:
             yield f"No registered server has the engine {declared.engine!r}.{suggestion(declared.engine, engines)}"
     if declared.key and (unknown := label_of_nothing(engine, declared.key, declared.value)):
@@ -461,20 +461,20 @@ def _budget_lines(group_budget: Budget) -> Iterator[Line]:
     rows = [
         [
             name,
-            *_budget_sizes(one),
-            getattr(one, "size_range", ""),
-            *_budget_amounts(one),
-            getattr(one, "amount_range", ""),
+            *_budget_sizes(sums),
+            getattr(sums, "size_range", ""),
+            *_budget_amounts(sums),
+            getattr(sums, "amount_range", ""),
         ]
-        + ([money(one.budget), bills.money_change(one.budget_difference)] if has_budget else [])
-        for name, one in named
+        + ([money(sums.budget), bills.money_change(sums.budget_difference)] if has_budget else [])
+        for name, sums in named
     ]
     yield Table(_budget_title(group_budget), (*headings, *((">Budget", ">Over budget") if has_budget else ())), rows)
     if has_budget:
         months = [f"{month:%Y-%m}" for month in group_budget.months]
         by_month = [
-            [name, *(bills.money_change(one.monthly_budget_differences.get(month)) for month in months)]
-            for name, one in named
+            [name, *(bills.money_change(sums.monthly_budget_differences.get(month)) for month in months)]
+            for name, sums in named
         ]
         yield Table(
             "Over budget by month",
@@ -484,13 +484,13 @@ def _budget_lines(group_budget: Budget) -> Iterator[Line]:
     yield from group_budget.notes
 
 
-def _budget_sizes(one: BudgetSums) -> list[object]:
-    return [human_mb(one.size_mb), human_mb(one.end_size_mb)]
+def _budget_sizes(sums: BudgetSums) -> list[object]:
+    return [human_mb(sums.size_mb), human_mb(sums.end_size_mb)]
 
 
-def _budget_amounts(one: BudgetSums) -> list[object]:
-    price = UNPRICED if one.price_per_gib is None else bills.mean_price(one.price_per_gib)
-    return [price, money(one.amount)]
+def _budget_amounts(sums: BudgetSums) -> list[object]:
+    price = UNPRICED if sums.price_per_gib is None else bills.mean_price(sums.price_per_gib)
+    return [price, money(sums.amount)]
 
 
 def _budget_rows(group_budget: Budget) -> Iterator[Sequence[object]]:
@@ -601,7 +601,7 @@ def _budget_text(budget: MonthBudget, before: Decimal | None) -> str:
 
 
 def _budget_notes(session: DeclarationSession, declared: Sequence[MonthBudget]) -> Iterator[str]:
-    for group in dict.fromkeys(one.group for one in declared):
+    for group in dict.fromkeys(budget.group for budget in declared):
         key, _, name = group.partition("=")
         is_label = name and key in session.settings.label_keys
         if is_label and (unknown := label_of_nothing(session.engine, key, name)):
@@ -611,7 +611,7 @@ def _budget_notes(session: DeclarationSession, declared: Sequence[MonthBudget]) 
 
 def _removal_of_budgets(session: DeclarationSession, group: str, declared: Sequence[MonthBudget]) -> str:
     """Return the command that removes the budgets of a group."""
-    months = sorted(one.month for one in declared if one.group == group)
+    months = sorted(budget.month for budget in declared if budget.group == group)
     first, number = months[0], (months[-1].year - months[0].year) * 12 + months[-1].month - months[0].month + 1
     month = "" if [first] == _months(session, None, 1) else f" --month {first:%Y-%m}"
     return f"capacity budgets remove {shlex.quote(group)}{month}{f' --months {number}' if number > 1 else ''}"

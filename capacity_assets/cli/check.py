@@ -126,7 +126,10 @@ def _is_bad(findings: Sequence[Finding]) -> bool:
 
 
 def _report(findings: Sequence[Finding], code: int) -> Report:
-    rows = [[one.subject, Text(one.verdict.value, style=COLOURS[one.verdict]), one.text] for one in findings]
+    rows = [
+        [finding.subject, Text(finding.verdict.value, style=COLOURS[finding.verdict]), finding.text]
+        for finding in findings
+    ]
     table = Table("capacity check", ("Checked", "Verdict", "~Found"), rows)
     return Report(findings, [table], code)
 
@@ -201,9 +204,9 @@ def _labels_of_receivers(engine: Engine, settings: Settings) -> Iterator[Finding
     receivers: list[Receiver] = []
     with suppress(CapacityError):  # reported with the configuration
         receivers = receivers_of(settings.receivers, settings.label_keys) if settings.receivers else []
-    for one in receivers:
-        if one.label is not None and (nothing := label_of_nothing(engine, *one.label)):
-            yield _note(RECEIVERS, f"{one.name} gets nothing: {nothing[0].lower()}{nothing[1:]}")
+    for receiver in receivers:
+        if receiver.label is not None and (nothing := label_of_nothing(engine, *receiver.label)):
+            yield _note(RECEIVERS, f"{receiver.name} gets nothing: {nothing[0].lower()}{nothing[1:]}")
 
 
 def _folders(settings: Settings) -> Iterator[Finding]:
@@ -291,7 +294,7 @@ def _distribution(engine: Engine) -> Iterator[Finding]:
         yield _bad(
             "distribution", "a node was removed, and changes recorded on it may be lost; run `capacity distribute`"
         )
-    left = ", ".join(one.table for one in tables if not one.is_distributed)
+    left = ", ".join(placement.table for placement in tables if not placement.is_distributed)
     if left:
         again = "still on the coordinator; nothing is computed until `capacity distribute` has run again"
         yield _bad("distribution", f"{left}: {again}")
@@ -340,15 +343,15 @@ def _partitions(engine: Engine, settings: Settings) -> Iterator[Finding]:
 def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
     """Report the number of measured servers, and those whose password cannot be looked up; connect to none."""
     every = registered_servers(engine)
-    measured = [one for one in every if one.active and one.is_collected]
-    for one in measured:
-        reference = one.server.password_from
+    measured = [registered for registered in every if registered.active and registered.is_collected]
+    for registered in measured:
+        reference = registered.server.password_from
         if reference is None or reference == OWN:
             continue
         try:
             password_of(reference, SecretFolders.of(settings))
         except CapacityError as error:
-            yield _bad(f"server {one.server.name}", str(error))
+            yield _bad(f"server {registered.server.name}", str(error))
     yield from (_note("servers", warning) for warning in _warnings(measured, every))
     if settings.collection == "off":
         off = "off: another application fills the raw tables, which are observed"
@@ -357,7 +360,7 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
     failing = collection_state(engine).failing
     at = f"{counted(len(measured), 'server')} measured daily at {settings.collection_hour:02}:00"
     if failing:
-        names = first_of((one.server for one in failing), NAMED)
+        names = first_of((server.server for server in failing), NAMED)
         yield _note("collection", f"{at}; the last attempt failed on {len(failing):,} of them: {names}")
     else:
         yield _ok("collection", at) if measured else _note("collection", at)
@@ -366,25 +369,29 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
 def _warnings(measured: Sequence[RegisteredServer], every: Sequence[RegisteredServer]) -> Iterator[str]:
     """Report causes of wrong totals of the fleet: a server registered twice, a replica that no other server counts."""
     places: dict[tuple[str, str | None], list[str]] = {}
-    for one in measured:
-        if one.server.counted_by is None:
-            places.setdefault((one.server.place, one.server.database), []).append(one.server.name)
+    for registered in measured:
+        if registered.server.counted_by is None:
+            places.setdefault((registered.server.place, registered.server.database), []).append(registered.server.name)
     for (place, _), names in places.items():
         if len(names) > 1:
             yield f"{', '.join(names)} are all at {place}: fleet totals count it {len(names)} times; see `--counted-by`"
-    in_service = {one.server.name: one for one in every if one.active}
-    orphans = [name for name, one in in_service.items() if (one.server.counted_by or name) not in in_service]
+    in_service = {registered.server.name: registered for registered in every if registered.active}
+    orphans = [
+        name for name, registered in in_service.items() if (registered.server.counted_by or name) not in in_service
+    ]
     if orphans:
         yield f"counted by a server that is out of service, so not counted at all: {first_of(orphans, NAMED)}"
-    unreached = [name for name, one in in_service.items() if not one.is_collected]
+    unreached = [name for name, registered in in_service.items() if not registered.is_collected]
     if measured and unreached:
         yield f"active, but without a registered connection: {first_of(unreached, NAMED)}"
 
 
 def _objects(engine: Engine, settings: Settings, today: date) -> Iterator[Finding]:
     """Name servers and labels of CAPACITY_OBJECTS by which no server is chosen."""
-    servers = {one.server.name: one for one in registered_servers(engine)} if settings.objects else {}
-    ids = [one.id for one in servers.values()]
+    servers = (
+        {registered.server.name: registered for registered in registered_servers(engine)} if settings.objects else {}
+    )
+    ids = [registered.id for registered in servers.values()]
     for word in settings.objects:
         key, value = label_or_key(word)
         if value and not servers_of_share(engine, parse_share(word), ids, today):

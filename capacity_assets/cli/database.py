@@ -87,8 +87,12 @@ def distribute(settings: Settings, /, *, dry_run: bool, shards: int) -> Report:
             else distributing.distribute(engine, shards=shards, on_table=lambda name: say(f"  {name}: distributed"))
         )
         tables = distributing.placements(engine)
-    local = [one.table for one in tables if not one.is_distributed]
-    table = Table("Tables", ("Table", ">MiB", "Where"), [[one.table, one.size_mb, _place(one)] for one in tables])
+    local = [placement.table for placement in tables if not placement.is_distributed]
+    table = Table(
+        "Tables",
+        ("Table", ">MiB", "Where"),
+        [[placement.table, placement.size_mb, _place(placement)] for placement in tables],
+    )
     outcome = "All tables are distributed already."
     if dry_run and local:
         outcome = f"Would distribute {', '.join(local)} by server over {counted(shards, 'shard')} each."

@@ -116,11 +116,15 @@ def _top_objects(engine: Engine, period: Period, window: Window, server_id: int 
             f"No table or index is known to have grown in {period.name_of(window)}. CAPACITY_OBJECTS names the servers "
             "whose tables and indexes are measured; growth takes two measurements."
         )
-    rows = [[one.server, one.database, *_object_cells(one)] for one in objects]
+    rows = [[listed_object.server, listed_object.database, *_object_cells(listed_object)] for listed_object in objects]
     title = f"Tables and indexes that grew most, {period.name_of(window)}"
     documents = [
-        {name: value for name, value in asdict(one).items() if name not in {"server_id", "counted_bytes", "amount"}}
-        for one in objects
+        {
+            name: value
+            for name, value in asdict(listed_object).items()
+            if name not in {"server_id", "counted_bytes", "amount"}
+        }
+        for listed_object in objects
     ]
     return Report(documents, [Table(title, ("Server", "Database", *CHANGE_HEADINGS), rows)])
 
@@ -233,27 +237,34 @@ def inside(
     if by == "schema":
         return Report(by_schema(growth), [title, _schemas_table(growth, limit)])
     grown = (
-        f"{one.label} {human_change_mb(whole_mb(one.free_change_bytes))} to {human_mb(whole_mb(one.free_bytes))}"
-        for one in growth.more_free
-        if one.free_change_bytes is not None and one.free_bytes is not None
+        f"{change.label} {human_change_mb(whole_mb(change.free_change_bytes))} "
+        f"to {human_mb(whole_mb(change.free_bytes))}"
+        for change in growth.more_free
+        if change.free_change_bytes is not None and change.free_bytes is not None
     )
     free = f"Dead and free space grew, also as a share of the table: {', '.join(grown)}."
     return Report(growth, [title, _objects_table(growth, limit), *([free] if growth.more_free else [])])
 
 
-def _object_cells(one: ObjectChange) -> list[object]:
-    before = f"{'at most ' if one.before_is_bound else ''}{human_mb(whole_mb(one.before_bytes))}"
-    after = f"{'at most ' if one.after_is_bound else ''}{human_mb(whole_mb(one.after_bytes))}"
-    change = f"{'at least ' if one.is_bound else ''}{human_change_mb(whole_mb(one.change_bytes))}"
-    return [one.label, one.kind, before, after, change]
+def _object_cells(object_change: ObjectChange) -> list[object]:
+    before = f"{'at most ' if object_change.before_is_bound else ''}{human_mb(whole_mb(object_change.before_bytes))}"
+    after = f"{'at most ' if object_change.after_is_bound else ''}{human_mb(whole_mb(object_change.after_bytes))}"
+    change = f"{'at least ' if object_change.is_bound else ''}{human_change_mb(whole_mb(object_change.change_bytes))}"
+    return [object_change.label, object_change.kind, before, after, change]
 
 
 def _objects_table(growth: DatabaseGrowth, limit: int) -> Table:
     listed, hidden = growth.objects[:limit], growth.objects[limit:]
     rows = []
-    for one in listed:
-        free = "" if one.free_bytes is None else human_mb(whole_mb(one.free_bytes))
-        rows.append([*_object_cells(one), free, "" if one.estimated_rows is None else f"{one.estimated_rows:,}"])
+    for object_change in listed:
+        free = "" if object_change.free_bytes is None else human_mb(whole_mb(object_change.free_bytes))
+        rows.append(
+            [
+                *_object_cells(object_change),
+                free,
+                "" if object_change.estimated_rows is None else f"{object_change.estimated_rows:,}",
+            ]
+        )
     rows += [[name, "", "", "", change, "", ""] for name, change in _sums(growth, hidden)]
     return Table("What grew inside", (*CHANGE_HEADINGS, ">Free", ">Rows (estimated)"), rows)
 
@@ -261,8 +272,8 @@ def _objects_table(growth: DatabaseGrowth, limit: int) -> Table:
 def _schemas_table(growth: DatabaseGrowth, limit: int) -> Table:
     schemas = by_schema(growth)
     rows: list[list[object]] = []
-    for one in schemas[:limit]:
-        rows.append([one.schema, one.objects, human_change_mb(whole_mb(one.change_bytes))])
+    for schema in schemas[:limit]:
+        rows.append([schema.schema, schema.objects, human_change_mb(whole_mb(schema.change_bytes))])
     rows += [[name, "", change] for name, change in _sums(growth, schemas[limit:])]
     return Table("What grew inside, by schema", ("Schema", ">Changed", ">Change"), rows)
 

@@ -84,11 +84,11 @@ class ImportOptions:
 
     def refuse_others(self, taken: Collection[str], kind: str) -> None:
         """Refuse options that this kind of source does not take; raises ValidationError."""
-        for one in fields(self):
-            if one.name not in taken and getattr(self, one.name) != one.default:
-                option = OPTION_NAMES.get(one.name, one.name.replace("_", "-"))
-                others = "databases" if one.name == "password_from" else "monitoring"
-                whose = "files" if one.name in OF_FILES else others
+        for attribute in fields(self):
+            if attribute.name not in taken and getattr(self, attribute.name) != attribute.default:
+                option = OPTION_NAMES.get(attribute.name, attribute.name.replace("_", "-"))
+                others = "databases" if attribute.name == "password_from" else "monitoring"
+                whose = "files" if attribute.name in OF_FILES else others
                 raise ValidationError(f"--{option} is for {whose} only; omit it for {kind}.")
 
     def fingerprint(self, source: Source) -> str:

@@ -362,19 +362,19 @@ def _declare_decisions(
     session: DeclarationSession, decisions: Sequence[Decision], lines: Sequence[str]
 ) -> DeclarationReport:
     changes = forecast.decide(session.engine, decisions, by=session.by, dry_run=session.dry_run)
-    replaced = (f"note: It replaces {one.text}: {one.note}" for one in changes.closed)
-    raised = [one for one in decisions if one.added_mb is not None]
+    replaced = (f"note: It replaces {decision.text}: {decision.note}" for decision in changes.closed)
+    raised = [decision for decision in decisions if decision.added_mb is not None]
     judged = list(zip(decisions, changes.probabilities, strict=True))
     document = {
-        "decisions": [{**asdict(one), "probability": probability} for one, probability in judged],
-        "replaced": [decision_json(one, session.today()) for one in changes.closed],
+        "decisions": [{**asdict(decision), "probability": probability} for decision, probability in judged],
+        "replaced": [decision_json(decision, session.today()) for decision in changes.closed],
     }
     is_single = len(decisions) == 1
     risks = [_risk_text(*judged[0])] if is_single else []
     declared = DeclarationReport(
         document,
         [*lines, *risks, *declaring.first_lines(replaced, "more earlier decision")],
-        servers={one.server for one in (*raised, *changes.closed) if one.added_mb is not None},
+        servers={decision.server for decision in (*raised, *changes.closed) if decision.added_mb is not None},
     )
     return replace(declared, follow_up=partial(_say_planned, decision=raised[0])) if is_single and raised else declared
 
@@ -447,9 +447,9 @@ def list_decisions(settings: Settings, /, *, every: bool) -> Report:
     today = Clock(settings.zone).today()
     with options.open_database(settings, settings.zone) as engine:
         stored = forecast.stored_decisions(engine, today, every=every)
-    table = Table("Decisions", DECISION_HEADINGS, [_decision_cells(one, today) for one in stored])
+    table = Table("Decisions", DECISION_HEADINGS, [_decision_cells(decision, today) for decision in stored])
     nothing = "No decision is open. `capacity decide` declares one; `--all` lists those that are past or closed."
-    return Report([decision_json(one, today) for one in stored], [table if stored else nothing])
+    return Report([decision_json(decision, today) for decision in stored], [table if stored else nothing])
 
 
 def _decision_cells(stored: StoredDecision, today: date) -> list[object]:

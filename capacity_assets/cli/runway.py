@@ -194,7 +194,10 @@ def runway_lines(
         sooner = [row for row in rows[:show] if row.sooner_day is not None]
         lines += [f"note: {row.display_name} on {row.server}. {row.remark}" for row in sooner]
         decided = [(row, decision) for row in rows[:show] if (decision := decisions.on(row)) is not None]
-        lines += [f"note: {row.display_name} on {row.server}. {_decided_text(row, one)}" for row, one in decided]
+        lines += [
+            f"note: {row.display_name} on {row.server}. {_decided_text(row, stored_decision)}"
+            for row, stored_decision in decided
+        ]
     else:
         lines.append("None of these has a known limit. `capacity limits set` declares one.")
     if forecasts.unknown_limits and not every:
@@ -300,15 +303,17 @@ def _scenario_lines(result: ScenarioResult, show: int, stored_name: str | None) 
     yield results.answer_of(result)
     if result.runways:
         rows = []
-        for one in result.runways:
-            base = [one.before.text, _chance(one.before)]
-            rows.append([one.server, one.display_name, human_mb(one.size_mb), *base, *_scenario_cells(one.after)])
+        for change in result.runways:
+            base = [change.before.text, _chance(change.before)]
+            rows.append(
+                [change.server, change.display_name, human_mb(change.size_mb), *base, *_scenario_cells(change.after)]
+            )
         yield Table.of_first(f"Fill dates as of {human_day(result.as_of)}", SCENARIO_HEADINGS, rows, show)
     yield f"Unchanged: {counted(result.unchanged, 'forecast')}."
     yield from result.notes
     if result.total is not None and result.last_day is not None and result.grouped_by is not None:
         by = result.grouped_by
-        rows = [_budget_cells(group_named(one.name, by), one) for one in result.budget]
+        rows = [_budget_cells(group_named(change.name, by), change) for change in result.budget]
         title = f"Budget of the 12 months to {human_day(result.last_day)}, {result.currency or 'no currency'}"
         headings = (group_heading(by), *BUDGET_HEADINGS)
         yield Table(title, headings, [*rows, _budget_cells("Total", result.total)])
@@ -318,10 +323,16 @@ def _scenario_lines(result: ScenarioResult, show: int, stored_name: str | None) 
         yield f"Stored as {stored_name}: the page What if shows it."
 
 
-def _budget_cells(name: str, one: BudgetChange) -> list[object]:
-    change = human_change_mb(one.end_size_after_mb - one.end_size_before_mb)
-    sizes = [human_mb(one.end_size_before_mb), human_mb(one.end_size_after_mb), change]
-    return [name, *sizes, money(one.amount_before), money(one.amount_after), money_change(one.difference)]
+def _budget_cells(name: str, budget_change: BudgetChange) -> list[object]:
+    change = human_change_mb(budget_change.end_size_after_mb - budget_change.end_size_before_mb)
+    sizes = [human_mb(budget_change.end_size_before_mb), human_mb(budget_change.end_size_after_mb), change]
+    return [
+        name,
+        *sizes,
+        money(budget_change.amount_before),
+        money(budget_change.amount_after),
+        money_change(budget_change.difference),
+    ]
 
 
 def _scenario_cells(after: ScenarioRunway) -> list[object]:
@@ -337,8 +348,8 @@ def _fit_lines(fits: Sequence[results.NewDatabaseFit], gb: Decimal, show: int) -
     if not fits:
         return
     rows = [
-        [one.server, one.display_name, human_mb(one.headroom_mb), one.before.text, *_scenario_cells(one.after)]
-        for one in fits
+        [fit.server, fit.display_name, human_mb(fit.headroom_mb), fit.before.text, *_scenario_cells(fit.after)]
+        for fit in fits
     ]
     yield Table.of_first(f"Where {gb:,} GiB fit, best first", FIT_HEADINGS, rows, show)
     yield "Servers without a known limit are not listed. Those with too little history come last."
@@ -413,7 +424,7 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
         f"{runway.display_name} on {runway.server}, as of {human_day(runway.last_day)}: "
         f"{runway.size_text}{runway.files_text}",
         f"Measured days: {measured_days:,}",
-        *(one.sentence for one in imported),
+        *(origin.sentence for origin in imported),
         *(
             f"Ignored: {human_day(step.day)}, {printable(': '.join(filter(None, (step.database, step.note))))}."
             for step in steps

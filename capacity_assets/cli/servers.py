@@ -99,7 +99,7 @@ def add(session: DeclarationSession, /, *, name: str, replace: bool, **values: A
           --username capacity_probe --password-from file:/etc/capacity/shop.password
     """
     refuse_the_sample_fleet(session.engine)
-    known = {one.server.name: one for one in registered_servers(session.engine)}.get(name)
+    known = {registered.server.name: registered for registered in registered_servers(session.engine)}.get(name)
     if known is not None and known.is_collected and not replace:
         raise ValidationError(f"A server named {name!r} is already registered. `--replace` changes it.")
     server = _server(name, values, known.server if known else None)
@@ -199,39 +199,39 @@ def list_(settings: Settings, /) -> Report:
     with options.open_database(settings) as engine:
         servers = registered_servers(engine)
         attempts = registry_of_servers.last_attempts(engine)
-    document = [_as_dict(one, attempts.get(one.id)) for one in servers]
+    document = [_as_dict(registered, attempts.get(registered.id)) for registered in servers]
     if not servers:
         nothing = "No server is registered. `capacity instances add` registers one, `capacity instances import` a file."
         return Report(document, [nothing])
-    servers.sort(key=lambda one: natural_key(one.server.name))
-    lines = [Table("Servers", HEADINGS, [_cells(one, attempts.get(one.id)) for one in servers])]
+    servers.sort(key=lambda registered: natural_key(registered.server.name))
+    lines = [Table("Servers", HEADINGS, [_cells(registered, attempts.get(registered.id)) for registered in servers])]
     failures = [
-        [one.server.name, attempts[one.id].last_failure]
-        for one in servers
-        if one.active and one.id in attempts and attempts[one.id].last_failure
+        [registered.server.name, attempts[registered.id].last_failure]
+        for registered in servers
+        if registered.active and registered.id in attempts and attempts[registered.id].last_failure
     ]
     if failures:
         lines.append(Table("Servers whose last attempt failed", ("Server", "~Last failure"), failures))
     return Report(document, lines)
 
 
-def _cells(one: RegisteredServer, attempts: Row[Any] | None) -> list[object]:
-    server = one.server
-    state = f"{one.state}, counted by {server.counted_by}" if server.counted_by else one.state
+def _cells(registered: RegisteredServer, attempts: Row[Any] | None) -> list[object]:
+    server = registered.server
+    state = f"{registered.state}, counted by {server.counted_by}" if server.counted_by else registered.state
     last_collected = (attempts and attempts.last_collected) or "never"
     password_from, tls = server.password_from or "", server.tls or ""
-    declared = declaring.declared_cells(one)
+    declared = declaring.declared_cells(registered)
     return [server.name, server.engine, server.place, password_from, tls, state, last_collected, *declared]
 
 
-def _as_dict(one: RegisteredServer, attempts: Row[Any] | None) -> dict[str, object]:
+def _as_dict(registered: RegisteredServer, attempts: Row[Any] | None) -> dict[str, object]:
     return {
-        "id": one.id,
-        **asdict(one.server),
-        "state": one.state,
+        "id": registered.id,
+        **asdict(registered.server),
+        "state": registered.state,
         "last_collected": attempts and attempts.last_collected,
         "last_failure": attempts and attempts.last_failure,
-        **declaring.declared_json(one),
+        **declaring.declared_json(registered),
     }
 
 
@@ -244,16 +244,16 @@ def test(settings: Settings, /, *, name: str) -> Report:
     Does the same as the collection, but stores nothing.
     """
     with options.open_database(settings) as engine:
-        [one] = registered_servers(engine, [name])
-        if not one.is_collected:
+        [registered] = registered_servers(engine, [name])
+        if not registered.is_collected:
             raise NotFoundError(f"Server {name!r} has no registered connection. `capacity instances add` registers it.")
         service = collection_service(engine, settings)
         fleet = FleetMeasurement(service.context, service.clock, 1, service.connect_seconds, with_facts=True)
-        [outcome] = filter(None, fleet.outcomes([ServerToMeasure(one.id, one.server)]))
+        [outcome] = filter(None, fleet.outcomes([ServerToMeasure(registered.id, registered.server)]))
     if outcome.kind is FailureKind.RIGHTS:
         # Elsewhere the advice is to run this command, which lists them.
         outcome = replace(outcome, advice="Grant its login the rights below.")
-    server, kind, limits = one.server, engine_named(one.server.engine), outcome.limits
+    server, kind, limits = registered.server, engine_named(registered.server.engine), outcome.limits
     warnings = []
     if readable_by_others(server.password_from, service.context.secrets):
         warnings.append(f"Every user of this machine can read the file of {server.password_from}.")
@@ -270,11 +270,13 @@ def test(settings: Settings, /, *, name: str) -> Report:
         "not_counted": outcome.not_counted,
         "left_out": outcome.left_out,
         "volumes": {
-            one.name: {"total_mb": one.total_bytes // BYTES_PER_MB, "free_mb": one.free_bytes // BYTES_PER_MB}
-            for one in limits.volumes
+            volume.name: {"total_mb": volume.total_bytes // BYTES_PER_MB, "free_mb": volume.free_bytes // BYTES_PER_MB}
+            for volume in limits.volumes
         },
         "ceilings_mb": {
-            one.database: one.limit_bytes // BYTES_PER_MB for one in limits.ceilings if one.limit_bytes is not None
+            ceiling.database: ceiling.limit_bytes // BYTES_PER_MB
+            for ceiling in limits.ceilings
+            if ceiling.limit_bytes is not None
         },
         "used_mb": {size.name: size.parts_mb[USED_SIZE] for size in outcome.sizes if USED_SIZE in size.parts_mb},
         "unknown_used": outcome.unknown_used,
@@ -349,7 +351,9 @@ def disable(session: DeclarationSession, /, *, names: Sequence[str]) -> Declarat
     registry_of_servers.set_active(session.engine, names, active=False, dry_run=session.dry_run)
     lines = [f"Out of service: {first_of(names, NAMES_SHOWN)}. No longer measured or aggregated; the history is kept."]
     replicas = [
-        one.server.name for one in registered_servers(session.engine) if one.active and one.server.counted_by in names
+        registered.server.name
+        for registered in registered_servers(session.engine)
+        if registered.active and registered.server.counted_by in names
     ]
     if replicas:
         lines.append(
@@ -466,7 +470,9 @@ def _progress() -> Iterator[Callable[[ProbeOutcome, int], None]]:
 
 
 def _register_own(engine: Engine) -> None:
-    if any(one.server.name == OWN_SERVER and one.is_collected for one in registered_servers(engine)):
+    if any(
+        registered.server.name == OWN_SERVER and registered.is_collected for registered in registered_servers(engine)
+    ):
         return
     url = engine.url
     register_servers(

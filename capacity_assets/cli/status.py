@@ -193,8 +193,8 @@ def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[Incom
 def _by_reason(every: Sequence[IncompleteWindow]) -> list[LateWindows]:
     """Count windows by period, level and reason."""
     groups: dict[tuple[str, str, str], list[Window]] = {}
-    for one in every:
-        groups.setdefault((one.period_type, one.level, one.reason), []).append(one.window)
+    for window in every:
+        groups.setdefault((window.period_type, window.level, window.reason), []).append(window.window)
     return [
         LateWindows(period, level, len(windows), min(windows).key, max(windows).key, reason)
         for (period, level, reason), windows in groups.items()
@@ -300,8 +300,8 @@ def _late_and_stale(
         outdated = runner.outdated_windows()
     except ValidationError as error:
         return None, None, f"not known. {error}"
-    known = {(one.period_type, one.level, one.window) for one in late}
-    stale = [one for one in outdated if (one.period_type, one.level, one.window) not in known]
+    known = {(window.period_type, window.level, window.window) for window in late}
+    stale = [window for window in outdated if (window.period_type, window.level, window.window) not in known]
     return _by_reason(late), _by_reason(stale), ""
 
 
@@ -311,18 +311,18 @@ def _collection_lines(collecting: CollectionState | None) -> Iterator[Line]:
     yield collecting.text
     if collecting.failing:
         headings = ("Server", "Kind", "Last measured", "~Reason")
-        rows = [_cells(asdict(one)) for one in collecting.failing]
+        rows = [_cells(asdict(server)) for server in collecting.failing]
         yield Table.of_first("Servers that fail", headings, rows, FAILING_SHOWN)
 
 
 def _stored_lines(
     samples: Sequence[SampledDays], windows: Sequence[dict[str, object]], stopped: Sequence[NewestSamples]
 ) -> Iterator[Line]:
-    sampled = [_cells(asdict(one)) for one in samples]
+    sampled = [_cells(asdict(days)) for days in samples]
     yield Table("Samples", ("Table", "First day", "Last day", ">Rows on last day"), sampled)
-    yield from (f"{one.table}: {one.text} {STOPPED_ADVICE}" for one in stopped)
+    yield from (f"{newest_samples.table}: {newest_samples.text} {STOPPED_ADVICE}" for newest_samples in stopped)
     yield Table("Latest stored window", WINDOW_HEADINGS, list(map(_cells, windows)))
-    if not any(one.rows_on_last_day for one in samples):
+    if not any(days.rows_on_last_day for days in samples):
         yield "There are no samples yet. Next: `capacity instances add`, `capacity import` or `capacity demo`."
 
 
@@ -355,8 +355,12 @@ def _issue_json(issue: ForecastIssue) -> dict[str, object]:
 
 def _risk_json(risk: StoredRunway) -> dict[str, object]:
     bands = {
-        (one.day - risk.last_day).days: {"lower_mb": one.lower_mb, "middle_mb": one.size_mb, "upper_mb": one.upper_mb}
-        for one in risk.ahead
+        (forecast.day - risk.last_day).days: {
+            "lower_mb": forecast.lower_mb,
+            "middle_mb": forecast.size_mb,
+            "upper_mb": forecast.upper_mb,
+        }
+        for forecast in risk.ahead
     }
     return {"instance_id": risk.server_id, "outlook": risk.runway, "bands": bands, "decision": risk.decision}
 
@@ -374,7 +378,10 @@ def _runway_lines(issue: ForecastIssue | None) -> Iterator[Line]:
     if issue.risks:
         marks = [risk.decision.mark if risk.decision else "" for risk in issue.risks]
         runways = (risk.runway for risk in issue.risks)
-        rows = [[one.server, one.display_name, *one.days_text, mark] for one, mark in zip(runways, marks, strict=True)]
+        rows = [
+            [runway.server, runway.display_name, *runway.days_text, mark]
+            for runway, mark in zip(runways, marks, strict=True)
+        ]
         headings = ("Server", "What", "Early (10 %)", "Middle (50 %)", "Late (90 %)", "Decision")
         yield Table(f"Greatest risks, as of {human_day(issue.as_of)}", headings, rows)
     else:

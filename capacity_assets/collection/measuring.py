@@ -108,14 +108,20 @@ def _limits_fit(limits: Limits) -> bool:
 
 
 def _fit(database: DatabaseObjects) -> bool:
-    keys = {(one.kind, one.schema, one.table, one.name) for one in database.largest}
-    sizes = [database.other_bytes, *(one.size_bytes for one in database.largest)]
-    values = (value for one in database.largest for value in (one.index_bytes, one.free_bytes, one.written_rows))
+    keys = {
+        (object_size.kind, object_size.schema, object_size.table, object_size.name) for object_size in database.largest
+    }
+    sizes = [database.other_bytes, *(object_size.size_bytes for object_size in database.largest)]
+    values = (
+        value
+        for object_size in database.largest
+        for value in (object_size.index_bytes, object_size.free_bytes, object_size.written_rows)
+    )
     further = [value for value in values if value is not None]
-    names = [name for one in database.largest for name in (one.schema, one.table) if name]
+    names = [name for object_size in database.largest for name in (object_size.schema, object_size.table) if name]
     return (
         len(keys) == len(database.largest)
-        and _are_names(database.database, *names, *(one.name for one in database.largest))
+        and _are_names(database.database, *names, *(object_size.name for object_size in database.largest))
         and min([*sizes, *further]) >= 0
         and max(sum(sizes), *further, 0) <= LARGEST_BYTES
     )
@@ -207,7 +213,9 @@ def access_to(server: Server, context: ProbeContext, *, connect_seconds: float, 
         if path is not None and not Path(path).exists():
             raise MeasureError(FailureKind.SETUP, f"the file {path}, its `{name}`, is missing")
     known = {
-        one.name: getattr(server, one.name) for one in fields(Access) if getattr(server, one.name, None) is not None
+        attribute.name: getattr(server, attribute.name)
+        for attribute in fields(Access)
+        if getattr(server, attribute.name, None) is not None
     }
     defaults = {"port": engine_named(server.engine).default_port, "username": None, "database": None}
     seconds = {"connect_seconds": connect_seconds, "statement_seconds": statement_seconds}
@@ -304,7 +312,10 @@ def _with_used(session: _Session, sizes: tuple[DatabaseSize, ...]) -> tuple[tupl
         return sizes, (error.reason,)
     known = {name: used_bytes for name, used_bytes in used.used_bytes.items() if used_bytes is not None}
     return (
-        tuple(one.with_used(known[one.name], session.engine.whole_mb) if one.name in known else one for one in sizes),
+        tuple(
+            database.with_used(known[database.name], session.engine.whole_mb) if database.name in known else database
+            for database in sizes
+        ),
         tuple(map(session.hidden, used.unknown)),
     )
 
@@ -473,36 +484,38 @@ class _MeasurementInProgress:
         return None
 
 
-def _measure(one: _MeasurementInProgress, access: Access, excluded: Sequence[str], *, with_facts: bool) -> Measurement:
+def _measure(
+    measurement: _MeasurementInProgress, access: Access, excluded: Sequence[str], *, with_facts: bool
+) -> Measurement:
     """Connect, wait for a worker, and measure every database; raises MeasureError."""
-    engine = engine_named(one.task.server.engine)
+    engine = engine_named(measurement.task.server.engine)
     session = _Session(engine, access)
     try:
         session.connection = connection = engine.connect(access)
-        one.connected = time.monotonic()
+        measurement.connected = time.monotonic()
         if with_facts:
-            one.facts = engine.facts(connection)
-        one.wait()
-        one.measuring = time.monotonic()
+            measurement.facts = engine.facts(connection)
+        measurement.wait()
+        measurement.measuring = time.monotonic()
         measured = engine.sizes(connection, access, excluded)
-        one.sized = time.monotonic()
+        measurement.sized = time.monotonic()
         refuse_impossible(measured.sizes)
         names = tuple(size.name for size in measured.sizes)
         sizes, unknown_used = _with_used(session, measured.sizes)
         limits = _limits_of(session, names)
         parts = possible_parts(tuple(_parts_of(session, PartScope(names, limits))))
-        objects = possible_objects(_objects_of(session, names)) if one.task.with_objects else NO_OBJECTS
+        objects = possible_objects(_objects_of(session, names)) if measurement.task.with_objects else NO_OBJECTS
         return replace(measured, sizes=sizes, unknown_used=unknown_used, limits=limits, parts=parts, objects=objects)
     except Exception as error:  # noqa: BLE001 -- see below
         # Drivers may raise any error, including those of the operating system; other servers are not affected.
         known = engine.failure(error)
         if known.kind is FailureKind.TIMEOUT:
-            connected = one.connected is not None
+            connected = measurement.connected is not None
             seconds = access.statement_seconds if connected else access.connect_seconds
-            known = timeout_error(one.task.server, seconds, connected=connected)
+            known = timeout_error(measurement.task.server, seconds, connected=connected)
         raise known.without(access.password) from None
     finally:
-        one.ended = time.monotonic()
+        measurement.ended = time.monotonic()
         session.close()
 
 
@@ -540,7 +553,7 @@ class FleetMeasurement:
             yield None
 
     def _may_connect(self, running: Collection[_MeasurementInProgress]) -> bool:
-        ready = sum(one.waits for one in running)
+        ready = sum(measurement.waits for measurement in running)
         return len(running) < self.workers * (BESIDE_PER_WORKER + 1) and ready < self.workers * READY_PER_WORKER
 
     def _assign_workers(
@@ -548,57 +561,62 @@ class FleetMeasurement:
     ) -> Iterator[ProbeOutcome]:
         """Give free workers to waiting servers; yield the outcome of servers that can no longer begin today."""
         everything = list(running.values())
-        free = self.workers - sum(one.holds_worker for one in everything)
-        for one in [one for one in everything if one.waits][: max(free, 0)]:
+        free = self.workers - sum(measurement.holds_worker for measurement in everything)
+        for measurement in [running_measurement for running_measurement in everything if running_measurement.waits][
+            : max(free, 0)
+        ]:
             if may_begin():
-                one.went = time.monotonic()
-                one.go.set()
+                measurement.went = time.monotonic()
+                measurement.go.set()
             else:
-                del running[one.task.instance_id]
-                one.given_up = True
-                one.go.set()
-                yield self._failure_of(one, _day_over())
+                del running[measurement.task.instance_id]
+                measurement.given_up = True
+                measurement.go.set()
+                yield self._failure_of(measurement, _day_over())
 
     def _begin(
         self, task: ServerToMeasure, done: queue.SimpleQueue[tuple[int, ProbeOutcome]]
     ) -> _MeasurementInProgress:
-        one = _MeasurementInProgress(task, task.history.connect_seconds(self.connect_seconds))
+        measurement = _MeasurementInProgress(task, task.history.connect_seconds(self.connect_seconds))
 
         def work() -> None:
-            done.put((task.instance_id, self._outcome(one)))
+            done.put((task.instance_id, self._outcome(measurement)))
 
         # A daemon thread does not keep the process alive: a driver may hang forever.
         threading.Thread(target=work, name=f"measure {task.server.name}", daemon=True).start()
-        return one
+        return measurement
 
-    def _outcome(self, one: _MeasurementInProgress) -> ProbeOutcome:
-        server, history = one.task.server, one.task.history
+    def _outcome(self, measurement: _MeasurementInProgress) -> ProbeOutcome:
+        server, history = measurement.task.server, measurement.task.history
         try:
             access = access_to(
-                server, self.context, connect_seconds=one.connect_seconds, statement_seconds=history.statement_seconds
+                server,
+                self.context,
+                connect_seconds=measurement.connect_seconds,
+                statement_seconds=history.statement_seconds,
             )
             excluded = self.context.excluded.get(server.engine, ())
-            measured = _measure(one, access, excluded, with_facts=self.with_facts)
-            return self._outcome_of(one, measured)
+            measured = _measure(measurement, access, excluded, with_facts=self.with_facts)
+            return self._outcome_of(measurement, measured)
         except MeasureError as error:
-            return self._failure_of(one, error)
+            return self._failure_of(measurement, error)
         except Exception as error:  # noqa: BLE001 -- other servers are not affected
-            return self._failure_of(one, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
+            return self._failure_of(measurement, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
 
-    def _failure_of(self, one: _MeasurementInProgress, error: MeasureError) -> ProbeOutcome:
-        failed = self._outcome_of(one, Measurement())
-        keeps_sample = one.task.measured_before
+    def _failure_of(self, measurement: _MeasurementInProgress, error: MeasureError) -> ProbeOutcome:
+        failed = self._outcome_of(measurement, Measurement())
+        keeps_sample = measurement.task.measured_before
         return replace(failed, kind=error.kind, reason=error.reason, advice=error.advice, keeps_sample=keeps_sample)
 
-    def _outcome_of(self, one: _MeasurementInProgress, measured: Measurement) -> ProbeOutcome:
+    def _outcome_of(self, measurement: _MeasurementInProgress, measured: Measurement) -> ProbeOutcome:
         return ProbeOutcome(
             **vars(measured),
-            instance_id=one.task.instance_id,
-            server=one.task.server.name,
+            instance_id=measurement.task.instance_id,
+            server=measurement.task.server.name,
             ended_at=self.clock.now(),
-            facts=one.facts,
-            connect_seconds=one.seconds_to_connect,
-            measure_seconds=one.seconds_to_measure,
+            facts=measurement.facts,
+            connect_seconds=measurement.seconds_to_connect,
+            measure_seconds=measurement.seconds_to_measure,
         )
 
     def _finished_outcomes(
@@ -614,11 +632,11 @@ class FleetMeasurement:
             timeout = 0.0
             if running.pop(instance_id, None) is not None:
                 yield outcome
-        for instance_id, one in list(running.items()):
-            error = one.overdue
+        for instance_id, measurement in list(running.items()):
+            error = measurement.overdue
             if error is not None:
                 del running[instance_id]
-                yield self._failure_of(one, error)
+                yield self._failure_of(measurement, error)
 
 
 def _day_over() -> MeasureError:

@@ -291,8 +291,8 @@ def registered_servers(engine: Engine, names: Sequence[str] | None = None) -> li
         servers = _registry(connection)
     if names is None:
         return servers
-    refuse_unregistered(names, [one.server.name for one in servers])
-    return [one for one in servers if one.server.name in names]
+    refuse_unregistered(names, [registered.server.name for registered in servers])
+    return [registered for registered in servers if registered.server.name in names]
 
 
 def refuse_unregistered(names: Iterable[str], known: Collection[str]) -> None:
@@ -307,7 +307,7 @@ def refuse_unregistered(names: Iterable[str], known: Collection[str]) -> None:
 
 def refuse_unknown_engine(engine: Engine, name: str) -> None:
     """Refuse an engine that is neither installed nor that of a server; raises NotFoundError and DatabaseError."""
-    known = sorted({*engine_names(), *(one.server.engine for one in registered_servers(engine))})
+    known = sorted({*engine_names(), *(registered.server.engine for registered in registered_servers(engine))})
     if name not in known:
         raise NotFoundError(f"{name!r} is not an engine; known are {', '.join(known)}.{suggestion(name, known)}")
 
@@ -359,10 +359,10 @@ def register_servers(
         with engine.connect() as connection, connection.begin() as transaction:
             # Two registrations of one server would both add it.
             connection.execute(text("LOCK TABLE instances IN SHARE ROW EXCLUSIVE MODE"))
-            before = {one.server.name: one for one in _registry(connection)}
+            before = {registered.server.name: registered for registered in _registry(connection)}
             _refuse_chains(wanted, before)
             changes = _changes_between(wanted, before, disable_others=disable_others)
-            ids = {name: one.id for name, one in before.items()}
+            ids = {name: registered.id for name, registered in before.items()}
             _write(connection, wanted, ids, [ids[name] for name in changes.disabled], by)
             if dry_run:
                 transaction.rollback()
@@ -379,9 +379,13 @@ def register_servers(
 def _changes_between(
     wanted: Sequence[Server], before: dict[str, RegisteredServer], *, disable_others: bool
 ) -> RegistrationChanges:
-    known = {name: one.server for name, one in before.items() if one.is_collected}
+    known = {name: registered.server for name, registered in before.items() if registered.is_collected}
     names = [server.name for server in wanted]
-    others = [name for name, one in before.items() if one.active and one.is_collected and name not in names]
+    others = [
+        name
+        for name, registered in before.items()
+        if registered.active and registered.is_collected and name not in names
+    ]
     unchanged = [server.name for server in wanted if known.get(server.name) == server]
     return RegistrationChanges(
         added=tuple(name for name in names if name not in before),
@@ -436,7 +440,7 @@ def _write_targets(connection: Connection, rows: Sequence[Mapping[str, object]],
 def _refuse_chains(wanted: Sequence[Server], before: Mapping[str, RegisteredServer]) -> None:
     """Refuse chains of counted_by: a server that counts others must count itself, or both would be hidden."""
     names = {server.name for server in wanted}
-    counting = {name: one.server.counted_by for name, one in before.items() if name not in names}
+    counting = {name: registered.server.counted_by for name, registered in before.items() if name not in names}
     for server in wanted:
         if server.counted_by is None:
             continue
@@ -461,7 +465,7 @@ def remove_servers(engine: Engine, names: Sequence[str], *, dry_run: bool = Fals
         NotFoundError: one of the names is not registered; nothing was changed.
         DatabaseError: the database failed; nothing was changed.
     """
-    ids = {one.id: one.server.name for one in registered_servers(engine, names)}
+    ids = {registered.id: registered.server.name for registered in registered_servers(engine, names)}
     with declaring(engine, "removing servers", dry_run=dry_run) as connection:
         for table in (collection_targets, collection_attempts):
             connection.execute(delete(table).where(table.c.instance_id.in_(ids)))
@@ -494,7 +498,7 @@ def set_active(engine: Engine, names: Sequence[str], *, active: bool, dry_run: b
     values: dict[str, object] = {"is_active": active} | ({"deleted_at": None} if active else {})
     statement = update(instances).where(instances.c.id == bindparam("server")).values(**values)
     with declaring(engine, "changing the registry", dry_run=dry_run) as connection:
-        connection.execute(statement, [{"server": one.id} for one in servers])
+        connection.execute(statement, [{"server": registered.id} for registered in servers])
 
 
 @dataclass(frozen=True)

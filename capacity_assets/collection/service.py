@@ -322,7 +322,7 @@ class CollectionService:
 
     def has_servers(self) -> bool:
         """Whether a server in service is registered for collection; raises DatabaseError."""
-        return any(one.active and one.is_collected for one in registered_servers(self.engine))
+        return any(registered.active and registered.is_collected for registered in registered_servers(self.engine))
 
     def left(self, day: date, share: CollectionShare | None = None) -> int:
         """Count the servers in service, or in a share, that remain to be measured on a day; raises DatabaseError."""
@@ -347,19 +347,27 @@ class CollectionService:
         """Return the servers to measure, the number measured before, and the names of those filled elsewhere."""
         servers = registered_servers(self.engine, names)
         if share is not None:
-            chosen = servers_of_share(self.engine, share, [one.id for one in servers], day)
-            servers = [one for one in servers if one.id in chosen]
+            chosen = servers_of_share(self.engine, share, [registered.id for registered in servers], day)
+            servers = [registered for registered in servers if registered.id in chosen]
         if names is not None:
             _refuse_unmeasurable(servers)
-        wanted = [one for one in servers if one.active and one.is_collected]
+        wanted = [registered for registered in servers if registered.active and registered.is_collected]
         history, done = self._history(day)
-        left = [one for one in wanted if again or one.id not in done]
+        left = [registered for registered in wanted if again or registered.id not in done]
         due = self._due_objects(left, day)
         tasks = [
-            ServerToMeasure(one.id, one.server, history.get(one.id, ProbeHistory()), one.id in done, one.id in due)
-            for one in left
+            ServerToMeasure(
+                registered.id,
+                registered.server,
+                history.get(registered.id, ProbeHistory()),
+                registered.id in done,
+                registered.id in due,
+            )
+            for registered in left
         ]
-        elsewhere = [one.server.name for one in servers if one.active and not one.is_collected]
+        elsewhere = [
+            registered.server.name for registered in servers if registered.active and not registered.is_collected
+        ]
         return tasks, len(wanted) - len(left), elsewhere
 
     def _due_objects(self, servers: Sequence[RegisteredServer], day: date) -> set[int]:
@@ -367,10 +375,12 @@ class CollectionService:
         if not self.objects or not servers:
             return set()
         named = {word for word in self.objects if "=" not in word}
-        chosen = {one.id for one in servers if ALL in named or one.server.name in named}
+        chosen = {registered.id for registered in servers if ALL in named or registered.server.name in named}
         for word in self.objects:
             if word not in named:
-                chosen |= servers_of_share(self.engine, parse_share(word), [one.id for one in servers], day)
+                chosen |= servers_of_share(
+                    self.engine, parse_share(word), [registered.id for registered in servers], day
+                )
         since = day - timedelta(days=self.objects_days)
         rows = self._read(text(_OBJECTS_MEASURED), {"day": day, "since": since}, "reading when objects were measured")
         return chosen - {row.instance_id for row in rows}
@@ -426,14 +436,15 @@ class CollectionService:
 
 
 def _refuse_unmeasurable(servers: Sequence[RegisteredServer]) -> None:
-    for one in servers:
-        if not one.active:
+    for registered in servers:
+        if not registered.active:
             raise ValidationError(
-                f"Server {one.server.name!r} is disabled. `capacity instances enable` puts it back into service."
+                f"Server {registered.server.name!r} is disabled. `capacity instances enable` puts it back into service."
             )
-        if not one.is_collected:
+        if not registered.is_collected:
             raise ValidationError(
-                f"Server {one.server.name!r} has no registered connection. `capacity instances add` registers it."
+                f"Server {registered.server.name!r} has no registered connection. "
+                "`capacity instances add` registers it."
             )
 
 

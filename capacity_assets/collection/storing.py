@@ -40,11 +40,11 @@ def _volume_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...
 
 def _limit_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
     for outcome in outcomes:
-        for one in outcome.limits.ceilings:
-            limit_mb = None if one.limit_bytes is None else one.limit_bytes // BYTES_PER_MB
-            volumes = None if one.volumes is None else list(one.volumes)
-            how = one.is_unlimited, volumes, outcome.limits.fills_files
-            yield outcome.instance_id, one.database, limit_mb, *how, outcome.ended_at
+        for ceiling in outcome.limits.ceilings:
+            limit_mb = None if ceiling.limit_bytes is None else ceiling.limit_bytes // BYTES_PER_MB
+            volumes = None if ceiling.volumes is None else list(ceiling.volumes)
+            how = ceiling.is_unlimited, volumes, outcome.limits.fills_files
+            yield outcome.instance_id, ceiling.database, limit_mb, *how, outcome.ended_at
 
 
 def _part_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
@@ -106,10 +106,15 @@ FASTEST_LISTED = 50
 def _object_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
     for outcome in outcomes:
         for database in outcome.objects.databases:
-            for one in database.largest:
-                names = (one.kind, one.schema, one.table, one.name)
-                sizes = (one.size_bytes, one.index_bytes, one.free_bytes)
-                rows = (one.estimated_rows, one.is_exact, one.written_rows, one.counted_since)
+            for object_size in database.largest:
+                names = (object_size.kind, object_size.schema, object_size.table, object_size.name)
+                sizes = (object_size.size_bytes, object_size.index_bytes, object_size.free_bytes)
+                rows = (
+                    object_size.estimated_rows,
+                    object_size.is_exact,
+                    object_size.written_rows,
+                    object_size.counted_since,
+                )
                 yield outcome.instance_id, database.database, *names, *sizes, *rows
 
 
@@ -118,8 +123,8 @@ def _store_objects(connection: Connection, day: date, outcomes: Sequence[ProbeOu
 
     Objects from an earlier run of the day are deleted, because they would not add up to the sizes of this one.
     """
-    with_objects = [one for one in outcomes if one.objects.databases]
-    servers = [one.instance_id for one in outcomes if one.collected]
+    with_objects = [outcome for outcome in outcomes if outcome.objects.databases]
+    servers = [outcome.instance_id for outcome in outcomes if outcome.collected]
     connection.execute(text(_FORGET_OBJECTS), {"day": day, "servers": servers})
     if not with_objects:
         return
@@ -127,9 +132,9 @@ def _store_objects(connection: Connection, day: date, outcomes: Sequence[ProbeOu
         connection.execute(text(statement))
     copy_rows(connection, "COPY measured_object FROM STDIN", _object_rows(with_objects))
     others = (
-        (one.instance_id, database.database, database.other_count, database.other_bytes)
-        for one in with_objects
-        for database in one.objects.databases
+        (outcome.instance_id, database.database, database.other_count, database.other_bytes)
+        for outcome in with_objects
+        for database in outcome.objects.databases
     )
     copy_rows(connection, "COPY measured_others FROM STDIN", others)
     connection.execute(text("ANALYZE measured_object, measured_others"))
@@ -295,18 +300,18 @@ def _stage(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> None:
     for statement in (text(_STAGE_SERVERS), text(_STAGE_DATABASES)):
         connection.execute(statement)
     copy_rows(connection, "COPY measured_server FROM STDIN", _server_rows(outcomes))
-    sizes = ((one.instance_id, size.name, *size.values) for one in outcomes for size in one.sizes)
+    sizes = ((outcome.instance_id, size.name, *size.values) for outcome in outcomes for size in outcome.sizes)
     copy_rows(connection, "COPY measured_database FROM STDIN", sizes)
     # New tables have no statistics, without which plans assume too many rows.
     connection.execute(text("ANALYZE measured_server, measured_database"))
 
 
 def _server_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
-    for one in outcomes:
-        status = COLLECTED if one.collected else FAILED
-        failure = one.kind and one.kind.value
-        seconds = (one.connect_seconds, one.measure_seconds)
-        yield one.instance_id, one.ended_at, status, failure, one.explanation, *seconds
+    for outcome in outcomes:
+        status = COLLECTED if outcome.collected else FAILED
+        failure = outcome.kind and outcome.kind.value
+        seconds = (outcome.connect_seconds, outcome.measure_seconds)
+        yield outcome.instance_id, outcome.ended_at, status, failure, outcome.explanation, *seconds
 
 
 _STAGE_SERVERS = """

@@ -69,28 +69,30 @@ def store_volumes(
         ValidationError: a volume is listed twice for one day.
         DatabaseError: the database failed; nothing was changed.
     """
-    keys = ((one.volume, one.server, one.day) for one in volumes)
+    keys = ((volume.volume, volume.server, volume.day) for volume in volumes)
     refuse_repeated(keys, lambda key: f"{key[0]} of {key[1]}, {key[2]}", "Listed more than once:")
     with places_in_errors(volumes), declaring(engine, "storing volumes", dry_run=dry_run) as connection:
-        ids = ids_of(connection, {one.server for one in volumes})
+        ids = ids_of(connection, {volume.server for volume in volumes})
         rows = [
             {
-                "instance_id": ids[one.server],
-                "volume_name": one.volume,
-                "day": one.day,
-                "total_mb": one.total_bytes // BYTES_PER_MB,
-                "free_mb": one.free_bytes // BYTES_PER_MB,
-                "used_mb": None if one.used_bytes is None else one.used_bytes // BYTES_PER_MB,
+                "instance_id": ids[volume.server],
+                "volume_name": volume.volume,
+                "day": volume.day,
+                "total_mb": volume.total_bytes // BYTES_PER_MB,
+                "free_mb": volume.free_bytes // BYTES_PER_MB,
+                "used_mb": None if volume.used_bytes is None else volume.used_bytes // BYTES_PER_MB,
                 "declared_by": by,
             }
-            for one in volumes
+            for volume in volumes
         ]
         if not rows:
             return 0
         store = text(_STORE + (_REPLACE if replace else _KEEP))
         written = len(connection.execute(store, {**columns_of(rows), "source": IMPORTED}).all())
         for statement in (_PLACE_NEW, _PLACE_KNOWN):
-            connection.execute(with_queries(statement, alone=_ALONE), {"days": sorted({one.day for one in volumes})})
+            connection.execute(
+                with_queries(statement, alone=_ALONE), {"days": sorted({volume.day for volume in volumes})}
+            )
         return written
 
 
@@ -117,14 +119,14 @@ def volumes_of_file(path: Path, today: date) -> list[VolumeDay]:
     return declarations(path, *names_of(VolumeDay), lambda row: _plausible(declaration(VolumeDay, row), today))
 
 
-def _plausible(one: VolumeDay, today: date) -> VolumeDay:
-    if one.day > today:
-        raise ValidationError(f"day {one.day} is in the future.")
-    if not 0 <= one.free_bytes <= one.total_bytes <= LARGEST_BYTES or len(one.volume) > LONGEST_NAME:
+def _plausible(volume: VolumeDay, today: date) -> VolumeDay:
+    if volume.day > today:
+        raise ValidationError(f"day {volume.day} is in the future.")
+    if not 0 <= volume.free_bytes <= volume.total_bytes <= LARGEST_BYTES or len(volume.volume) > LONGEST_NAME:
         raise ValidationError("free_gb must be between 0 and total_gb, and a name has at most 255 characters.")
-    if not 0 <= (one.used_bytes or 0) <= one.total_bytes:
+    if not 0 <= (volume.used_bytes or 0) <= volume.total_bytes:
         raise ValidationError("used_gb must be between 0 and total_gb; leave it empty if the volume has no reserve.")
-    return one
+    return volume
 
 
 _STORE = """
@@ -238,7 +240,7 @@ def fetch_volumes(
     except CapacityError as error:
         fetched.troubles.append(f"{VARIABLE}: {' '.join(str(error).splitlines()).rstrip('.')}")
         return fetched
-    known = {one.server.name for one in registered_servers(engine) if one.active}
+    known = {registered.server.name for registered in registered_servers(engine) if registered.active}
     for source in sources:
         try:
             volumes, left_out = volumes_of(source, known, secrets, day)

@@ -58,7 +58,9 @@ def existing_tables(connection: sa.Connection, wanted: Iterable[sa.Table]) -> li
     facts = {row.name: row for row in connection.execute(sa.text(_FACTS), {"names": names})}
     indexes = indexes_of(connection, names)
     return [
-        ExistingTable(table, {one["name"]: one for one in columns[table.name]}, indexes[table.name], facts[table.name])
+        ExistingTable(
+            table, {column["name"]: column for column in columns[table.name]}, indexes[table.name], facts[table.name]
+        )
         for table in tables
     ]
 
@@ -164,7 +166,9 @@ def _column_problems(wanted: sa.Table, present: Mapping[str, ReflectedColumn]) -
 
 def widened_columns(present: ExistingTable) -> list[str]:
     """List the columns of an existing table whose type has to change; no view may read them during the change."""
-    both = [(present.columns[one.name], one) for one in present.wanted.columns if one.name in present.columns]
+    both = [
+        (present.columns[column.name], column) for column in present.wanted.columns if column.name in present.columns
+    ]
     return [wanted.name for stored, wanted in both if _is_widened(stored, wanted)]
 
 

@@ -157,10 +157,17 @@ def change_tracking_steps(connection: Connection) -> list[SchemaStep]:
     """Return what is missing for change tracking: functions and triggers that are absent, old or disabled."""
     every = [*_every_tracking()]
     schema = quoted(current_schema(connection))
-    names = {"tables": [*{one.table for one in every}], "functions": [*{one.function for one in every}]}
+    names = {
+        "tables": [*{function.table for function in every}],
+        "functions": [*{function.function for function in every}],
+    }
     functions = {row.proname: row for row in connection.execute(text(_FUNCTIONS), names)}
     triggers = connection.execute(text(_TRIGGERS), names).all()
-    return [step for one in every for step in _tracking_steps(one, schema, functions.get(one.function), triggers)]
+    return [
+        step
+        for function in every
+        for step in _tracking_steps(function, schema, functions.get(function.function), triggers)
+    ]
 
 
 def _every_tracking() -> Iterator[TrackingFunction]:

@@ -68,12 +68,12 @@ def placements(engine: Engine, *, with_sizes: bool = True) -> list[TablePlacemen
 
 def distribution_text(placements: Sequence[TablePlacement]) -> str | None:
     """Return a sentence on where tables are; None if no table is distributed."""
-    done = [one for one in placements if one.is_distributed]
+    done = [placement for placement in placements if placement.is_distributed]
     if not done:
         return None
-    nodes = counted(max(one.nodes for one in done), "node")
-    names = ", ".join(one.table for one in done)
-    left = ", ".join(one.table for one in placements if not one.is_distributed)
+    nodes = counted(max(placement.nodes for placement in done), "node")
+    names = ", ".join(placement.table for placement in done)
+    left = ", ".join(placement.table for placement in placements if not placement.is_distributed)
     rest = f"{left} not yet: run `capacity distribute` again" if left else "all other tables are on the coordinator"
     return f"{names}: {counted(done[0].shards, 'shard')} each on {nodes}; {rest}"
 

@@ -177,7 +177,8 @@ class PartitionLayout:
         """Whether a partition contains `span`, or a part of it."""
         spans = (partition.span for partition in self.partitions if partition.span)
         return any(
-            one.period_type == span.period_type and one.first < span.after and span.first < one.after for one in spans
+            bounds.period_type == span.period_type and bounds.first < span.after and span.first < bounds.after
+            for bounds in spans
         )
 
     def rows_in_default(self, connection: sa.Connection, today: date) -> DefaultRows:
@@ -298,7 +299,7 @@ class PartitionLayout:
 
     def _rows_of(self, partition: Partition) -> sa.TableClause:
         """Return a partition for use in statements; its name is quoted already."""
-        columns = (sa.column(one.name, one.type) for one in self.table.columns)
+        columns = (sa.column(column.name, column.type) for column in self.table.columns)
         return sa.table(quoted_name(partition.name, quote=False), *columns)
 
     def _is_in(self, rows: sa.TableClause, span: PartitionBounds) -> list[sa.ColumnElement[bool]]:

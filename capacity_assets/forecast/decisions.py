@@ -248,7 +248,7 @@ def decide(
         ValidationError: two decisions are about the same subject.
         DatabaseError: the database failed; nothing was changed.
     """
-    subjects = (one.display_name for one in decisions)
+    subjects = (decision.display_name for decision in decisions)
     refuse_repeated(subjects, str, "More than one decision on")
     with places_in_errors(decisions), declaring(engine, "storing decisions", dry_run=dry_run) as connection:
         # Two concurrent calls would each leave an open decision on the same subject.
@@ -256,19 +256,19 @@ def decide(
         keys = _keys(connection, decisions)
         risks = _runways(connection, keys)
         probabilities = [
-            probability_by(risks[key], one.until) if key in risks else None
-            for key, one in zip(keys, decisions, strict=True)
+            probability_by(risks[key], decision.until) if key in risks else None
+            for key, decision in zip(keys, decisions, strict=True)
         ]
         closed = _close(connection, keys, by)
         rows = [
             {
                 **dict(zip(_KEY, key, strict=True)),
-                **{name: getattr(one, name) for name in ("kind", "note", "ticket", "added_mb")},
-                "until_day": one.until,
+                **{name: getattr(decision, name) for name in ("kind", "note", "ticket", "added_mb")},
+                "until_day": decision.until,
                 "probability": probability,
                 "declared_by": by,
             }
-            for key, one, probability in zip(keys, decisions, probabilities, strict=True)
+            for key, decision, probability in zip(keys, decisions, probabilities, strict=True)
         ]
         if rows:
             connection.execute(sa.insert(capacity_decisions), rows)
@@ -338,16 +338,18 @@ SELECT subject FROM capacity_declared_decisions WHERE server = :server AND name 
 
 def _keys(connection: Connection, subjects: Sequence[DecisionSubject]) -> list[Key]:
     """Return the keys of subjects; raises NotFoundError if one is unknown."""
-    ids = ids_of(connection, {one.server for one in subjects})
-    keys_of(connection, [(one.server, one.database) for one in subjects])
-    wanted = {ids[one.server] for one in subjects if one.volume is not None}
+    ids = ids_of(connection, {subject.server for subject in subjects})
+    keys_of(connection, [(subject.server, subject.database) for subject in subjects])
+    wanted = {ids[subject.server] for subject in subjects if subject.volume is not None}
     volumes = _volumes(connection, wanted) if wanted else set()
-    for one in subjects:
-        if one.volume is not None and (ids[one.server], one.volume) not in volumes:
-            names = (volume for server_id, volume in volumes if server_id == ids[one.server])
-            problem = f"No disk {one.volume!r} on {one.server} was measured within the last month."
-            raise UnknownSubjectError(f"{problem}{suggestion(one.volume, names)}", [(one.server, one.volume)])
-    return [(ids[one.server], one.subject, one.name) for one in subjects]
+    for subject in subjects:
+        if subject.volume is not None and (ids[subject.server], subject.volume) not in volumes:
+            names = (volume for server_id, volume in volumes if server_id == ids[subject.server])
+            problem = f"No disk {subject.volume!r} on {subject.server} was measured within the last month."
+            raise UnknownSubjectError(
+                f"{problem}{suggestion(subject.volume, names)}", [(subject.server, subject.volume)]
+            )
+    return [(ids[subject.server], subject.subject, subject.name) for subject in subjects]
 
 
 def _volumes(connection: Connection, server_ids: Iterable[int]) -> set[tuple[int, str]]:
@@ -370,7 +372,7 @@ def _close(connection: Connection, keys: Collection[Key], by: str | None) -> lis
     is_open = sa.and_(sa.tuple_(*(stored[name] for name in _KEY)).in_(list(keys)), stored.closed_at.is_(None))
     now = connection.execute(sa.select(sa.func.now())).scalar_one()
     connection.execute(sa.update(capacity_decisions).where(is_open).values(closed_at=now, closed_by=by))
-    return [one for one in _select_decisions(connection) if one.closed_at == now]
+    return [decision for decision in _select_decisions(connection) if decision.closed_at == now]
 
 
 def decide_command(server: str, subject: str, name: str) -> str:
@@ -389,8 +391,8 @@ class OpenDecisions:
     def __init__(self, decisions: Iterable[StoredDecision]) -> None:
         """Keep the decisions by server."""
         self._by_server: dict[str, dict[tuple[str, str], StoredDecision]] = {}
-        for one in decisions:
-            self._by_server.setdefault(one.server, {})[one.subject, one.name] = one
+        for decision in decisions:
+            self._by_server.setdefault(decision.server, {})[decision.subject, decision.name] = decision
 
     def on(self, forecast: Any) -> StoredDecision | None:
         """Return the decision on the subject of a forecast, or on the volume or server that limits it; None: none.
@@ -470,10 +472,12 @@ ORDER BY server, subject, name, declared_at
 
 def _with_risks(connection: Connection, decisions: Sequence[StoredDecision]) -> list[StoredDecision]:
     """Return decisions with their current risk, by the newest forecasts."""
-    runways = _runways(connection, [one.key for one in decisions])
+    runways = _runways(connection, [decision.key for decision in decisions])
     return [
-        replace(one, probability_now=probability_by(runways[one.key], one.until)) if one.key in runways else one
-        for one in decisions
+        replace(decision, probability_now=probability_by(runways[decision.key], decision.until))
+        if decision.key in runways
+        else decision
+        for decision in decisions
     ]
 
 

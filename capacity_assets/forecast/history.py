@@ -65,7 +65,7 @@ class LimitedSubject:
     """Whether its sizes are those of the used space inside its files."""
 
 
-_FIELDS = {one.name for one in fields(LimitedSubject)}
+_FIELDS = {attribute.name for attribute in fields(LimitedSubject)}
 
 
 @dataclass(frozen=True)

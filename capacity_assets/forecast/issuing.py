@@ -205,7 +205,7 @@ def _subjects(
         connection.execute(text(query), {"day": day, "instance_ids": _ids_of(connection, servers)}).one()
         for query, day in ((_ISSUED, issued), (_SAMPLED, sampled))
     ]
-    return max(one.every for one in counts), max(one.some for one in counts)
+    return max(row.every for row in counts), max(row.some for row in counts)
 
 
 def _locked_soon(connection: Connection) -> bool:

@@ -224,7 +224,7 @@ def sizes_by_day(
     """
     ids, kinds, names = zip(*subjects, strict=True) if subjects else ((), (), ())
     parameters = {"ids": list(ids), "subjects": list(kinds), "names": list(names), "days": days}
-    parameters["are_used"] = [one in used for one in subjects]
+    parameters["are_used"] = [subject in used for subject in subjects]
     sizes: dict[tuple[int, str, str], dict[date, int]] = {}
     for row in connection.execute(text(_SIZES), parameters):
         sizes.setdefault((row.instance_id, row.subject, row.name), {})[row.day] = row.size_mb

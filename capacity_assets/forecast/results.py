@@ -216,15 +216,15 @@ class Runway(RunwayFigures, DatabaseOrVolume):
 
 _STORED_AS = {"source": "limit_source"}
 STORED = {
-    column: one.name
-    for one in fields(Runway)
-    if (column := _STORED_AS.get(one.name, one.name)) in capacity_runways.columns
+    column: attribute.name
+    for attribute in fields(Runway)
+    if (column := _STORED_AS.get(attribute.name, attribute.name)) in capacity_runways.columns
 }
 """The stored fields of a runway by column. A field with the name of a column is stored without further code.
 
 Define a new column in `database/tables.py`, with a raised `SCHEMA_REVISION`; its value is computed in `runway.py`.
 """
-STORED_PLANS = {f"planned_{one.name}": one.name for one in fields(PlannedRunway)}
+STORED_PLANS = {f"planned_{attribute.name}": attribute.name for attribute in fields(PlannedRunway)}
 """The same for planned limits."""
 
 
@@ -262,7 +262,7 @@ def standing_for_themselves(rows: Sequence[Runway]) -> list[Runway]:
     for row in rows:
         if row.volume or (row.subject == SERVER and row.binds == OWN_LIMIT):
             others.setdefault((row.server, VOLUME_LIMIT if row.volume else SERVER_LIMIT), []).append(row)
-    risks = {key: min(one.risk for one in wholes) for key, wholes in others.items()}
+    risks = {key: min(runway.risk for runway in wholes) for key, wholes in others.items()}
 
     def is_said_by_another(row: Runway) -> bool:
         key = (row.server, row.binds)
@@ -274,4 +274,6 @@ def standing_for_themselves(rows: Sequence[Runway]) -> list[Runway]:
 def _overlaps(row: Runway, volumes: Iterable[Runway]) -> bool:
     """Whether one of the volumes may be full by the late day of their server."""
     late_day = row.late_day or date.max
-    return any(one.middle_day and one.early_day and one.early_day <= late_day for one in volumes if one.volume)
+    return any(
+        runway.middle_day and runway.early_day and runway.early_day <= late_day for runway in volumes if runway.volume
+    )

@@ -194,7 +194,7 @@ def runway_with_sizes(
                 for three in zip(runways_of_batch(batch, plans).rows, batch.sizes, batch.smooth, strict=True)
             ]
     if len(series) > 1:
-        names = first_of((one.runway.server for one in series), NAMED)
+        names = first_of((runway.runway.server for runway in series), NAMED)
         raise ValidationError(f"{len(series)} servers have a {kind} of the name {name}: {names}. Add --server.")
     return series[0] if series else None
 
@@ -233,7 +233,7 @@ def raised_limit(bound: BindingLimit, add_mb: int) -> BindingLimit:
 
 def limits_of(bound: Sequence[BindingLimit]) -> Sizes:
     """Return limits as an array for `compute_fill_days`."""
-    return np.array([_limit(one) for one in bound], dtype=np.float64)
+    return np.array([_limit(limit) for limit in bound], dtype=np.float64)
 
 
 def runway_rows(
@@ -246,10 +246,10 @@ def runway_rows(
     """Return the runway of each series of a batch."""
     return [
         replace(
-            _runway(row, place, forecasts, ends, one, is_full[place], _recent(batch.smooth[place])),
+            _runway(row, place, forecasts, ends, limit, is_full[place], _recent(batch.smooth[place])),
             allocated_mb=int(batch.files[place, -1]) if row.fills_files else None,
         )
-        for place, (row, one) in enumerate(zip(batch.subjects, bound, strict=True))
+        for place, (row, limit) in enumerate(zip(batch.subjects, bound, strict=True))
     ]
 
 

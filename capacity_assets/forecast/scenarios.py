@@ -226,14 +226,14 @@ class Scenario:
         """Names of the servers in its assumptions."""
         every: tuple[Growth | NewDatabase | Purge | LimitChange | Move, ...]
         every = (*self.growth, *self.new_database, *self.purge, *self.limit, *self.move)
-        return {one.server for one in every if one.server} | {one.to for one in self.move}
+        return {change.server for change in every if change.server} | {move.to for move in self.move}
 
     @property
     def is_of_all(self) -> bool:
         """Whether an assumption concerns every server."""
         placed: list[NewDatabase | LimitChange] = [*self.new_database, *self.limit]
-        return any(one.server is None for one in placed) or any(
-            one.server is None and one.label is None and one.database is None for one in self.growth
+        return any(change.server is None for change in placed) or any(
+            growth.server is None and growth.label is None and growth.database is None for growth in self.growth
         )
 
 
@@ -349,7 +349,7 @@ def compare(
             return NOTHING_MEASURED
         server, database = shown
         # Assumptions about databases also change other subjects, and apply to databases without a limit.
-        names_servers = any(one.server for one in scenario.limit)
+        names_servers = any(limit.server for limit in scenario.limit)
         reads_all = bool(scenario.growth or scenario.move or scenario.purge or scenario.new_database or names_servers)
         servers = None if server is None or reads_all else (server,)
         scope = history.HistoryScope(as_of, servers, None if reads_all else database, every=True)
@@ -388,7 +388,7 @@ def compare_within(  # noqa: PLR0913 -- what is read, and what is made of it
         unknown = {name: count for name, count in unknown.items() if name == server}
     if database is not None:
         unknown = {} if any(before.database == database and before.binds for before, _ in pairs) else unknown
-    kept = [pair for pair in pairs if server is not None or any(one.binds is not None for one in pair)]
+    kept = [pair for pair in pairs if server is not None or any(runway.binds is not None for runway in pair)]
     kept.sort(key=lambda pair: _order(pair[1]))
     every = (sorted((pair[place] for pair in kept), key=_order) for place in (0, 1))
     base, changed = (RunwayList(scope.as_of, rows, sum(unknown.values()), unknown) for rows in every)
@@ -438,8 +438,8 @@ def _measurements(reader: history.HistoryReader, scenario: Scenario, kinds: Sequ
         for batch in reader.series(VOLUME):
             for row in batch.subjects:
                 volumes.setdefault(row.server, {})[row.name] = row.own_mb or 0.0
-    new_databases = any(one.server for one in scenario.new_database)
-    limits = any(one.database for one in scenario.limit)
+    new_databases = any(database.server for database in scenario.new_database)
+    limits = any(limit.database for limit in scenario.limit)
     held: list[history.SeriesBatch] = []
     if scenario.growth or scenario.move or scenario.purge or new_databases or limits:
         for batch in reader.series(DATABASE):
@@ -449,7 +449,7 @@ def _measurements(reader: history.HistoryReader, scenario: Scenario, kinds: Sequ
             for place, row in enumerate(batch.subjects):
                 figures = (float(made.last[place]), float(made.drift[place]))
                 databases[row.server, row.name] = _MeasuredDatabase(row.last_day, *figures, row.volumes)
-    if scenario.new_database or scenario.move or any(one.server for one in scenario.limit):
+    if scenario.new_database or scenario.move or any(limit.server for limit in scenario.limit):
         servers = {row.server for batch in reader.series(SERVER) for row in batch.subjects}
     return _Measurements(databases, volumes, servers, held if len(databases) <= MOST_HELD else ())
 
@@ -457,13 +457,15 @@ def _measurements(reader: history.HistoryReader, scenario: Scenario, kinds: Sequ
 def _refuse_unknown(scenario: Scenario, measured: _Measurements) -> None:
     """Refuse servers, databases and volumes that are not measured; raises NotFoundError."""
     taking: list[Purge | Move] = [*scenario.purge, *scenario.move]
-    named = [(one.server, one.database) for one in taking]
-    limited = [(str(one.server), one.database) for one in scenario.limit if one.database]
+    named = [(change.server, change.database) for change in taking]
+    limited = [
+        (str(limit_change.server), limit_change.database) for limit_change in scenario.limit if limit_change.database
+    ]
     for server, database in (*named, *limited):
         if (server, database) not in measured.databases:
             raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}.")
     placed: list[NewDatabase | LimitChange] = [*scenario.new_database, *scenario.limit]
-    on_servers = (one.server for one in placed if one.server)
+    on_servers = (change.server for change in placed if change.server)
     for name in (*on_servers, *(one.to for one in scenario.move)):
         if name not in measured.servers:
             raise NotFoundError(f"Server {name!r} is out of service, or was not measured within the last month.")
@@ -481,15 +483,17 @@ def _refuse_contradictions(scenario: Scenario, measured: _Measurements, as_of: d
     """Refuse past days, repeated moves, and databases that exist already; raises ValidationError."""
     dated: list[NewDatabase | Purge | LimitChange | Move]
     dated = [*scenario.new_database, *scenario.purge, *scenario.limit, *scenario.move]
-    for one in dated:
-        if one.day is not None and one.day < as_of:
-            raise ValidationError(f"{one.text}: the sizes measured up to {human_day(as_of)} already include this.")
-    moved = Counter((one.server, one.database) for one in scenario.move)
+    for change in dated:
+        if change.day is not None and change.day < as_of:
+            raise ValidationError(f"{change.text}: the sizes measured up to {human_day(as_of)} already include this.")
+    moved = Counter((move.server, move.database) for move in scenario.move)
     for (server, database), count in moved.items():
         if count > 1:
             raise ValidationError(f"{database} on {server} moves more than once.")
-    arriving = [(one.server, one.database) for one in scenario.new_database if one.server]
-    for server, database in (*arriving, *((one.to, one.database) for one in scenario.move)):
+    arriving = [
+        (new_database.server, new_database.database) for new_database in scenario.new_database if new_database.server
+    ]
+    for server, database in (*arriving, *((move.to, move.database) for move in scenario.move)):
         if (server, database) in measured.databases:
             raise ValidationError(f"{server} already has a database {database!r}.")
 
@@ -498,7 +502,7 @@ def _effects(
     scenario: Scenario, measured: _Measurements, having: LabelFilter, as_of: date
 ) -> tuple[list[Effect], list[str]]:
     """Return the effects of the assumptions on databases, and notes about purges of more than there is."""
-    rates = {subject: one.mb_per_day for subject, one in measured.databases.items()}
+    rates = {subject: database.mb_per_day for subject, database in measured.databases.items()}
     effects: list[Effect] = []
     for growth in scenario.growth:
         chosen = chosen_databases(growth, list(measured.databases), having)
@@ -520,9 +524,9 @@ def _effects(
         taken = list(_taken(takings, measured, subject, rates[subject], as_of))
         effects += [effect for _, effect in taken]
         notes += [
-            f"{one.text}: {one.database} has only {human_mb(round(-effect.size_mb))} then."
-            for one, effect in taken
-            if isinstance(one, Purge) and -effect.size_mb < one.size_mb
+            f"{purge.text}: {purge.database} has only {human_mb(round(-effect.size_mb))} then."
+            for purge, effect in taken
+            if isinstance(purge, Purge) and -effect.size_mb < purge.size_mb
         ]
     return effects, notes
 
@@ -531,8 +535,8 @@ def _takings(scenario: Scenario, as_of: date) -> dict[Subject, list[Purge | Move
     """Return the purges and the move of each database by day; on the same day the purge comes first."""
     every: list[Purge | Move] = [*scenario.purge, *scenario.move]
     takings: dict[Subject, list[Purge | Move]] = {}
-    for one in sorted(every, key=lambda one: one.day or as_of):
-        takings.setdefault((one.server, one.database), []).append(one)
+    for change in sorted(every, key=lambda assumption: assumption.day or as_of):
+        takings.setdefault((change.server, change.database), []).append(change)
     return takings
 
 
@@ -545,24 +549,26 @@ def _taken(
     """
     database = measured.databases[subject]
     server, volume, purged_mb = subject[0], _only(database.volumes), 0.0
-    for one in takings:
-        day = one.day or as_of
+    for change in takings:
+        day = change.day or as_of
         size_mb = max(database.size_mb + rate * (day - database.last_day).days - purged_mb, 0.0)
-        if isinstance(one, Purge):
-            less_mb = min(float(one.size_mb), size_mb)
+        if isinstance(change, Purge):
+            less_mb = min(float(change.size_mb), size_mb)
             purged_mb += less_mb
-            yield one, Effect(server, one.database, volume, day, -less_mb, 0.0, one)
+            yield change, Effect(server, change.database, volume, day, -less_mb, 0.0, change)
         else:
             # A database that has shrunk to nothing does not shrink further.
             moved_rate = rate if size_mb else 0.0
-            yield one, Effect(server, one.database, volume, day, -size_mb, -moved_rate, one)
-            server, volume = one.to, one.volume or _only(measured.volumes.get(one.to))
-            yield one, Effect(server, one.database, volume, day, size_mb, moved_rate, one)
+            yield change, Effect(server, change.database, volume, day, -size_mb, -moved_rate, change)
+            server, volume = change.to, change.volume or _only(measured.volumes.get(change.to))
+            yield change, Effect(server, change.database, volume, day, size_mb, moved_rate, change)
 
 
 def chosen_databases(growth: Growth, subjects: Sequence[Subject], having: LabelFilter) -> list[Subject]:
     """Return the databases of `subjects` to which a growth factor applies."""
-    chosen = [one for one in subjects if growth.server in {None, one[0]} and growth.database in {None, one[1]}]
+    chosen = [
+        subject for subject in subjects if growth.server in {None, subject[0]} and growth.database in {None, subject[1]}
+    ]
     if growth.label is None:
         return chosen
     labelled = having(chosen, growth.label)
@@ -590,31 +596,31 @@ class _ScenarioForecaster:
     def __init__(self, scenario: Scenario, effects: Sequence[Effect], measured: _Measurements, plans: Plans) -> None:
         self._limits, self._measured, self._plans = scenario.limit, measured, plans
         self._by_server: dict[str, list[Effect]] = {}
-        for one in effects:
-            self._by_server.setdefault(one.server, []).append(one)
-        days = {one.day for one in effects} | {one.day for one in scenario.limit if one.day}
+        for effect in effects:
+            self._by_server.setdefault(effect.server, []).append(effect)
+        days = {effect.day for effect in effects} | {limit.day for limit in scenario.limit if limit.day}
         self._days = [date.min, *sorted(days)]
         self._applied: set[LimitChange] = set()
-        placeless = [one for one in effects if one.volume is None and measured.volumes.get(one.server)]
+        placeless = [effect for effect in effects if effect.volume is None and measured.volumes.get(effect.server)]
         # Growth and purges belong to databases, whose disk is the measured one.
-        named = {one.server for one in placeless if isinstance(one.of, NewDatabase | Move)}
+        named = {effect.server for effect in placeless if isinstance(effect.of, NewDatabase | Move)}
         self._placeless = [
             f"{name}: the disk is not known, so only the server changes."
             f"{' `volume` names the disk.' if name in named else ''}"
-            for name in sorted({one.server for one in placeless})
+            for name in sorted({effect.server for effect in placeless})
         ]
 
     @property
     def notes(self) -> list[str]:
         """Which assumptions changed less than they name; complete once every batch was forecast."""
-        without = [one for one in self._limits if one.server and one.add_mb != 0 and one not in self._applied]
-        return [*self._placeless, *(self._without_limit(one) for one in without)]
+        without = [limit for limit in self._limits if limit.server and limit.add_mb != 0 and limit not in self._applied]
+        return [*self._placeless, *(self._without_limit(limit) for limit in without)]
 
-    def _without_limit(self, one: LimitChange) -> str:
-        what = one.database or "the server"
-        disks = ", ".join(sorted(self._measured.volumes.get(str(one.server), ())))
+    def _without_limit(self, limit: LimitChange) -> str:
+        what = limit.database or "the server"
+        disks = ", ".join(sorted(self._measured.volumes.get(str(limit.server), ())))
         named = f" `volume` names a disk of the server: {disks}." if disks else ""
-        return f"{one.text}: {what} has no known limit of its own, so nothing changes.{named}"
+        return f"{limit.text}: {what} has no known limit of its own, so nothing changes.{named}"
 
     def of_batch(self, batch: history.SeriesBatch, without: BatchRunways) -> BatchRunways:
         """Return the runways of a batch with the assumptions; untouched ones are those of the base case."""
@@ -624,7 +630,7 @@ class _ScenarioForecaster:
         last_days = np.array([row.last_day.toordinal() for row in batch.subjects])
         starts = [np.maximum(day.toordinal() - last_days, 0) for day in self._days]
         intervals = [self._interval(batch, base, day) for day in self._days]
-        ends = _combine(starts, [compute_fill_days(one.made, limits_of(one.bound)) for one in intervals])
+        ends = _combine(starts, [compute_fill_days(interval.made, limits_of(interval.bound)) for interval in intervals])
         newest = intervals[-1]
         # The interval of today is the last one that has begun.
         now = np.sum([start == 0 for start in starts], axis=0) - 1
@@ -645,17 +651,17 @@ class _ScenarioForecaster:
         last, drift = base.last.copy(), base.drift.copy()
         rows = list(batch.subjects)
         for place, row in enumerate(batch.subjects):
-            every = [one for one in self._by_server.get(row.server, ()) if one.day <= day]
-            own = [one for one in every if _is_of(one, row)]
+            every = [effect for effect in self._by_server.get(row.server, ()) if effect.day <= day]
+            own = [effect for effect in every if _is_of(effect, row)]
             share = _share_of_growth(own, base.drift[place])
-            for one in own:
-                rate = one.mb_per_day * share if isinstance(one.of, Growth) else one.mb_per_day
+            for effect in own:
+                rate = effect.mb_per_day * share if isinstance(effect.of, Growth) else effect.mb_per_day
                 drift[place] += rate
-                last[place] += one.size_mb - rate * (one.day - row.last_day).days
+                last[place] += effect.size_mb - rate * (effect.day - row.last_day).days
             rows[place] = self._limited_subject(row, every, own, day)
         # The limit of a database on a shared disk follows from its measured size.
         changed = replace(batch, subjects=rows)
-        bound = [raised_limit(one, self._higher_by(day)) for one in binding_limits(changed)]
+        bound = [raised_limit(limit, self._higher_by(day)) for limit in binding_limits(changed)]
         last = np.maximum(last, 0.0)
         if (last == base.last).all() and (drift == base.drift).all():
             return _Interval(changed, base, bound)
@@ -663,60 +669,67 @@ class _ScenarioForecaster:
 
     def _higher_by(self, day: date) -> int:
         """Return by how much all limits are higher from a day on, MiB."""
-        return sum(one.add_mb or 0 for one in self._limits if one.server is None and (one.day or date.min) <= day)
+        return sum(
+            limit.add_mb or 0 for limit in self._limits if limit.server is None and (limit.day or date.min) <= day
+        )
 
     def _limits_on(self, server: str, day: date) -> list[LimitChange]:
         """Return the limit changes for a server, or for all servers, that apply on a day."""
         return [
-            one
-            for one in self._limits
-            if one.server in {None, server} and (one.day or date.min) <= day and one.add_mb != 0
+            limit
+            for limit in self._limits
+            if limit.server in {None, server} and (limit.day or date.min) <= day and limit.add_mb != 0
         ]
 
     def _limited_subject(
         self, row: LimitedSubject, every: Sequence[Effect], own: Sequence[Effect], day: date
     ) -> LimitedSubject:
         """Return a subject with its limits from a day on."""
-        others = [one for one in every if one not in own] if row.subject == DATABASE else []
+        others = [effect for effect in every if effect not in own] if row.subject == DATABASE else []
         # The space that other databases take of a shared limit; an unknown volume may be any.
-        on_disk = [one for one in others if not one.volume or not row.volumes or one.volume in row.volumes]
+        on_disk = [effect for effect in others if not effect.volume or not row.volumes or effect.volume in row.volumes]
         if row.server_mb is not None:
-            row = replace(row, server_mb=row.server_mb - sum(one.size_mb for one in others))
+            row = replace(row, server_mb=row.server_mb - sum(effect.size_mb for effect in others))
         if row.free_mb is not None:
-            row = replace(row, free_mb=row.free_mb - sum(one.size_mb for one in on_disk))
-        for one in self._limits_on(row.server, day):
-            row = row if one.server is None else self._with_limit(row, one)
+            row = replace(row, free_mb=row.free_mb - sum(effect.size_mb for effect in on_disk))
+        for limit in self._limits_on(row.server, day):
+            row = row if limit.server is None else self._with_limit(row, limit)
         return row
 
-    def _with_limit(self, row: LimitedSubject, one: LimitChange) -> LimitedSubject:
+    def _with_limit(self, row: LimitedSubject, limit_change: LimitChange) -> LimitedSubject:
         """Return a subject with a limit change, if it applies to the subject."""
-        if one.volume is not None:
-            self._applied.add(one)
-            before_mb = self._measured.volumes[str(one.server)][one.volume]
-            more_mb = float(one.add_mb or 0) if one.limit_mb is None else one.limit_mb - before_mb
+        if limit_change.volume is not None:
+            self._applied.add(limit_change)
+            before_mb = self._measured.volumes[str(limit_change.server)][limit_change.volume]
+            more_mb = (
+                float(limit_change.add_mb or 0) if limit_change.limit_mb is None else limit_change.limit_mb - before_mb
+            )
             if row.subject == VOLUME:
-                is_it = row.name == one.volume and row.own_mb is not None
+                is_it = row.name == limit_change.volume and row.own_mb is not None
                 return replace(row, own_mb=(row.own_mb or 0) + more_mb) if is_it else row
-            is_on_it = one.volume in (row.volumes or ()) and row.free_mb is not None
+            is_on_it = limit_change.volume in (row.volumes or ()) and row.free_mb is not None
             return replace(row, free_mb=(row.free_mb or 0) + more_mb) if is_on_it else row
         known_mb, limit = row.own_mb, "own"
-        if row.subject != (DATABASE if one.database else SERVER) or one.database not in {None, row.name}:
-            if one.database is not None or row.subject != DATABASE:
+        if row.subject != (DATABASE if limit_change.database else SERVER) or limit_change.database not in {
+            None,
+            row.name,
+        }:
+            if limit_change.database is not None or row.subject != DATABASE:
                 return row
             known_mb, limit = row.server_mb, "server"
         changes: dict[str, Any] = {}
-        if one.limit_mb is not None:
-            changes = {f"{limit}_mb": one.limit_mb, f"{limit}_source": ASSUMED}
+        if limit_change.limit_mb is not None:
+            changes = {f"{limit}_mb": limit_change.limit_mb, f"{limit}_source": ASSUMED}
         elif known_mb is not None:
-            changes = {f"{limit}_mb": known_mb + (one.add_mb or 0)}
+            changes = {f"{limit}_mb": known_mb + (limit_change.add_mb or 0)}
         if changes:
-            self._applied.add(one)
+            self._applied.add(limit_change)
         return replace(row, **changes)
 
 
 def _share_of_growth(effects: Sequence[Effect], drift: float) -> float:
     """Return which share of growth changes applies: a decrease takes no more than the forecast growth."""
-    less = -sum(one.mb_per_day for one in effects if isinstance(one.of, Growth))
+    less = -sum(effect.mb_per_day for effect in effects if isinstance(effect.of, Growth))
     return min(max(drift, 0.0) / less, 1.0) if less > 0 else 1.0
 
 
@@ -739,18 +752,18 @@ def _combine(starts: Sequence[Sizes], every: Sequence[FillDays]) -> FillDays:
     days = {}
     for name in ("early_days", "middle_days", "late_days"):
         combined = np.full(len(starts[0]), NOT_WITHIN_HORIZON)
-        for start, end, one in zip(starts, ends, every, strict=True):
-            reached = getattr(one, name)
+        for start, end, fill_days in zip(starts, ends, every, strict=True):
+            reached = getattr(fill_days, name)
             day = np.maximum(reached, start)
             counts = (reached != NOT_WITHIN_HORIZON) & (day < end) & (combined == NOT_WITHIN_HORIZON)
             combined = np.where(counts & (day <= HORIZONS_DAYS[-1]), day, combined)
         days[name] = combined
     probability = np.zeros_like(every[0].probability)
-    for start, end, one in zip(starts, ends, every, strict=True):
+    for start, end, fill_days in zip(starts, ends, every, strict=True):
         for place, horizon in enumerate(HORIZONS_DAYS):
             # An interval that has ended counts with the probability at its end.
             last = np.sum(np.asarray(HORIZONS_DAYS)[None, : place + 1] < end[:, None], axis=1) - 1
-            upto = np.where(last >= 0, one.probability[np.arange(len(last)), np.maximum(last, 0)], 0.0)
+            upto = np.where(last >= 0, fill_days.probability[np.arange(len(last)), np.maximum(last, 0)], 0.0)
             has_begun = (start <= horizon) & (start < end)
             probability[:, place] = np.where(has_begun, np.fmax(probability[:, place], upto), probability[:, place])
     # An interval that ends between two horizons may have a day there.

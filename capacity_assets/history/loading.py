@@ -251,7 +251,9 @@ def gaps_of(connection: Connection, level: Level, spans: Sequence[ServerDays]) -
     """
     named = {span.server: span for span in spans if span.server}
     # The import has refused rows with other numbers.
-    numbered = {number: one for one in spans if not one.server and (number := count_of(one.instance_id)) is not None}
+    numbered = {
+        number: days for days in spans if not days.server and (number := count_of(days.instance_id)) is not None
+    }
     wanted = {"names": list(named), "numbers": list(numbered)}
     servers = connection.execute(text(_SERVERS), wanted).all() if named or numbered else []
     chosen = {row.id: span for row in servers if (span := named.get(row.name) or numbered.get(row.id))}
@@ -399,8 +401,8 @@ class Loader:
         gaps = gaps_of(connection, self.level, self.with_gaps)
         report.gaps = GapTotals(
             servers=len(gaps),
-            days=sum(one.days for one in gaps),
-            longest_days=max((one.longest for one in gaps), default=0),
+            days=sum(server_gaps.days for server_gaps in gaps),
+            longest_days=max((server_gaps.longest for server_gaps in gaps), default=0),
         )
         report.name("gaps", gaps)
 

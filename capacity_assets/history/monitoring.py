@@ -157,13 +157,13 @@ def import_volumes(
     for page, values in history.pages(source.volume_queries, history.days.first):
         volumes = []
         for day in page:
-            of_day = [{labels: float(size) for labels, size in one.get(day, {}).items()} for one in values]
+            of_day = [{labels: float(size) for labels, size in value.get(day, {}).items()} for value in values]
             imported, left_out = volumes_from(source, of_day, history.known, day)
             volumes += imported
             report.left_out += [what for what in left_out if what not in report.left_out]
         report.read += len(volumes)
         report.stored += store_volumes(engine, volumes, replace=replace, dry_run=dry_run)
-        report.servers = sorted({*report.servers, *(one.server for one in volumes)})
+        report.servers = sorted({*report.servers, *(volume.server for volume in volumes)})
         progress(report.read)
     return report
 

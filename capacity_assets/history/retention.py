@@ -176,7 +176,9 @@ class RetentionPlan:
     ) -> str | None:
         """Name one of the windows that lacks rows for another reason than retention."""
         for period, reading in windows.items():
-            stored = [one for one in reading if not self.is_old(level.target, bounds_of(one.start, period), today)]
+            stored = [
+                window for window in reading if not self.is_old(level.target, bounds_of(window.start, period), today)
+            ]
             lost = self.ledger.lost_rows(connection, period, level, stored)
             if lost:
                 return self._sentence(lost)

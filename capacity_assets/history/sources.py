@@ -511,8 +511,8 @@ BACKUPS = Origin(
     queries={"SQL Server": ("tsql", SQLSERVER_BACKUPS)},
 )
 AWR = Origin("oracle-awr", "the workload repository of Oracle", queries={"Oracle": ("oracle", ORACLE_AWR)})
-ORIGINS = {one.name: one for one in (FILE, LEGACY, PROMETHEUS, ZABBIX, BACKUPS, AWR)}
-ORIGINS_OF_FILES = tuple(one.name for one in (FILE, ZABBIX, AWR, BACKUPS))
+ORIGINS = {origin.name: origin for origin in (FILE, LEGACY, PROMETHEUS, ZABBIX, BACKUPS, AWR)}
+ORIGINS_OF_FILES = tuple(origin.name for origin in (FILE, ZABBIX, AWR, BACKUPS))
 """Origins whose samples a file may contain."""
 
 _IMPORTED = """

@@ -104,7 +104,7 @@ def send_alerts(
         def deliver(delivery: tuple[Receiver, str, Sequence[AlertUpdate]]) -> tuple[str, str]:
             receiver, channel, unsent = delivery
             # PagerDuty takes one event per message. An event that it accepted is not sent again if a later one fails.
-            parts = [[one] for one in unsent] if receiver.format == PAGERDUTY else [unsent]
+            parts = [[update] for update in unsent] if receiver.format == PAGERDUTY else [unsent]
             for updates in parts:
                 try:
                     send(message_of(receiver, updates, settings, risks.installation), receiver, channel, settings)
@@ -157,7 +157,7 @@ def message_of(
 ) -> Message:
     """Return the message with these updates; it has links if `settings` has the address of the pages."""
     pages_url = settings.pages_url
-    sections = [_section(one, settings.thresholds.days, pages_url, installation) for one in updates]
+    sections = [_section(update, settings.thresholds.days, pages_url, installation) for update in updates]
     headings = [section.heading for section in sections]
     title = f"{headings[0]}, and {len(headings) - 1} more" if len(headings) > 1 else headings[0]
     label = receiver.label
@@ -282,17 +282,21 @@ def _told(engine: Engine, receivers: Sequence[str], clock: Clock) -> dict[Destin
 
 def _open_alerts_for(engine: Engine, destination: Destination, updates: Sequence[AlertUpdate]) -> list[AlertUpdate]:
     """Store alerts of new risks, delete those resolved before anything was sent, and return the updates to send."""
-    new = [_row(destination, one.key) | {"opened": one.opened} for one in updates if one.told is None]
-    unsaid = [one for one in updates if one.kind == RESOLVED and one.told is not None and one.told.sent_on is None]
+    new = [_row(destination, update.key) | {"opened": update.opened} for update in updates if update.told is None]
+    unsaid = [
+        update
+        for update in updates
+        if update.kind == RESOLVED and update.told is not None and update.told.sent_on is None
+    ]
     again = {"sent_at": None, "probability": None, "full_by": None, "resolved": None}
     with database_errors(doing="storing what is to be sent"), engine.begin() as connection:
         if new:
             entered = insert(capacity_alerts).values(new)
             opened = {"opened": entered.excluded.opened, **again}
             connection.execute(entered.on_conflict_do_update(index_elements=KEY, set_=opened))
-        for one in unsaid:
-            connection.execute(delete(capacity_alerts).where(*_is(destination, one.key)))
-    return [one for one in updates if one not in unsaid]
+        for alert_update in unsaid:
+            connection.execute(delete(capacity_alerts).where(*_is(destination, alert_update.key)))
+    return [update for update in updates if update not in unsaid]
 
 
 def _store(
@@ -301,13 +305,13 @@ def _store(
     """Store the updates that were sent to a receiver."""
     kept = f"{destination.receiver!r} got the alert, and may get it again."
     with database_errors(doing="storing what was sent", kept=kept), engine.begin() as connection:
-        for one in updates:
+        for alert_update in updates:
             values: dict[str, object] = {"sent_at": now}
-            if one.risk is None:
+            if alert_update.risk is None:
                 values["resolved"] = as_of
             else:
-                values |= {"probability": one.risk.probability, "full_by": one.risk.full_by}
-            connection.execute(update(capacity_alerts).where(*_is(destination, one.key)).values(values))
+                values |= {"probability": alert_update.risk.probability, "full_by": alert_update.risk.full_by}
+            connection.execute(update(capacity_alerts).where(*_is(destination, alert_update.key)).values(values))
 
 
 KEY = [column.name for column in capacity_alerts.primary_key.columns]

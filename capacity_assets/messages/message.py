@@ -160,8 +160,8 @@ def _slack(message: Message) -> dict[str, Any]:
     """Return the blocks of an incoming webhook; notifications show `text`."""
     shown = _cut(message, SLACK_SECTIONS)
     texts = [
-        _escaped_for_slack(one.text) + (f" `{_escaped_for_slack(one.command)}`" if one.command else "")
-        for one in shown.opening
+        _escaped_for_slack(sentence.text) + (f" `{_escaped_for_slack(sentence.command)}`" if sentence.command else "")
+        for sentence in shown.opening
     ]
     for section in shown.sections:
         heading = _escaped_for_slack(_linked_text(message, section))

@@ -123,10 +123,10 @@ def receivers_of(path: Path, keys: Sequence[str]) -> list[Receiver]:
 def receivers_of_alerts(path: Path | None, keys: Sequence[str], *, has_alert_webhook: bool) -> list[Receiver]:
     """Return the receivers of alerts, the default one first if it exists; raises as `receivers_of`."""
     declared = [] if path is None else receivers_of(path, keys)
-    alerted = [one for one in declared if ALERTS in one.gets]
-    if has_alert_webhook and all(one.name != DEFAULT for one in declared):
+    alerted = [receiver for receiver in declared if ALERTS in receiver.gets]
+    if has_alert_webhook and all(receiver.name != DEFAULT for receiver in declared):
         alerted.append(Receiver(DEFAULT, webhook=True, gets=(ALERTS,)))
-    return sorted(alerted, key=lambda one: one.name != DEFAULT)
+    return sorted(alerted, key=lambda receiver: receiver.name != DEFAULT)
 
 
 def _receiver(values: Mapping[str, object], keys: Sequence[str]) -> Receiver:

@@ -399,8 +399,8 @@ def run_requests(graph: Graph, name: str, stale: Sequence[StaleWindow]) -> Itera
 def _groups(stale: Iterable[StaleWindow]) -> Iterator[tuple[tuple[str, ...], list[Window], str]]:
     """Yield levels, the windows of a period that are stale at exactly these levels, and a token of their changes."""
     changes: dict[Window, dict[str, int]] = {}
-    for one in stale:
-        changes.setdefault(one.window, {})[one.level] = one.wanted
+    for stale_window in stale:
+        changes.setdefault(stale_window.window, {})[stale_window.level] = stale_window.wanted
     groups: dict[tuple[str, ...], list[Window]] = {}
     for window in sorted(changes):
         groups.setdefault(tuple(sorted(changes[window])), []).append(window)

@@ -190,7 +190,7 @@ class _Outbox:
         secret.
         """
         state = self._state
-        default = next((one for one in self._receivers if one.name == DEFAULT), None)
+        default = next((receiver for receiver in self._receivers if receiver.name == DEFAULT), None)
         if default is None:
             state.held = state.held if self._problem else []
             return 0
@@ -266,7 +266,7 @@ class _Outbox:
         receivers = receivers_of(settings.receivers, settings.label_keys) if settings.receivers else []
         waiting = send_digests(engine, week, receivers, self._sending, today=now.date(), now=now).waiting
         state.digest_week = state.digest_week if waiting else None
-        return [one.quiet_until(now) or now for one in receivers if one.name in waiting]
+        return [receiver.quiet_until(now) or now for receiver in receivers if receiver.name in waiting]
 
 
 def newest_event(instance: dg.DagsterInstance) -> int:

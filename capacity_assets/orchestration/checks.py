@@ -106,13 +106,19 @@ def servers_result(
     """
     if measured:
         failing, failed = list(map(str, measured.failures)), measured.failed_instances
-        servers = [one.server for one in measured.failures]
+        servers = [failure.server for failure in measured.failures]
         not_measured = f"{counted(failed, 'server')} not measured on {human_day(measured.day)}."
         text = not_measured if failing else "All servers measured."
     else:
         fleet = collection_state(engine)
-        failing, failed = [f"{one.server}: {one.kind}: {one.reason}" for one in fleet.failing], fleet.failed
-        servers, text = [one.server for one in fleet.failing], fleet.text
+        failing, failed = (
+            [
+                f"{failing_server.server}: {failing_server.kind}: {failing_server.reason}"
+                for failing_server in fleet.failing
+            ],
+            fleet.failed,
+        )
+        servers, text = [failing_server.server for failing_server in fleet.failing], fleet.text
     with database_errors(doing="looking up servers"), engine.connect() as connection:
         numbers = {server: server_id_of(connection, server) for server in servers[:PAGES_LISTED]}
     pages = {name: subject_address("server", number) for name, number in numbers.items() if number is not None}
@@ -148,7 +154,7 @@ def samples_recent(graph: Graph) -> dg.AssetChecksDefinition:
     def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         with dagster_failures():
             service = Services.of(context).collection
-            by_table = {one.table: one for one in newest_samples(service.engine, service.clock.today())}
+            by_table = {samples.table: samples for samples in newest_samples(service.engine, service.clock.today())}
         for key in context.selected_asset_check_keys:
             newest = by_table[tables[key.asset_key]]
             yield dg.AssetCheckResult(

@@ -178,7 +178,7 @@ def report_metadata(report: Report, edition: Edition, path: Path) -> MetadataMap
         "start_mb": report.start_mb,
         **{f"{kind}_mb": change for kind, change in report.steps},
         "end_mb": report.end_mb,
-        "unmeasured_servers": sum(one.last_day is not None for one in report.missing),
+        "unmeasured_servers": sum(server.last_day is not None for server in report.missing),
     }
 
 

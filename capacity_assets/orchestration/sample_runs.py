@@ -119,7 +119,7 @@ def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet:
     def chunks(period: Period, assets: Sequence[str], job: str, subject: str) -> list[PlannedRun]:
         made = done(assets)
         windows = period.windows_between(first_day, today)
-        left = [one for one in windows if one.key not in made or _reads_new_samples(period, one, fleet)]
+        left = [window for window in windows if window.key not in made or _reads_new_samples(period, window, fleet)]
         return [PlannedRun(job, subject, part) for part in bounded_spans(adjacent_spans(left))]
 
     aggregates = [
@@ -232,8 +232,8 @@ def _written_by(job: dg.JobDefinition, instance: dg.DagsterInstance, chunk: Plan
 def _reasons(result: dg.JobExecutionResult) -> str:
     """Return the texts of the failed steps, or the class of an error without one."""
     failures = [event.step_failure_data for event in result.get_step_failure_events()]
-    texts = [one.user_failure_data.description if one.user_failure_data else None for one in failures]
-    classes = [one.error.cls_name for one in failures if one.error and not one.user_failure_data]
+    texts = [failure.user_failure_data.description if failure.user_failure_data else None for failure in failures]
+    classes = [failure.error.cls_name for failure in failures if failure.error and not failure.user_failure_data]
     return " ".join(filter(None, [*texts, *classes]))
 
 

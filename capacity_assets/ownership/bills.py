@@ -168,7 +168,9 @@ class BillByGroup:
     @property
     def amount_without_budget(self) -> Decimal | None:
         """The cost, or projected cost, of these; None: there are none."""
-        return _sum(one.amount if one.projected_amount is None else one.projected_amount for one in self.without_budget)
+        return _sum(
+            group.amount if group.projected_amount is None else group.projected_amount for group in self.without_budget
+        )
 
     @property
     def difference(self) -> Decimal | None:
@@ -451,7 +453,7 @@ def read_bill_of(connection: Connection, month: Window, by: str, issue: int | No
         of_bill = {"start": bill.month, "issue": bill.issue}
         databases, servers, compared_issue = connection.execute(text(_WHOLE), of_bill).one()
         every = groups_of_bill(connection, month, bill.issue, by, bill.days_so_far)
-        groups, former = ([one for one in every if bool(one.databases) is is_there] for is_there in (True, False))
+        groups, former = ([group for group in every if bool(group.databases) is is_there] for is_there in (True, False))
         bill_by_group = BillByGroup(bill, by, groups, databases, bill_by_group, servers, former, compared_issue)
     assert bill_by_group is not None  # noqa: S101 -- at least one was chosen
     return bill_by_group
@@ -628,7 +630,7 @@ def _differences(bill_by_group: BillByGroup) -> list[str]:
     """Return a sentence on the groups whose amount differs from the previous issue, if that has this key of labels."""
     if bill_by_group.before is None or not bill_by_group.before.groups:
         return []
-    before, now = ({group.name: group for group in one.groups} for one in (bill_by_group.before, bill_by_group))
+    before, now = ({group.name: group for group in bill.groups} for bill in (bill_by_group.before, bill_by_group))
     amounts = {name: (_amount(before.get(name)), _amount(now.get(name))) for name in dict.fromkeys([*now, *before])}
     exact = {name: [one and one.exact_amount for one in (before.get(name), now.get(name))] for name in amounts}
     return [
@@ -668,7 +670,7 @@ def _budget_notes(bill_by_group: BillByGroup) -> list[str]:
     what = "projected amount" if bill_by_group.bill.days_so_far else "amount"
     notes = [f"The budget is compared with the {what}. Amounts over budget have a plus sign."]
     if bill_by_group.without_budget:
-        groups = (group_named(one.name, bill_by_group.grouped_by) for one in bill_by_group.without_budget)
+        groups = (group_named(group.name, bill_by_group.grouped_by) for group in bill_by_group.without_budget)
         rest = _total(bill_by_group.amount_without_budget, bill_by_group.bill.currency)
         named = first_of(groups, DECLARATIONS_NAMED)
         notes.append(f"Without a budget: {named}, {rest}. `capacity budgets set` declares one.")

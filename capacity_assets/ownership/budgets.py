@@ -118,20 +118,22 @@ def declare_budgets(
         ValidationError: a budget is given twice, or its currency is not that of the price list.
         DatabaseError: the database failed; nothing was changed.
     """
-    subjects = ((one.group, one.month) for one in budgets)
+    subjects = ((budget.group, budget.month) for budget in budgets)
     refuse_repeated(subjects, lambda key: f"{key[0]} for {month_named(key[1])}", "More than one budget of")
     with declaring(engine, "storing budgets", dry_run=dry_run) as connection:
         currency = connection.execute(text(_CURRENCY)).scalar()
-        given = {one.currency for one in budgets if one.currency is not None} | ({currency} if currency else set())
+        given = {budget.currency for budget in budgets if budget.currency is not None} | (
+            {currency} if currency else set()
+        )
         if len(given) != 1:
             if currency is None:
                 raise ValidationError("No price is declared, so all budgets need one currency.")
             wrong = " and ".join(sorted(given - {currency}))
             raise ValidationError(f"Budgets are in the currency of the price list, {currency}, not in {wrong}.")
         refuse_currencies(given)
-        stored = [replace(one, currency=min(given)) for one in budgets]
-        replaced = dict(replace_rows(connection, capacity_budgets, [one.row for one in stored], by))
-    return [(one, replaced[number].amount if number in replaced else None) for number, one in enumerate(stored)]
+        stored = [replace(budget, currency=min(given)) for budget in budgets]
+        replaced = dict(replace_rows(connection, capacity_budgets, [budget.row for budget in stored], by))
+    return [(budget, replaced[number].amount if number in replaced else None) for number, budget in enumerate(stored)]
 
 
 def remove_budgets(engine: Engine, group: str, months: Sequence[date], *, dry_run: bool = False) -> int:
@@ -448,7 +450,7 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
     for assumed in scenarios:
         of_groups = list(groups_of_effects(connection, by, fleet.last_day, assumed)) if assumed else []
         new = {name: GroupForecast(name, fleet.last_day, nothing, nothing, nothing) for name, _ in of_groups}
-        groups = {**forecasts, **{name: one for name, one in new.items() if name not in forecasts}}
+        groups = {**forecasts, **{name: group for name, group in new.items() if name not in forecasts}}
         each_price = {name: prices.get(name, at_mean) for name in groups}
         lines = _lines(groups, months, each_price, of_groups, budgets)
         without_line = {
@@ -511,7 +513,7 @@ def _forecasts(
         for row in rows
         if row.group_name not in there and row.last_day > fleet_day
     }
-    forecasts = {name: one for name, one in forecasts.items() if name in there}
+    forecasts = {name: group for name, group in forecasts.items() if name in there}
     if len(forecasts) == 1:
         # Nothing has such a label: everything is one group.
         forecasts[None] = replace(forecasts[FLEET], name=None)
@@ -525,7 +527,7 @@ def groups_of_effects(
 
     A budget has the groups of its `fleet_day`. A group that began after it has no line yet.
     """
-    names = {"servers": [one.server for one in assumed], "databases": [one.database for one in assumed]}
+    names = {"servers": [effect.server for effect in assumed], "databases": [effect.database for effect in assumed]}
     query = with_queries(_GROUPS_OF, subjects=SUBJECTS, labels_held=LABELS_OF_SUBJECTS)
     for row in connection.execute(query, {**names, "by": by, "day": day}):
         yield row.group_name, assumed[row.number - 1]
@@ -590,14 +592,14 @@ def _lines(
                 added_cents[name, month.start] += _nearest(size / MB_PER_GB * price.of_months[place] * CENTS)
     return [
         _line(
-            one,
+            group,
             months,
             prices[name],
             added_mb[name],
             [added_cents[name, month.start] for month in months],
             budgets.get(name, {}),
         )
-        for name, one in groups.items()
+        for name, group in groups.items()
     ]
 
 
@@ -611,41 +613,41 @@ def _added_sizes(
     """
     if not assumed:
         return
-    left = {name: one.mean_mb(one.middle, first, last) for name, one in groups.items()}
+    left = {name: group.mean_mb(group.middle, first, last) for name, group in groups.items()}
     growth: dict[str | None, Fraction] = {}
-    for name, one in assumed:
-        if isinstance(one.of, Growth):
-            growth[name] = growth.get(name, Fraction()) + _mean_added(one, first, last)
+    for name, effect in assumed:
+        if isinstance(effect.of, Growth):
+            growth[name] = growth.get(name, Fraction()) + _mean_added(effect, first, last)
     for name, changed in growth.items():
         size = max(changed, -max(left[name] - groups[name].size_mb, Fraction()))
         left[name] += size
         yield name, size
     taken: dict[Move, Fraction] = {}
-    for name, one in assumed:
-        if isinstance(one.of, Growth):
+    for name, effect in assumed:
+        if isinstance(effect.of, Growth):
             continue
-        size = max(_mean_added(one, first, last), -left[name])
-        if isinstance(one.of, Move) and one.server == one.of.server:
+        size = max(_mean_added(effect, first, last), -left[name])
+        if isinstance(effect.of, Move) and effect.server == effect.of.server:
             size = min(size, Fraction())
-            taken[one.of] = -size
-        elif isinstance(one.of, Move):
-            size = taken.get(one.of, max(size, Fraction()))
+            taken[effect.of] = -size
+        elif isinstance(effect.of, Move):
+            size = taken.get(effect.of, max(size, Fraction()))
         left[name] += size
         yield name, size
 
 
-def _mean_added(one: Effect, first: date, last: date) -> Fraction:
+def _mean_added(effect: Effect, first: date, last: date) -> Fraction:
     """Return the change of the mean size of some days by an effect, MiB."""
-    begins = max(first, one.day)
+    begins = max(first, effect.day)
     days = (last - begins).days + 1
     if days <= 0:
         return Fraction()
-    grown = Fraction((begins - one.day).days + (last - one.day).days, 2)
-    return days * (Fraction(one.size_mb) + Fraction(one.mb_per_day) * grown) / ((last - first).days + 1)
+    grown = Fraction((begins - effect.day).days + (last - effect.day).days, 2)
+    return days * (Fraction(effect.size_mb) + Fraction(effect.mb_per_day) * grown) / ((last - first).days + 1)
 
 
 def _line(  # noqa: PLR0913, PLR0917 -- what a line is made of
-    one: GroupForecast,
+    group: GroupForecast,
     months: Sequence[Window],
     price: GroupPrice | None,
     added_mb: int,
@@ -654,24 +656,24 @@ def _line(  # noqa: PLR0913, PLR0917 -- what a line is made of
 ) -> BudgetLine:
     """Return the line of a group; the changes of a scenario move its ranges."""
     day, prices = months[-1].end, () if price is None else price.of_months
-    exact = _amounts(one, months, prices, one.middle)
-    end_size_mb = max(_nearest(one.mean_mb(one.middle, day, day)) + added_mb, 0)
+    exact = _amounts(group, months, prices, group.middle)
+    end_size_mb = max(_nearest(group.mean_mb(group.middle, day, day)) + added_mb, 0)
     cents = [max(_nearest(each * CENTS) + more, 0) for each, more in zip(exact, added_cents, strict=False)]
     amount = sum(cents)
     amounts = {f"{month.start:%Y-%m}": _money(each) for month, each in zip(months, cents, strict=False)}
     differences = {month: amounts[month] - budget for month, budget in budgets.items() if month in amounts}
-    ends = (one.lower, one.upper)
-    lower, upper = (None if sizes is None else one.mean_mb(sizes, day, day) + added_mb for sizes in ends)
+    ends = (group.lower, group.upper)
+    lower, upper = (None if sizes is None else group.mean_mb(sizes, day, day) + added_mb for sizes in ends)
     lowest, highest = (
         None
         if sizes is None or price is None
-        else sum(_amounts(one, months, prices, sizes), Fraction()) * CENTS + sum(added_cents)
+        else sum(_amounts(group, months, prices, sizes), Fraction()) * CENTS + sum(added_cents)
         for sizes in ends
     )
     return BudgetLine(
-        name=one.name,
-        measured_day=one.last_day,
-        size_mb=one.size_mb,
+        name=group.name,
+        measured_day=group.last_day,
+        size_mb=group.size_mb,
         end_size_mb=end_size_mb,
         # Rounding to a whole number must not leave the range.
         end_lower_mb=None if lower is None else max(min(floor(lower), end_size_mb), 0),
@@ -679,7 +681,7 @@ def _line(  # noqa: PLR0913, PLR0917 -- what a line is made of
         amount=None if price is None else _money(amount),
         lower_amount=None if lowest is None else _money(max(min(floor(lowest), amount), 0)),
         upper_amount=None if highest is None else _money(max(ceil(highest), amount)),
-        price_per_gib=_price_per_gib([one], months, [price]),
+        price_per_gib=_price_per_gib([group], months, [price]),
         is_mean_price=price is not None and price.is_mean,
         monthly_amounts=amounts,
         monthly_budgets=budgets,
@@ -720,7 +722,7 @@ def _sum(of_months: Mapping[str, Decimal]) -> Decimal | None:
 def _sums(of_lines: Sequence[Mapping[str, Decimal]]) -> dict[str, Decimal]:
     """Return the sum of each month that a line has, by month."""
     months = sorted(set().union(*of_lines))
-    return {month: sum((one[month] for one in of_lines if month in one), Decimal()) for month in months}
+    return {month: sum((line[month] for line in of_lines if month in line), Decimal()) for month in months}
 
 
 def _price_per_gib(
@@ -728,19 +730,21 @@ def _price_per_gib(
 ) -> Decimal | None:
     """Return the mean price of groups, to six decimals; None without a price, or without a size."""
     amount, gib = Fraction(), Fraction()
-    for one, price in zip(groups, prices, strict=True):
+    for group, price in zip(groups, prices, strict=True):
         if price is not None:
-            amount += sum(_amounts(one, months, price.of_months, one.middle), Fraction())
-            gib += sum((one.mean_mb(one.middle, month.start, month.end) for month in months), Fraction()) / MB_PER_GB
+            amount += sum(_amounts(group, months, price.of_months, group.middle), Fraction())
+            gib += (
+                sum((group.mean_mb(group.middle, month.start, month.end) for month in months), Fraction()) / MB_PER_GB
+            )
     return _decimal(amount / gib) if gib else None
 
 
 def _amounts(
-    one: GroupForecast, months: Sequence[Window], prices: Sequence[Fraction], sizes: Sequence[int]
+    group: GroupForecast, months: Sequence[Window], prices: Sequence[Fraction], sizes: Sequence[int]
 ) -> list[Fraction]:
     """Return the exact cost of each month at these sizes; empty without prices."""
     return [
-        one.mean_mb(sizes, month.start, month.end) / MB_PER_GB * price
+        group.mean_mb(sizes, month.start, month.end) / MB_PER_GB * price
         for month, price in zip(months, prices, strict=False)
     ]
 

@@ -202,7 +202,7 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
         base, assumed = read_budgets(connection, by, months, today, keys, [(), comparison.effects])
     except NotFoundError as error:
         return ScenarioResult(*common, comparison.notes, without_budget=str(error))
-    grown = [one for one in comparison.effects if isinstance(one.of, Growth)]
+    grown = [effect for effect in comparison.effects if isinstance(effect.of, Growth)]
     grouped = list(groups_of_effects(connection, by, base.fleet_day, grown)) if grown else []
     before_by_name = {line.name: line for line in base.lines}
     return ScenarioResult(
@@ -257,12 +257,12 @@ def _servers_to_read(
         return None, 0
     names, on_day = scenario.servers, {"as_of": as_of}
     issued = connection.execute(sa.text(_ISSUED), on_day).all()
-    if any(one.server is None for one in scenario.growth):
+    if any(growth.server is None for growth in scenario.growth):
         # Servers that were not measured on the newest day have late samples of their last day, or of one after it.
         behind = [row for row in issued if row.measured_until is not None and row.measured_until < as_of]
         late = {"behind": [row.server for row in behind], "since": [row.measured_until for row in behind]}
         databases = [(row.server, row.name) for row in connection.execute(sa.text(_DATABASES), {**on_day, **late})]
-        names |= {server for one in scenario.growth for server, _ in chosen_databases(one, databases, having)}
+        names |= {server for growth in scenario.growth for server, _ in chosen_databases(growth, databases, having)}
     read = {row.server for row in issued if row.server in names or row.standing is None or row.is_outdated}
     return read, sum(row.standing for row in issued if row.server not in read)
 
@@ -290,9 +290,9 @@ def _groups_of_other_growth(
     differing: list[tuple[int, BudgetLine, str]] = []
     for growth in scenario.growth:
         changed: dict[str | None, float] = {}
-        for name, one in grouped:
-            if one.of is growth and growth.factor != 1 and name in lines:
-                more = one.mb_per_day / float(growth.factor - 1) * LONGEST_HORIZON / 12
+        for name, effect in grouped:
+            if effect.of is growth and growth.factor != 1 and name in lines:
+                more = effect.mb_per_day / float(growth.factor - 1) * LONGEST_HORIZON / 12
                 changed[name] = changed.get(name, 0.0) + more
         for name, mb_per_month in changed.items():
             line, month_mb = lines[name], round(mb_per_month)
@@ -358,19 +358,23 @@ def fits(comparison: ScenarioComparison) -> list[NewDatabaseFit]:
 def in_order_of_dates(changes: Sequence[RunwayChange]) -> list[RunwayChange]:
     """Return first what is full first with the assumptions, then what is full first without them."""
 
-    def days(one: RunwayChange) -> list[tuple[bool, date]]:
-        return [(runway.state != FULL, runway.middle_day or date.max) for runway in (one.after, one.before)]
+    def days(change: RunwayChange) -> list[tuple[bool, date]]:
+        return [(runway.state != FULL, runway.middle_day or date.max) for runway in (change.after, change.before)]
 
     return sorted(changes, key=days)
 
 
 def answer_of(result: ScenarioResult) -> str:
     """Return a sentence on how many fill dates change, which is the earliest, and how the budget changes."""
-    moved = [one for one in result.runways if one.before.full_text != one.after.full_text]
+    moved = [change for change in result.runways if change.before.full_text != change.after.full_text]
     sentence = "no fill date changes"
     if moved:
-        one, before, after = moved[0], moved[0].before, moved[0].after
-        what = one.server if one.subject == SERVER else f"{one.display_name} on {one.server}"
+        runway_change, before, after = moved[0], moved[0].before, moved[0].after
+        what = (
+            runway_change.server
+            if runway_change.subject == SERVER
+            else f"{runway_change.display_name} on {runway_change.server}"
+        )
         instead = f"; without them, it is {before.full_text}"
         if before.state == after.state == FORECAST and before.middle_day and after.middle_day:
             instead = f" instead of {human_day(before.middle_day)}"

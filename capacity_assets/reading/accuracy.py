@@ -94,7 +94,9 @@ def scores_of(connection: Connection, first: date, last: date, server: str | Non
             due = due.where(runways.instance_id == number)
         measured.append(due)
     statement = sa.text(_ACCURACY).columns().add_cte(sa.union_all(*measured).cte("due"))
-    return [one for one in records(Accuracy, connection, statement, by_month=False) if one.subject is None]
+    return [
+        accuracy for accuracy in records(Accuracy, connection, statement, by_month=False) if accuracy.subject is None
+    ]
 
 
 @dataclass(frozen=True)
@@ -244,8 +246,8 @@ def accuracy_of(connection: Connection, today: date, thresholds: Thresholds = DE
     of_outcomes = {**lately.parameters, "first_issued": min(lately.days, default=today), "least": LEAST_CASES}
     return FleetAccuracy(
         last_measured=oldest[0].last_measured if oldest else None,
-        horizons=[one for one in by_kind if one.subject is None],
-        kinds=[one for one in by_kind if one.subject is not None],
+        horizons=[accuracy for accuracy in by_kind if accuracy.subject is None],
+        kinds=[accuracy for accuracy in by_kind if accuracy.subject is not None],
         calibration=records(Calibration, connection, _of_outcomes(_CALIBRATION), **of_outcomes),
         alarms=records(
             Alarms,
@@ -340,7 +342,7 @@ def _accuracy_of(connection: Connection, sample: _Sample, *, by_month: bool) -> 
         name for name in Accuracy.__dataclass_fields__ if name.endswith(("_percent", "_error"))
     )
     every = records(Accuracy, connection, _of_due(_ACCURACY), **sample.parameters, by_month=by_month)
-    return [one if one.is_judged else replace(one, **unknown) for one in every]
+    return [accuracy if accuracy.is_judged else replace(accuracy, **unknown) for accuracy in every]
 
 
 def headline(accuracy: FleetAccuracy, horizon_days: int, today: date) -> str:
@@ -364,7 +366,7 @@ def headline(accuracy: FleetAccuracy, horizon_days: int, today: date) -> str:
     )
     if lately.unchanged_error_percent is not None:
         sentence += f" Forecasting no change would have been off by {lately.unchanged_error_percent:.1f} %."
-    dates = next((one for one in accuracy.fill_dates if one.horizon_days == horizon_days), None)
+    dates = next((errors for errors in accuracy.fill_dates if errors.horizon_days == horizon_days), None)
     if dates is not None and dates.off:
         due = counted(dates.forecasts - dates.undated, "fill date")
         sentence += f" {due} came due; where something filled, the date was off by {dates.off}."

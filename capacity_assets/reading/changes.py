@@ -287,11 +287,11 @@ def servers_come_and_gone(
     first, last = ({row.server_id: getattr(row, name) for row in spans} for name in ("first_start", "last_start"))
     came, went = [], _retired_without_windows(connection, period, window, retired)
     for row in changed:
-        one = ServerOfOneWindow(row.server_id, row.server, row.databases, row.size_mb)
+        server = ServerOfOneWindow(row.server_id, row.server, row.databases, row.size_mb)
         if row.is_new and first[row.server_id] == window.start:
-            came.append(one)
+            came.append(server)
         elif not row.is_new and row.server_id in retired and last[row.server_id] < window.start:
-            went.append(one)
+            went.append(server)
     return came, sorted(went, key=lambda one: (-one.size_mb, one.server_id))
 
 
@@ -306,7 +306,7 @@ def _retired_without_windows(
         return []
     stored = {row.server_id for row in rows(connection, _STORED_SPANS, period=period.name, servers=went)}
     sizes = last_sizes(connection, [server for server in went if server not in stored], window.end)
-    return [ServerOfOneWindow(one.server_id, one.server, one.databases, one.size_mb) for one in sizes.values()]
+    return [ServerOfOneWindow(size.server_id, size.server, size.databases, size.size_mb) for size in sizes.values()]
 
 
 def _of(period: Period, window: Window, server_id: int | None = None) -> dict[str, Any]:

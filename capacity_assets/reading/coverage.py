@@ -225,11 +225,13 @@ def servers_missing_in(
         ORDER BY server"""
     without = rows(connection, statement, period=period.name, start=window.start, server=server_id)
     missing = _with_reasons(connection, without, window.end)
-    never = [one.server_id for one in missing if one.last_day is None]
+    never = [server.server_id for server in missing if server.last_day is None]
     # A server that was measured for the first time after the window is not missing in it.
     later = {*measured_ends(connection, never, date.max, newest=True), *_with_databases(connection, never)}
-    missing = [one for one in missing if one.last_day or (with_never_measured and one.server_id not in later)]
-    return sorted(missing, key=lambda one: (one.last_day or date.min, one.server))
+    missing = [
+        server for server in missing if server.last_day or (with_never_measured and server.server_id not in later)
+    ]
+    return sorted(missing, key=lambda server: (server.last_day or date.min, server.server))
 
 
 def _with_reasons(connection: Connection, servers: Sequence[Row[Any]], day: date | None) -> list[UnmeasuredServer]:
@@ -387,7 +389,9 @@ def windows_with_holes(
 
     `counts` are the numbers of databases by server and window, `newest` is the newest window of the period.
     """
-    suspects = [one for server, of_server in counts.items() for one in _suspects(period, server, of_server, newest)]
+    suspects = [
+        suspect for server, of_server in counts.items() for suspect in _suspects(period, server, of_server, newest)
+    ]
     if not suspects:
         return {}
     statement = """
@@ -400,16 +404,20 @@ def windows_with_holes(
         LEFT JOIN capacity_growth a ON a.period = :period AND a.window_start = k.after
             AND a.server_id = b.server_id AND a.database = b.database
         WHERE n.database IS NULL AND (k.after IS NULL OR a.database IS NOT NULL)"""
-    collected = _collected_days(connection, [one for one in suspects if one.after is None])
-    unconfirmed = [one for one in suspects if one.after is not None or (one.server_id, one.start) not in collected]
+    collected = _collected_days(connection, [suspect for suspect in suspects if suspect.after is None])
+    unconfirmed = [
+        suspect
+        for suspect in suspects
+        if suspect.after is not None or (suspect.server_id, suspect.start) not in collected
+    ]
     holes = rows(
         connection,
         statement,
         period=period.name,
-        servers=[one.server_id for one in unconfirmed],
-        starts=[one.start for one in unconfirmed],
-        befores=[one.before for one in unconfirmed],
-        afters=[one.after for one in unconfirmed],
+        servers=[suspect.server_id for suspect in unconfirmed],
+        starts=[suspect.start for suspect in unconfirmed],
+        befores=[suspect.before for suspect in unconfirmed],
+        afters=[suspect.after for suspect in unconfirmed],
     )
     return {(row.server_id, row.start): row.before for row in holes}
 
@@ -419,8 +427,8 @@ def _suspects(period: Period, server_id: int, counts: Mapping[date, int], newest
     suspects = []
     for place, start in enumerate(starts):
         earlier, later = starts[max(place - WINDOWS_AROUND, 0) : place], starts[place + 1 : place + 1 + WINDOWS_AROUND]
-        before = next((one for one in reversed(earlier) if counts[one] > counts[start]), None)
-        after = next((one for one in later if counts[one] > counts[start]), None)
+        before = next((day for day in reversed(earlier) if counts[day] > counts[start]), None)
+        after = next((day for day in later if counts[day] > counts[start]), None)
         # Missing databases may appear again within some days.
         is_newest = period.days == 1 and before is not None and (newest - before).days <= NEWEST_WINDOWS
         if before is not None and (after is not None or is_newest):
@@ -470,7 +478,7 @@ def _collected_days(connection: Connection, suspects: Sequence[_Suspect]) -> set
         SELECT server_id, day FROM capacity_attempts
         WHERE status = 'collected' AND day = ANY (CAST(:days AS date[]))
           AND server_id = ANY (CAST(:servers AS integer[]))"""
-    days, servers = [one.start for one in suspects], [one.server_id for one in suspects]
+    days, servers = [suspect.start for suspect in suspects], [suspect.server_id for suspect in suspects]
     return {(row.server_id, row.day) for row in rows(connection, statement, days=days, servers=servers)}
 
 

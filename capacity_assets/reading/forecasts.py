@@ -99,13 +99,13 @@ class SizesAhead:
     @property
     def is_range_narrowing(self) -> bool:
         """Whether the range of a horizon is narrower than that of a shorter one, as with regular purges."""
-        widths = [one.upper_mb - one.lower_mb for one in self.ahead]
+        widths = [forecast.upper_mb - forecast.lower_mb for forecast in self.ahead]
         return widths != sorted(widths)
 
     @property
     def is_level(self) -> bool:
         """Whether sizes changed, but the last one was a better forecast than a trend."""
-        return self.change_mb_per_day == 0 and any(one.upper_mb > one.lower_mb for one in self.ahead)
+        return self.change_mb_per_day == 0 and any(forecast.upper_mb > forecast.lower_mb for forecast in self.ahead)
 
     @property
     def end_of_range(self) -> str | None:
@@ -179,7 +179,11 @@ class StoredRunway(SizesAhead, RunwayFigures, RunwaySubject):
         """The runway that was stored, which has sentences."""
         known = {days: self.probability_within(days) for days in HORIZONS_DAYS}
         return Runway(
-            **{one.name: getattr(self, one.name) for one in fields(Runway) if hasattr(self, one.name)},
+            **{
+                attribute.name: getattr(self, attribute.name)
+                for attribute in fields(Runway)
+                if hasattr(self, attribute.name)
+            },
             database=self.name if self.subject == DATABASE else None,
             volume=self.name if self.subject == VOLUME else None,
             source=self.limit_source,
@@ -212,13 +216,17 @@ def needs_action(runway: StoredRunway, thresholds: Thresholds) -> bool:
 def _view(name: str) -> sa.TableClause:
     """Return one of the two views, which have the same columns."""
     kinds = {"volumes": sa.ARRAY(sa.Text)}
-    return sa.table(name, *(sa.column(one.name, kinds.get(one.name)) for one in RUNWAY_VIEW.columns))
+    return sa.table(name, *(sa.column(column.name, kinds.get(column.name)) for column in RUNWAY_VIEW.columns))
 
 
 _NEWEST, _ISSUED = _view(RUNWAY_VIEW.name).alias("r"), _view(ISSUED_RUNWAYS_VIEW.name)
 _PLANNED = ("planned_from", "planned_limit_mb", "planned_full_early", "planned_full_middle", "planned_full_late")
 _ENDS = {days: [f"{end}_{days}_days_mb" for end in ("lower", "forecast", "upper")] for days in HORIZONS_DAYS}
-_OWN = [one.name for one in fields(StoredRunway) if one.name in {column.name for column in RUNWAY_VIEW.columns}]
+_OWN = [
+    attribute.name
+    for attribute in fields(StoredRunway)
+    if attribute.name in {column.name for column in RUNWAY_VIEW.columns}
+]
 
 
 def _issued_on(day: date | None) -> sa.Subquery:
@@ -307,7 +315,7 @@ def fills_first(  # noqa: PLR0913 -- which part of which issue
 def runways_of(connection: sa.Connection, today: date, keys: Collection[tuple[int, str, str]]) -> list[StoredRunway]:
     """Return the newest forecasts of subjects, earliest fill date first; those without one are left out."""
     runways = _runways_of_keys(connection, today, _NEWEST, keys)
-    return sorted(runways, key=lambda one: (one.full_middle or date.max, one.server, one.name))
+    return sorted(runways, key=lambda runway: (runway.full_middle or date.max, runway.server, runway.name))
 
 
 def _runways_of_keys(
@@ -317,7 +325,7 @@ def _runways_of_keys(
     if not keys:
         return []
     chosen = _of_keys(source, keys, on_nodes=tables_are_distributed(connection))
-    return [one for one in _runways(connection, today, chosen) if one.key in keys]
+    return [runway for runway in _runways(connection, today, chosen) if runway.key in keys]
 
 
 def newest_runways(
@@ -352,15 +360,15 @@ def binding_of(connection: sa.Connection, today: date, runway: StoredRunway | No
 def _binding(runway: StoredRunway, shared: Sequence[StoredRunway]) -> list[StoredRunway]:
     """Return a forecast and those of its shared space: server and volumes of a database, volumes of a server."""
     if runway.subject == SERVER:
-        return [runway, *(one for one in shared if one.subject == VOLUME)]
-    own = [one for one in shared if one.subject == SERVER and one.binds == OWN_LIMIT]
-    volumes = [one for one in shared if one.subject == VOLUME and one.name in (runway.volumes or ())]
+        return [runway, *(stored for stored in shared if stored.subject == VOLUME)]
+    own = [stored for stored in shared if stored.subject == SERVER and stored.binds == OWN_LIMIT]
+    volumes = [stored for stored in shared if stored.subject == VOLUME and stored.name in (runway.volumes or ())]
     return [runway, *own, *volumes]
 
 
 def _earliest(runways: Sequence[StoredRunway]) -> StoredRunway | None:
-    dated = [one for one in runways if one.full_middle is not None]
-    return min(dated, key=lambda one: (one.full_middle, one.full_early), default=None)
+    dated = [runway for runway in runways if runway.full_middle is not None]
+    return min(dated, key=lambda runway: (runway.full_middle, runway.full_early), default=None)
 
 
 def first_on_server(
@@ -421,14 +429,14 @@ def usages_of(
     of_databases = _of_keys(_NEWEST, named, on_nodes=tables_are_distributed(connection))
     shared: dict[int, list[StoredRunway]] = {}
     own: dict[tuple[int, str], StoredRunway] = {}
-    for one in _runways(connection, today, of_servers.union_all(of_databases)):
-        if one.subject != VOLUME:
-            own[one.server_id, one.name] = one
-        if one.subject != DATABASE:
-            shared.setdefault(one.server_id, []).append(one)
+    for runway in _runways(connection, today, of_servers.union_all(of_databases)):
+        if runway.subject != VOLUME:
+            own[runway.server_id, runway.name] = runway
+        if runway.subject != DATABASE:
+            shared.setdefault(runway.server_id, []).append(runway)
     first_on = _first_on_servers(connection, today, [server for server, name in subjects if not name])
     usages = {}
-    for server, name in (one for one in subjects if one in own):
+    for server, name in (subject for subject in subjects if subject in own):
         binding = _binding(own[server, name], shared.get(server, ()))
         first = _earliest(binding) if name else first_on.get(server)
         usages[server, name] = _usage(own[server, name].state, binding, first, thresholds)
@@ -447,7 +455,7 @@ def _first_on_servers(
     statement = _FIRST_ON_NODES if tables_are_distributed(connection) else _FIRST_ON_SERVERS
     first_rows = rows(connection, statement, servers=[*servers], subjects=[*subjects])
     runways = _runways_of_keys(connection, today, _NEWEST, [_key(row) for row in first_rows])
-    return {one.server_id: one for one in runways}
+    return {runway.server_id: runway for runway in runways}
 
 
 # On the same day, a volume comes before a server or database. Whether a row stands for itself is looked up in order
@@ -489,8 +497,8 @@ def _of_keys(source: sa.FromClause, keys: Collection[tuple[int, str, str]], *, o
 def _usage(state: str, binding: Sequence[StoredRunway], first: StoredRunway | None, thresholds: Thresholds) -> Usage:
     """Return the usage by what may bind and by what fills first."""
     # Free space below a shared limit is not its own limit; the use of the volume or server is shown.
-    limited = [one for one in binding if one.limit_mb is not None and not one.is_shared]
-    by_use = max(limited, key=lambda one: one.size_mb / max(one.limit_mb or 0, 1), default=None)
+    limited = [runway for runway in binding if runway.limit_mb is not None and not runway.is_shared]
+    by_use = max(limited, key=lambda runway: runway.size_mb / max(runway.limit_mb or 0, 1), default=None)
     shown = first if first in limited else by_use
     values: dict[str, Any] = {"forecast_state": state}
     if shown is not None:
@@ -673,7 +681,7 @@ def figures_of(issue: ForecastIssue | None) -> dict[str, object]:
     if issue is None:
         return {"unknown_limits": 0}
     headroom = {} if issue.headroom_mb is None else {"headroom_mb": issue.headroom_mb}
-    scores = {key: value for one in issue.scores for key, value in one.to_dict().items()}
+    scores = {key: value for accuracy in issue.scores for key, value in accuracy.to_dict().items()}
     return {"unknown_limits": issue.unknown_limits, **headroom, **scores}
 
 
@@ -772,29 +780,43 @@ def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is 
     before = {_key(row): row.before for row in rows(connection, _MOVED, **days)} if older else {}
     forecasts = _runways_of_keys(connection, today, _issued_on(newest), before)
     if with_soon:
-        forecasts += [one for one in _to_be_watched(connection, newest, today, thresholds) if one.key not in before]
+        forecasts += [
+            runway for runway in _to_be_watched(connection, newest, today, thresholds) if runway.key not in before
+        ]
     # Without a date, only subjects known not to fill within a year count as later.
-    is_dated = (one.full_middle is not None or one.state in {FORECAST, NO_LIMIT} for one in forecasts)
-    runways = [one for one, dated in zip(forecasts, is_dated, strict=True) if dated and one.stands_for_itself]
+    is_dated = (runway.full_middle is not None or runway.state in {FORECAST, NO_LIMIT} for runway in forecasts)
+    runways = [runway for runway, dated in zip(forecasts, is_dated, strict=True) if dated and runway.stands_for_itself]
     if label is not None:
-        subjects = {one.key: (one.server, one.name if one.subject == DATABASE else None) for one in runways}
+        subjects = {
+            runway.key: (runway.server, runway.name if runway.subject == DATABASE else None) for runway in runways
+        }
         labelled = labels_of_each(connection.engine, list(dict.fromkeys(subjects.values())), newest, label=label)
-        runways = [one for one in runways if subjects[one.key] in labelled]
-    runways.sort(key=lambda one: (one.full_middle or date.max, one.server, one.name))
+        runways = [runway for runway in runways if subjects[runway.key] in labelled]
+    runways.sort(key=lambda runway: (runway.full_middle or date.max, runway.server, runway.name))
     dates = [
         FillDateChange(
-            *(one.server_id, one.server, one.subject, one.name, one.display_name, one.full_middle, before.get(one.key)),
-            probability=one.probability_within(thresholds.days) or 0.0,
-            severity=severity_of(one, thresholds),
+            *(
+                runway.server_id,
+                runway.server,
+                runway.subject,
+                runway.name,
+                runway.display_name,
+                runway.full_middle,
+                before.get(runway.key),
+            ),
+            probability=runway.probability_within(thresholds.days) or 0.0,
+            severity=severity_of(runway, thresholds),
         )
-        for one in runways
-        if not is_left_out(one.decision)
+        for runway in runways
+        if not is_left_out(runway.decision)
     ]
-    moved = [one for one in dates if SubjectKey(one.server_id, one.subject, one.name) in before]
+    moved = [change for change in dates if SubjectKey(change.server_id, change.subject, change.name) in before]
     return FillDateChanges(
-        sorted((one for one in dates if one.severity), key=lambda one: -one.probability) if with_soon else (),
-        [one for one in moved if one.days_moved < 0],
-        [one for one in moved if one.days_moved > 0],
+        sorted((change for change in dates if change.severity), key=lambda change: -change.probability)
+        if with_soon
+        else (),
+        [change for change in moved if change.days_moved < 0],
+        [change for change in moved if change.days_moved > 0],
         len(runways) - len(dates),
         newest,
         older,
@@ -827,8 +849,8 @@ HISTORY_SHOWN_DAYS = 180
 def with_histories(connection: sa.Connection, issue: ForecastIssue) -> ForecastIssue:
     """Return an issue with the histories of what fills first, which should be few; raises DBAPIError."""
     days = [issue.as_of - timedelta(days=back) for back in range(HISTORY_SHOWN_DAYS + 1)]
-    used = [one.key for one in issue.fills_first if one.allocated_mb is not None]
-    histories = sizes_by_day(connection, [one.key for one in issue.fills_first], days, used)
+    used = [runway.key for runway in issue.fills_first if runway.allocated_mb is not None]
+    histories = sizes_by_day(connection, [runway.key for runway in issue.fills_first], days, used)
     return replace(issue, histories=histories)
 
 

@@ -245,7 +245,7 @@ def _shares(sizes_mb: Sequence[int]) -> list[float | None]:
 def measured_notes(groups: Sequence[Group], by: str) -> list[str]:
     """Return a sentence on which groups were partly measured, and the meaning of their change."""
     partial, compared = (
-        first_of((group_named(one.name, by) for one in groups if is_so(one)), GROUPS_NAMED)
+        first_of((group_named(group.name, by) for group in groups if is_so(group)), GROUPS_NAMED)
         for is_so in (attrgetter("is_partial"), attrgetter("is_change_partial"))
     )
     return [
@@ -562,10 +562,10 @@ def like_for_like(sizes: Sequence[SizeInWindow], changes: Mapping[date, tuple[in
     If a window or the previous one is partial, the change is the sum over its databases; None if none is known.
     """
     return [
-        replace(one, change_mb=change[0], change_percent=_percent(*change))
-        if one.is_change_partial and (change := changes.get(one.window_start, (None, 0)))
-        else one
-        for one in sizes
+        replace(size, change_mb=change[0], change_percent=_percent(*change))
+        if size.is_change_partial and (change := changes.get(size.window_start, (None, 0)))
+        else size
+        for size in sizes
     ]
 
 

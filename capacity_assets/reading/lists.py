@@ -193,7 +193,7 @@ def _most_changed_in_a_day(
     # What is first among some rows bounds what can be first among all. The bound is read once, as a value.
     change = some.c.change_mb
     bounds = [sa.select(change).order_by(order).offset(shown).limit(1) for order in (change.desc(), change)]
-    least_growth, least_shrinkage = (sa.func.coalesce(one.scalar_subquery(), _GROWTH.change_mb) for one in bounds)
+    least_growth, least_shrinkage = (sa.func.coalesce(bound.scalar_subquery(), _GROWTH.change_mb) for bound in bounds)
     can_be_listed = sa.or_(_GROWTH.change_mb >= least_growth, _GROWTH.change_mb <= least_shrinkage)
     columns = (_GROWTH.server_id, _GROWTH.database, _GROWTH.size_mb, _GROWTH.change_mb)
     moved = sa.select(*columns).where(*known, can_be_listed).cte("moved").prefix_with("MATERIALIZED").columns

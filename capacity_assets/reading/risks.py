@@ -123,16 +123,16 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
         newest = newest_day_of_issue(connection, today - timedelta(days=STALE_DAYS), today)
         as_of = newest or today
         risks = greatest_risks(connection, newest, today, shown=MOST_RISKS) if newest else []
-        urgent = [one for one in risks if needs_action(one, thresholds) and not is_left_out(one.decision)]
-        server_ids = sorted({key.server_id for key in (*opened, *(one.key for one in urgent))})
+        urgent = [runway for runway in risks if needs_action(runway, thresholds) and not is_left_out(runway.decision)]
+        server_ids = sorted({key.server_id for key in (*opened, *(runway.key for runway in urgent))})
         servers = {row.id: row for row in rows(connection, _SERVERS, server_ids=server_ids)}
         measured = {row.id for row in rows(connection, _MEASURED, as_of=as_of, server_ids=server_ids)}
         # A server may have left service after the forecasts were issued.
-        soon = [one for one in urgent if one.server_id in servers and servers[one.server_id].is_in_service]
-        growers = _growers(connection, [one.key for one in soon if one.subject != DATABASE])
-        known = {one.key: one for one in (runways_of(connection, today, opened) if newest else ())}
+        soon = [runway for runway in urgent if runway.server_id in servers and servers[runway.server_id].is_in_service]
+        growers = _growers(connection, [runway.key for runway in soon if runway.subject != DATABASE])
+        known = {runway.key: runway for runway in (runways_of(connection, today, opened) if newest else ())}
         installation = str(connection.execute(text(_INSTALLATION)).scalar_one())
-    keys = [*opened, *(one.key for one in soon)]
+    keys = [*opened, *(runway.key for runway in soon)]
     named = {number: row.name for number, row in servers.items()}
     names = {key: named.get(key.server_id, f"server {key.server_id}") for key in keys}
     subjects = {key: (name, key.name if key.subject == DATABASE else None) for key, name in names.items()}
@@ -141,14 +141,14 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
         as_of,
         [
             AlertRisk(
-                one.key,
-                one.runway,
-                one.probability_within(thresholds.days) or 0.0,
-                labels.get(subjects[one.key], {}),
-                growers.get(one.key, ()),
-                one.decision,
+                runway.key,
+                runway.runway,
+                runway.probability_within(thresholds.days) or 0.0,
+                labels.get(subjects[runway.key], {}),
+                growers.get(runway.key, ()),
+                runway.decision,
             )
-            for one in soon
+            for runway in soon
         ],
         {
             key: OpenAlert(

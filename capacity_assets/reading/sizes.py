@@ -77,29 +77,29 @@ def mark_partial(sizes: Sequence[SizeInWindow], partial: Collection[date]) -> li
     before = [None, *sizes][: len(sizes)]
     return [
         replace(
-            one,
-            is_partial=one.window_start in partial,
-            is_change_partial=one.window_start in partial or (last is not None and last.window_start in partial),
+            size,
+            is_partial=size.window_start in partial,
+            is_change_partial=size.window_start in partial or (last is not None and last.window_start in partial),
         )
-        for one, last in zip(sizes, before, strict=True)
+        for size, last in zip(sizes, before, strict=True)
     ]
 
 
-def change_sentence(whose: str, period: Period, one: SizeInWindow) -> str:
+def change_sentence(whose: str, period: Period, window_size: SizeInWindow) -> str:
     """Return size and change of a window as a sentence; `whose` is *the fleet* or a label."""
-    window = Window(one.window_start, one.window_end)
+    window = Window(window_size.window_start, window_size.window_end)
     within = "on" if period.days == 1 else "in"
     when = f"{within} {'the week of ' if period.days == DAYS_PER_WEEK else ''}{period.name_of(window)}"
-    if not one.size_mb:
+    if not window_size.size_mb:
         return f"Nothing was measured of {whose} {when}."
-    size = f"{'The fleet' if whose == fleet_or_label(None) else whose}: {human_mb(one.size_mb)}"
-    if one.is_change_partial:
-        which = f"that {period.noun}" if one.is_partial else f"the {period.noun} before"
+    size = f"{'The fleet' if whose == fleet_or_label(None) else whose}: {human_mb(window_size.size_mb)}"
+    if window_size.is_change_partial:
+        which = f"that {period.noun}" if window_size.is_partial else f"the {period.noun} before"
         return f"{size} {when}. Not everything was measured {within} {which}, so no change is shown."
-    if one.change_mb is None:
+    if window_size.change_mb is None:
         return f"{size} {when}; change unknown."
-    share = human_percent(one.change_mb, one.compared_mb)
-    return f"{size}, {human_change_mb(one.change_mb)} ({share}) {when}."
+    share = human_percent(window_size.change_mb, window_size.compared_mb)
+    return f"{size}, {human_change_mb(window_size.change_mb)} ({share}) {when}."
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,11 @@ def fleet_history(connection: Connection, period: Period, windows: Sequence[Wind
     """Return the sizes of the fleet in the windows in which it was measured."""
     return [
         SizeInWindow(
-            *(one.window_start, one.window_end, one.size_mb, one.change_mb),
-            databases=one.databases,
-            known_before_mb=one.known_before_mb,
+            *(size.window_start, size.window_end, size.size_mb, size.change_mb),
+            databases=size.databases,
+            known_before_mb=size.known_before_mb,
         )
-        for one in fleet_sizes(connection, period, windows).values()
+        for size in fleet_sizes(connection, period, windows).values()
     ]
 
 
@@ -198,30 +198,30 @@ def fleet_now(connection: Connection, today: date) -> CurrentFleetSize:
     in_service = "SELECT server_id FROM capacity_servers WHERE is_active AND counted_by IS NULL"
     servers = [row.server_id for row in rows(connection, in_service)]
     now = _without_holes(connection, last_sizes(connection, servers, today))
-    newest = max((one.day for one in now.values()), default=None)
-    older = sorted((one for one in now.values() if one.day != newest), key=lambda one: (one.day, one.server))
+    newest = max((size.day for size in now.values()), default=None)
+    older = sorted((size for size in now.values() if size.day != newest), key=lambda size: (size.day, size.server))
     then: dict[int, LastSize] = {}
     if newest is not None:
         until = newest - timedelta(days=GROWTH_DAYS)
         then = last_sizes(connection, list(now), until, since=until - timedelta(days=GROWTH_TOLERANCE_DAYS))
     return CurrentFleetSize(
-        sum(one.size_mb for one in now.values()) if now else None,
-        sum(one.databases for one in now.values()),
+        sum(size.size_mb for size in now.values()) if now else None,
+        sum(size.databases for size in now.values()),
         len(servers),
         len(servers) - len(now),
         newest,
         older[0] if older else None,
         len(older),
         GROWTH_DAYS,
-        sum(now[server].size_mb - one.size_mb for server, one in then.items()) if then else None,
+        sum(now[server].size_mb - size.size_mb for server, size in then.items()) if then else None,
         len(then),
-        sum(one.size_mb for one in then.values()),
+        sum(size.size_mb for size in then.values()),
     )
 
 
 def _without_holes(connection: Connection, now: Mapping[int, LastSize]) -> dict[int, LastSize]:
     """Replace sizes that lack some databases by the last ones that do not."""
-    newest = max((one.day for one in now.values()), default=None)
+    newest = max((size.day for size in now.values()), default=None)
     if newest is None:
         return {}
     daily = PERIODS["daily"]
@@ -259,7 +259,7 @@ def last_sizes(
     ends = measured_ends(connection, servers, until, newest=True)
     ends = {server: day for server, day in ends.items() if day >= since}
     measured = records(LastSize, connection, totals, servers=list(ends), days=list(ends.values()))
-    sizes = {one.server_id: one for one in measured if one.size_mb <= LARGEST_MB}
+    sizes = {size.server_id: size for size in measured if size.size_mb <= LARGEST_MB}
     newest = min(until, newest_day(connection, until) or until)
     # Servers without a total on the newest day. Few days, because each is read with all of their databases.
     back = 0
@@ -270,9 +270,9 @@ def last_sizes(
         if not days or not without:
             break
         of_days = of_windows(PERIODS["daily"], days)
-        for one in records(LastSize, connection, derived, **of_days, servers=without):
-            if one.server_id not in sizes or sizes[one.server_id].day < one.day:
-                sizes[one.server_id] = one
+        for size in records(LastSize, connection, derived, **of_days, servers=without):
+            if size.server_id not in sizes or sizes[size.server_id].day < size.day:
+                sizes[size.server_id] = size
         back = days_back
     return sizes
 
@@ -331,8 +331,8 @@ def server_history(
         WHERE server_id = :server AND period = :period AND (:with_derived OR NOT is_derived)
           AND window_start = ANY (CAST(:starts AS date[])) AND window_start BETWEEN :first_start AND :last_start"""
     sizes = records(SizeInWindow, connection, statement, **_of(period, windows), server=server_id)
-    counts = {one.window_start: one.databases for one in sizes if one.databases is not None}
-    days = {one.window_start: one.measured_days for one in sizes if one.measured_days is not None}
+    counts = {size.window_start: size.databases for size in sizes if size.databases is not None}
+    days = {size.window_start: size.measured_days for size in sizes if size.measured_days is not None}
     holes = windows_with_holes(connection, period, {server_id: counts}, newest.start)
     short = windows_with_short_databases(connection, period, server_id, days, max(counts.values(), default=0))
     return mark_partial(with_gaps(windows, sizes), {start for _, start in holes} | short)
@@ -387,17 +387,17 @@ def partial_windows(connection: Connection, period: Period, sizes: Sequence[Size
     if not sizes:
         return set()
     incomplete = incomplete_windows(connection, period, sizes[0].window_start)
-    whole = [one for one in sizes if one.size_mb is not None and one.window_start not in incomplete]
+    whole = [size for size in sizes if size.size_mb is not None and size.window_start not in incomplete]
     newest = newest_window(connection, period)
     newest_start = newest.start if newest else sizes[-1].window_start
     holes: set[date] = set()
-    for place, one in enumerate(whole[1:], start=1):
+    for place, size in enumerate(whole[1:], start=1):
         around = [whole[place - 1], *whole[place + 1 : place + 2]]
-        if all((one.size_mb or 0) < NOTICEABLE * (other.size_mb or 0) for other in around):
-            starts = [other.window_start for other in (*around, one)]
+        if all((size.size_mb or 0) < NOTICEABLE * (other.size_mb or 0) for other in around):
+            starts = [other.window_start for other in (*around, size)]
             counts = counts_of_databases(connection, period, starts, None)
             with_holes = windows_with_holes(connection, period, counts, newest_start)
-            holes |= {start for _, start in with_holes if start == one.window_start}
+            holes |= {start for _, start in with_holes if start == size.window_start}
     return incomplete | holes
 
 

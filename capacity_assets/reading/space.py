@@ -234,7 +234,7 @@ def large_slots(
         if of_mb and 100 * retained_mb > MOST_SLOT_PERCENT * of_mb and (volume or retained_mb >= SMALLEST_SLOT_MB):
             about = (row.server_id, row.server, row.part, row.day, retained_mb, int(of_mb), volume, row.detail or "")
             large.append(LargeSlot(*about))
-    return sorted(large, key=lambda one: -one.retained_mb)
+    return sorted(large, key=lambda slot: -slot.retained_mb)
 
 
 def slots_named_on(connection: Connection, today: date, server_id: int | None = None) -> list[LargeSlot]:

@@ -328,8 +328,8 @@ def bill_issues(connection: Connection) -> list[BillIssue]:
 
 def newest_final(issues: Sequence[BillIssue]) -> BillIssue | None:
     """Return the newest issue of the last month with a final bill; None: there is none."""
-    month = next((one.month for one in issues if one.is_final), None)
-    return next((one for one in reversed(issues) if one.month == month), None)
+    month = next((issue.month for issue in issues if issue.is_final), None)
+    return next((issue for issue in reversed(issues) if issue.month == month), None)
 
 
 def is_outdated(connection: Connection, issue: BillIssue, month: Window) -> bool:

@@ -158,9 +158,11 @@ class SchemaGrowth:
 def by_schema(growth: DatabaseGrowth) -> list[SchemaGrowth]:
     """Return the changes of tables and indexes added up by schema, largest change first."""
     schemas: dict[str, list[ObjectChange]] = {}
-    for one in growth.objects:
-        schemas.setdefault(one.schema, []).append(one)
-    sums = [SchemaGrowth(schema, len(them), sum(one.change_bytes for one in them)) for schema, them in schemas.items()]
+    for change in growth.objects:
+        schemas.setdefault(change.schema, []).append(change)
+    sums = [
+        SchemaGrowth(schema, len(them), sum(change.change_bytes for change in them)) for schema, them in schemas.items()
+    ]
     return sorted(sums, key=lambda one: (-abs(one.change_bytes), one.schema))
 
 
@@ -173,8 +175,8 @@ def growth_inside(
         return None
     lines = _rows(connection, _INSIDE, days, _OF_DATABASES)
     objects = [_of_row(ObjectChange, row) for row in lines if row.kind not in {OTHERS, UNEXPLAINED}]
-    changed = [one for one in objects if one.change_bytes]
-    more_free = [one for one in objects if one.has_more_free]
+    changed = [change for change in objects if change.change_bytes]
+    more_free = [change for change in objects if change.has_more_free]
     [unexplained] = [row.change_bytes for row in lines if row.kind == UNEXPLAINED]
     before, after = int(lines[0].database_before_bytes), int(lines[0].database_after_bytes)
     return DatabaseGrowth(
@@ -185,9 +187,9 @@ def growth_inside(
         before,
         after,
         after - before,
-        tuple(sorted(changed, key=lambda one: (-abs(one.change_bytes), one.label))),
-        tuple(sorted(more_free, key=lambda one: (-(one.free_bytes or 0), one.label))),
-        after - before - sum(one.change_bytes for one in changed) - unexplained,
+        tuple(sorted(changed, key=lambda change: (-abs(change.change_bytes), change.label))),
+        tuple(sorted(more_free, key=lambda change: (-(change.free_bytes or 0), change.label))),
+        after - before - sum(change.change_bytes for change in changed) - unexplained,
         unexplained,
     )
 
@@ -286,7 +288,7 @@ def are_measured(connection: Connection, today: date) -> bool:
 
 
 def _of_row(kind: type[T], row: Row[Any]) -> T:
-    values = {one.name: getattr(row, one.name) for one in fields(kind)}
+    values = {attribute.name: getattr(row, attribute.name) for attribute in fields(kind)}
     return kind(**values | ({"amount": in_cents(row.amount)} if "amount" in values else {}))
 
 
@@ -640,7 +642,7 @@ class TableHistory:
     @property
     def listed(self) -> Sequence[TableSize]:
         """The days on which it was listed."""
-        return [one for one in self.sizes if one.total_bytes is not None]
+        return [size for size in self.sizes if size.total_bytes is not None]
 
     @property
     def weekly_change_bytes(self) -> int | None:

@@ -233,7 +233,7 @@ def read_report(  # noqa: PLR0913 -- one argument per choice of a report
 
 
 def _with_objects(connection: Connection, window: Window, changes: DatabaseChanges) -> DatabaseChanges:
-    moved = [one for kind in MOVED for one in changes.largest[kind]]
+    moved = [change for kind in MOVED for change in changes.largest[kind]]
     named = iter(with_objects(connection, window, moved))
     largest = {kind: [next(named) for _ in changes.largest[kind]] for kind in MOVED}
     return replace(changes, largest={**changes.largest, **largest})
@@ -404,8 +404,8 @@ def _reason(engine: Engine, report: Report, since: datetime) -> str:
             "No sample of these two windows was added or corrected since: samples were deleted, rows were rebuilt, or "
             "servers were put into or out of service."
         )
-    servers = first_of([one.server for one in late], SERVERS_NAMED)
-    added, corrected = sum(one.added for one in late), sum(one.corrected for one in late)
+    servers = first_of([samples.server for samples in late], SERVERS_NAMED)
+    added, corrected = sum(samples.added for samples in late), sum(samples.corrected for samples in late)
     return (
         f"Since then: {counted(added, 'sample')} of these two windows added and {corrected:,} corrected, of {servers}."
     )
@@ -521,7 +521,8 @@ def notes(report: Report) -> list[str]:
 def _notes_on_servers(report: Report) -> Iterator[str]:
     active = counted(report.in_service.active, "active server")
     never, without_row = (
-        sorted(one.server for one in report.missing if (one.last_day is None) is is_never) for is_never in (True, False)
+        sorted(server.server for server in report.missing if (server.last_day is None) is is_never)
+        for is_never in (True, False)
     )
     if report.is_empty:
         yield "Neither window has a stored row: they were not computed, or nothing was measured."
@@ -545,8 +546,8 @@ def _notes_on_days(report: Report) -> Iterator[str]:
         yield "Which days were measured is unknown, because there are no totals of servers for these days."
     elif days[0].day > report.before.start:
         yield f"There are no totals of servers before {days[0].day}, so days are counted from then on."
-    partly = [f"{one.day} ({one.measured} of {one.expected})" for one in days if 0 < one.measured < one.expected]
-    unmeasured = [one.day for one in days if not one.measured]
+    partly = [f"{day.day} ({day.measured} of {day.expected})" for day in days if 0 < day.measured < day.expected]
+    unmeasured = [day.day for day in days if not day.measured]
     of_days = f"of {counted(len(days), 'day')}"
     if partly and report.server is None:
         yield f"Not every server was measured on {len(partly)} {of_days}: {first_of(partly, DAYS_NAMED)}."
@@ -618,13 +619,13 @@ def coverage_chart(report: Report) -> Markup:
     return columns_chart(
         ColumnChart(
             "Servers measured on each day",
-            [PERIODS["daily"].label_of(Window(one.day, one.day)) for one in days],
+            [PERIODS["daily"].label_of(Window(day.day, day.day)) for day in days],
             [
-                Series("previous window", [one.measured if one.day < start else None for one in days], "before"),
-                Series("this window", [one.measured if one.day >= start else None for one in days], "now"),
+                Series("previous window", [day.measured if day.day < start else None for day in days], "before"),
+                Series("this window", [day.measured if day.day >= start else None for day in days], "now"),
             ],
             "server",
-            [one.expected for one in days],
+            [day.expected for day in days],
             "servers that should have been measured",
             height=COVERAGE_HEIGHT,
         )
@@ -646,7 +647,7 @@ def _history(risk: StoredRunway, sizes: Mapping[date, int]) -> History:
     first, drawn_until = min(sizes, default=risk.last_day), risk.last_day + timedelta(days=DRAWN_DAYS)
     days = [first + timedelta(days=number) for number in range((risk.last_day - first).days + 1)]
     ahead = [ForecastDay(risk.last_day, risk.size_mb, risk.size_mb, risk.size_mb)]
-    ahead += [one for one in risk.ahead if one.day <= drawn_until]
+    ahead += [forecast for forecast in risk.ahead if forecast.day <= drawn_until]
     return History(
         f"{risk.display_name} on {risk.server}: sizes of {HISTORY_SHOWN_DAYS} days, forecast, limit",
         [Point(day, sizes.get(day)) for day in days],

@@ -739,9 +739,9 @@ class LimitedConnection(H11Protocol):
 
     def _make_room(self) -> None:
         """Close the connection that has waited longest for its client; requests in progress continue."""
-        ours = [one for one in self.connections if isinstance(one, LimitedConnection)]
-        waiting = [one for one in ours if one._is_sending or one.transport.get_write_buffer_size()]  # noqa: SLF001 -- ours
-        longest = min(waiting, key=lambda one: one._waits_since)  # noqa: SLF001 -- as above
+        ours = [client for client in self.connections if isinstance(client, LimitedConnection)]
+        waiting = [client for client in ours if client._is_sending or client.transport.get_write_buffer_size()]  # noqa: SLF001 -- ours
+        longest = min(waiting, key=lambda client: client._waits_since)  # noqa: SLF001 -- as above
         # Discarded here, because new connections may arrive before connection_lost is called.
         self.connections.discard(longest)
         longest.transport.abort()

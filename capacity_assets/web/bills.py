@@ -96,14 +96,14 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
     groupings = (*query.label_keys, *WITHOUT_LABEL)
     with reader.transaction() as connection:
         every = bill_issues(connection)
-        months = list(dict.fromkeys(one.month for one in every))
+        months = list(dict.fromkeys(bill_issue.month for bill_issue in every))
         if month is None and not months:
             return BillPage(None, (), by, groupings)
         # By default, the newest month with a final bill.
         final = newest_final(every)
         window = MONTHLY.window_of(month or (final.month if final else months[0]))
         issued = read_bill_of(connection, window, by, issue)
-        bill, of_month = issued.bill, [one for one in every if one.month == window.start]
+        bill, of_month = issued.bill, [bill_issue for bill_issue in every if bill_issue.month == window.start]
         may_change = bill.issue == of_month[-1].issue and bill.samples_dropped_at is None
         outdated = may_change and is_outdated(connection, of_month[-1], window)
         past = MONTHLY.back(window if bill.is_final else MONTHLY.previous(window), HISTORY_MONTHS)
@@ -117,7 +117,7 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
         grouped_by=by,
         groupings=groupings,
         issue=bill.issue,
-        issues=[one.issue for one in of_month],
+        issues=[bill_issue.issue for bill_issue in of_month],
         currency=currency,
         amount=None if bill.amount is None else f"{bill.amount:f}",
         groups=groups,
@@ -131,7 +131,7 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
         history=history,
         page=query.page,
         has_more=has_more,
-        open_months=[one.month for one in every if not one.is_final],
+        open_months=[bill_issue.month for bill_issue in every if not bill_issue.is_final],
         unchanged=_unchanged_databases(reader, window, bill.issue) if is_newest else None,
         free_space=_free_space(reader, (window, bill.issue)) if is_newest else None,
         every_group=shared_group_names(reader, by),
@@ -175,7 +175,7 @@ def cost_of(connection: Connection, by: str, name: str | None) -> GroupCost | No
     months = MONTHLY.back(month, HISTORY_MONTHS)
     history = monthly_amounts(connection, months, by, last.currency, only=name or "")
     before = MONTHLY.previous(month).start if bill.change is not None else None
-    return GroupCost(last.month, last.issue, last.currency, bill, before, [one.start for one in months], history)
+    return GroupCost(last.month, last.issue, last.currency, bill, before, [window.start for window in months], history)
 
 
 def shared_free_space(reader: Reader, cost: GroupCost, by: str, name: str | None) -> FreeSpace | None:
@@ -191,8 +191,8 @@ def total_amounts(connection: Connection) -> tuple[dict[date, Decimal], str | No
     months = MONTHLY.back(MONTHLY.window_of(last.month), HISTORY_MONTHS)
     totals: dict[date, Decimal] = {}
     # Any grouping adds up to the total; this one has the fewest groups.
-    for one in monthly_amounts(connection, months, WITHOUT_LABEL[0], last.currency, MOST_SERIES):
-        totals[one.month] = totals.get(one.month, Decimal()) + one.amount
+    for amount in monthly_amounts(connection, months, WITHOUT_LABEL[0], last.currency, MOST_SERIES):
+        totals[amount.month] = totals.get(amount.month, Decimal()) + amount.amount
     return totals, last.currency
 
 

@@ -143,7 +143,7 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
     are_measured_both = before.size_mb is not None and size.size_mb is not None
     with reader.transaction() as connection:
         groups = groups_of(connection, period, window, by)
-        if [one.name for one in groups] == [None] and not query.text("by"):
+        if [group.name for group in groups] == [None] and not query.text("by"):
             # Nothing has such a label.
             by = WITHOUT_LABEL[0]
             groups = groups_of(connection, period, window, by)
@@ -153,14 +153,14 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
         if query.is_file:
             listed, _ = databases(connection, period, window, order="growth", page=query.page, shown=query.rows_shown)
             changed = [MovedDatabase(**vars(row)) for row in listed]
-    groups.sort(key=lambda one: (one.change_mb is None, -abs(one.change_mb or 0)))
+    groups.sort(key=lambda group: (group.change_mb is None, -abs(group.change_mb or 0)))
     fills = shared_fills_first(reader, by)
     is_compared = size.change_mb is not None and not size.is_change_partial
     rest = (size.change_mb or 0) - _sum_of(groups)
     before_mb = size.compared_mb if before.size_mb is None else before.size_mb
     once_mb = (size.size_mb or 0) - before_mb - (size.change_mb or 0)
     # Each group and each server is rounded to a MiB.
-    rounding_mb = len(groups) + sum(one.servers for one in groups)
+    rounding_mb = len(groups) + sum(group.servers for group in groups)
     return replace(
         page,
         headline=change_sentence(fleet_or_label(None), period, size),
@@ -168,7 +168,7 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
         before_mb=before.size_mb,
         grouped_by=by,
         groupings=groupings,
-        groups=[replace(one, fills_first=fills.get(one.name)) for one in groups[:GROUPS_SHOWN]],
+        groups=[replace(group, fills_first=fills.get(group.name)) for group in groups[:GROUPS_SHOWN]],
         other_groups=len(groups[GROUPS_SHOWN:]),
         other_change_mb=_sum_of(groups[GROUPS_SHOWN:]),
         out_of_service=out_of_service,
@@ -186,7 +186,7 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
 
 
 def _sum_of(groups: Sequence[Group]) -> int:
-    return sum(one.change_mb or 0 for one in groups)
+    return sum(group.change_mb or 0 for group in groups)
 
 
 def _of_any_grouping(
@@ -243,7 +243,7 @@ def _sizes(reader: Reader, period: Period, window: Window) -> tuple[SizeInWindow
     with reader.transaction() as connection:
         sizes = with_gaps(windows, fleet_history(connection, period, windows))
     marked = with_partial_marks(reader, period, sizes)
-    by_start = {one.window_start: one for one in marked}
+    by_start = {window_size.window_start: window_size for window_size in marked}
     before, size = (
         by_start.get(one.start, SizeInWindow(one.start, one.end, None)) for one in (period.previous(window), window)
     )

@@ -168,7 +168,7 @@ def read_fleet(reader: Reader, query: PageQuery) -> FleetPage:
 
 def _read_every_period(connection: Connection, today: date, grouped_by: str, thresholds: Thresholds) -> FleetPage:
     """Read everything that does not depend on the period, which is all but the sizes."""
-    newest = {name: window for name, one in PERIODS.items() if (window := newest_window(connection, one))}
+    newest = {name: window for name, period in PERIODS.items() if (window := newest_window(connection, period))}
     complete = {
         name: window
         for name in MOVED_SINCE
@@ -210,7 +210,7 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
             newest_day=unmeasured.day,
             servers=active,
             measured_servers=active - len(unmeasured.servers),
-            failed_servers=sum(one.failure is not None for one in unmeasured.servers),
+            failed_servers=sum(server.failure is not None for server in unmeasured.servers),
             coverage_percent=None if coverage.percent is None else float(coverage.percent),
             coverage_days=coverage.days,
             has_samples=unmeasured.has_samples,

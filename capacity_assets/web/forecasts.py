@@ -139,7 +139,7 @@ class DecisionsPage:
     has_more: bool
 
 
-DECISION_FIELDS = [one.name for one in fields(DecisionRow) if one.name != "state"]
+DECISION_FIELDS = [attribute.name for attribute in fields(DecisionRow) if attribute.name != "state"]
 
 
 def decision_rows(
@@ -155,8 +155,8 @@ def decision_rows(
     With `taken`, only decisions made in a window.
     """
     return [
-        DecisionRow(**{name: getattr(one, name) for name in DECISION_FIELDS}, state=one.state(today))
-        for one in read_decisions(connection, today, every=every, server_id=server_id, taken=taken)
+        DecisionRow(**{name: getattr(decision, name) for name in DECISION_FIELDS}, state=decision.state(today))
+        for decision in read_decisions(connection, today, every=every, server_id=server_id, taken=taken)
     ]
 
 
@@ -167,7 +167,14 @@ def read_decisions_page(reader: Reader, query: PageQuery) -> DecisionsPage:
     with reader.transaction() as connection:
         server = server_facts(connection, number).server if number else None
         rows = decision_rows(connection, query.today, every=every, server_id=number)
-    rows.sort(key=lambda one: (one.closed_at is not None or one.until < query.today, one.until, one.server, one.name))
+    rows.sort(
+        key=lambda decision: (
+            decision.closed_at is not None or decision.until < query.today,
+            decision.until,
+            decision.server,
+            decision.name,
+        )
+    )
     shown, has_more = part_of_page(rows, query)
     return DecisionsPage(every, number, server, shown, query.page, has_more)
 
@@ -277,7 +284,7 @@ def read_scenario(reader: Reader, query: PageQuery) -> ScenarioPage:
         if name is None and not names:
             return ScenarioPage(names, examples=examples)
         stored = stored_scenario(connection, name or names[0])
-        ids = server_ids_of(connection, [one.server for one in stored.result.runways])
+        ids = server_ids_of(connection, [change.server for change in stored.result.runways])
     return ScenarioPage(
         *(names, stored.name, stored.stored_at, stored.result, stored.result.runways, ids),
         answer=answer_of(stored.result),
@@ -313,7 +320,7 @@ def _toml_value(name: str, text: str) -> str:
 
 def _scenario_page(reader: Reader, query: PageQuery, tables: Tables, by: str) -> ScenarioPage:
     scenario = scenario_of_tables(tables, FORM_HEADINGS)
-    is_fit = any(one.server is None for one in scenario.new_database)
+    is_fit = any(database.server is None for database in scenario.new_database)
     page = ScenarioPage(
         names=(),
         is_fit=is_fit,
@@ -352,7 +359,7 @@ def _page_with_answer(connection: Connection, query: PageQuery, scenario: Scenar
     if tables_are_distributed(connection):
         return _page_with_refusal(page, "On a cluster, pages cannot compute scenarios.", "can")
     known = server_ids_of(connection, sorted(scenario.servers))
-    refuse_unregistered(scenario.servers, [*known, *(one.server for one in active_servers(connection))])
+    refuse_unregistered(scenario.servers, [*known, *(server.server for server in active_servers(connection))])
     if page.is_fit:
         fits = read_fits(connection, query.today, scenario, MOST_DATABASES)
         answered = replace(page, runways=fits, answer=fit_answer(fits))
@@ -360,7 +367,7 @@ def _page_with_answer(connection: Connection, query: PageQuery, scenario: Scenar
         by = page.grouped_by or ""
         result = read_result(connection, query.today, scenario, by, query.label_keys, MOST_DATABASES)
         answered = replace(page, result=result, runways=result.runways, answer=answer_of(result))
-    ids = server_ids_of(connection, [one.server for one in answered.runways])
+    ids = server_ids_of(connection, [runway.server for runway in answered.runways])
     return replace(answered, names=stored_scenario_names(connection), server_ids=ids)
 
 
@@ -378,11 +385,11 @@ def examples_of(connection: Connection, query: PageQuery) -> list[Example]:
     by, period = default_grouping(query.label_keys), PERIODS["daily"]
     window = complete_window(connection, period, newest_window(connection, period), query.today)
     groups = groups_of(connection, period, window, by) if window and by not in WITHOUT_LABEL else []
-    largest = max((one for one in groups if one.name), key=lambda one: one.size_mb or 0, default=None)
+    largest = max((group for group in groups if group.name), key=lambda group: group.size_mb or 0, default=None)
     subject, only = (largest.name, {"growth_label": f"{by}={largest.name}"}) if largest else ("everything", {})
     examples = [Example(f"What if {subject} grew 20 % faster?", address(SCENARIO_PATH, growth_factor="1.2", **only))]
     filling = fills_first(connection, query.today, shown=FILLING_SHOWN)
-    disk = next((one for one in filling if one.subject == VOLUME and one.limit_mb), None)
+    disk = next((runway for runway in filling if runway.subject == VOLUME and runway.limit_mb), None)
     if disk and disk.limit_mb:
         added = {"limit_add_gb": max(round(disk.limit_mb / MB_PER_GB / 4), 1)}
         larger = address(SCENARIO_PATH, **added, limit_server=disk.server, limit_volume=disk.name)

@@ -249,7 +249,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         sizes = with_gaps(windows, group_sizes(connection, period, windows, by, name))
         earlier = group_sizes(connection, period, shown.earlier(windows), by, name)
         of_group, more = _databases(connection, period, window, by, name)
-        is_known = bool(of_group) or any(one.size_mb is not None for one in sizes)
+        is_known = bool(of_group) or any(size.size_mb is not None for size in sizes)
         if not is_known and not _exists(connection, shown, window, by, name):
             raise NotFoundError(f"There is no group {name!r} by {by}.")
         listed = with_usage_of_databases(connection, period, window, of_group, reader.thresholds, query.today)
@@ -268,7 +268,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         window_end=window.end if window else None,
         shown=shown,
         sizes=_with_like_for_like_changes(
-            reader, period, mark_partial(sizes, {one.window_start for one in missed}), by, name
+            reader, period, mark_partial(sizes, {server.window_start for server in missed}), by, name
         ),
         earlier=earlier,
         missed=missed,
@@ -293,7 +293,9 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
 def _ahead(reader: Reader, query: PageQuery, by: str, name: str | None) -> list[StoredRunway]:
     """Return the forecasts of what fills first in a group."""
     keys = (
-        [] if by == "server" else [(one.server_id, one.subject, one.name) for one in _filling(reader, by).get(name, [])]
+        []
+        if by == "server"
+        else [(group.server_id, group.subject, group.name) for group in _filling(reader, by).get(name, [])]
     )
     with reader.transaction() as connection:
         if by == "server":
@@ -322,7 +324,7 @@ def _with_like_for_like_changes(
     reader: Reader, period: Period, sizes: Sequence[SizeInWindow], by: str, name: str | None
 ) -> list[SizeInWindow]:
     """Return sizes whose changes from or to a partial window are like for like."""
-    starts = [] if by == "server" else [one.window_start for one in sizes if one.is_change_partial][-MOST_COMPARED:]
+    starts = [] if by == "server" else [size.window_start for size in sizes if size.is_change_partial][-MOST_COMPARED:]
     read = partial(changes_of_group, period=period, starts=starts, grouped_by=by, name=name)
     key = ("like for like", period.name, by, name, *starts)
     return like_for_like(sizes, reader.read_cached(key, read, PARTIAL_SECONDS) if starts else {})
@@ -352,7 +354,7 @@ def _has_windows(connection: Connection, window: Window | None, by: str, name: s
     if window is None:
         return False
     months = MONTHLY.back(MONTHLY.window_of(window.start), GROUP_WINDOWS)
-    return any(one.size_mb is not None for one in group_sizes(connection, MONTHLY, months, by, name))
+    return any(size.size_mb is not None for size in group_sizes(connection, MONTHLY, months, by, name))
 
 
 def _databases(

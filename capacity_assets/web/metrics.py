@@ -133,10 +133,10 @@ def _samples(reader: Reader, today: date, scope: MetricsScope) -> Iterator[Metri
     yield "build_info", 1, _labels(version=version("capacity_assets"))
     # Figures that take too long are left out, so that the others are available.
     with suppress(DBAPIError):
-        for one in shared_accuracy(reader, today).horizons:
-            horizon = _labels(horizon_days=one.horizon_days)
-            yield "forecast_median_error_ratio", _ratio(one.median_error_percent), horizon
-            yield "forecast_covered_ratio", _ratio(one.covered_percent), horizon
+        for accuracy in shared_accuracy(reader, today).horizons:
+            horizon = _labels(horizon_days=accuracy.horizon_days)
+            yield "forecast_median_error_ratio", _ratio(accuracy.median_error_percent), horizon
+            yield "forecast_covered_ratio", _ratio(accuracy.covered_percent), horizon
     with suppress(DBAPIError), reader.transaction() as connection:
         limit_seconds(connection, OUTSTANDING_SECONDS)
         for (name, level), windows in stale_windows(connection).items():
@@ -166,25 +166,31 @@ def _of_runs(dagster: Engine | None) -> Iterator[MetricSample]:
         return
     yield "dagster_readable", 1, ""
     yield "daemon_heartbeat_timestamp_seconds", heartbeat, ""
-    for one in jobs:
+    for job in jobs:
         for state in ("waiting", "running"):
-            yield "unfinished_runs", getattr(one, state), _labels(dagster_job=one.job, state=state)
+            yield "unfinished_runs", getattr(job, state), _labels(dagster_job=job.job, state=state)
         for outcome in ("succeeded", "failed", "canceled"):
-            yield "ended_runs", getattr(one, outcome), _labels(dagster_job=one.job, outcome=outcome)
-        yield "run_success_timestamp_seconds", one.last_success, _labels(dagster_job=one.job)
-        yield "run_failure_timestamp_seconds", one.last_failure, _labels(dagster_job=one.job)
+            yield "ended_runs", getattr(job, outcome), _labels(dagster_job=job.job, outcome=outcome)
+        yield "run_success_timestamp_seconds", job.last_success, _labels(dagster_job=job.job)
+        yield "run_failure_timestamp_seconds", job.last_failure, _labels(dagster_job=job.job)
 
 
 def _of_servers(connection: Connection, today: date, zone: ZoneInfo) -> Iterator[MetricSample]:
     servers = active_servers(connection)
-    sizes = last_sizes(connection, [one.server_id for one in servers], today)
-    unmeasured = {one.server_id for one in unmeasured_servers(connection, today).servers}
-    for one in servers:
-        server = _labels(server=one.server)
-        declared = {f"label_{key}": value for key, value in one.labels.items()}
-        yield "server_info", 1, _labels(server=one.server, server_id=one.server_id, engine=one.engine, **declared)
-        yield "server_measured", int(one.server_id not in unmeasured), server
-        size = sizes.get(one.server_id)
+    sizes = last_sizes(connection, [server_facts.server_id for server_facts in servers], today)
+    unmeasured = {unmeasured_server.server_id for unmeasured_server in unmeasured_servers(connection, today).servers}
+    for server_facts in servers:
+        server = _labels(server=server_facts.server)
+        declared = {f"label_{key}": value for key, value in server_facts.labels.items()}
+        yield (
+            "server_info",
+            1,
+            _labels(
+                server=server_facts.server, server_id=server_facts.server_id, engine=server_facts.engine, **declared
+            ),
+        )
+        yield "server_measured", int(server_facts.server_id not in unmeasured), server
+        size = sizes.get(server_facts.server_id)
         if size is not None:
             yield "server_databases", size.databases, server
             yield "server_size_bytes", _bytes(size.size_mb), server

@@ -235,16 +235,18 @@ def code(text: str) -> Markup:
     return Markup("").join(parts)
 
 
-def headline(one: Headline) -> Markup:
+def headline(headline: Headline) -> Markup:
     """Render a headline with a chip for its severity, and a link to what fills."""
     chip = (
-        Markup('<span class="chip {0}">{1}</span> ').format(one.severity, CHIPS[one.severity]) if one.severity else ""
+        Markup('<span class="chip {0}">{1}</span> ').format(headline.severity, CHIPS[headline.severity])
+        if headline.severity
+        else ""
     )
-    if not (one.linked and one.subject and one.linked in one.text):
-        return chip + code(one.text)
-    head, _, tail = one.text.partition(one.linked)
-    place = subject_address(one.subject, one.server_id or 0, one.name or "")
-    return chip + code(head) + Markup('<a href="{0}">{1}</a>').format(place, one.linked) + code(tail)
+    if not (headline.linked and headline.subject and headline.linked in headline.text):
+        return chip + code(headline.text)
+    head, _, tail = headline.text.partition(headline.linked)
+    place = subject_address(headline.subject, headline.server_id or 0, headline.name or "")
+    return chip + code(head) + Markup('<a href="{0}">{1}</a>').format(place, headline.linked) + code(tail)
 
 
 def full_by(row: Usage) -> Markup | str:
@@ -291,7 +293,7 @@ def shared_labels(rows: Sequence[Usage]) -> dict[str, str]:
     labels = _labels_of(rows)
     if len(labels) < 2:  # noqa: PLR2004 -- a single row shares nothing
         return {}
-    return {key: value for key, value in labels[0].items() if all(one.get(key) == value for one in labels)}
+    return {key: value for key, value in labels[0].items() if all(label.get(key) == value for label in labels)}
 
 
 def label_keys(rows: Sequence[Usage]) -> list[str]:
@@ -324,8 +326,10 @@ def _with_unit(amount: str, currency: str | None) -> Markup | str:
 def billed_groups(history: Sequence[MonthlyAmount]) -> list[MonthlyAmount]:
     """Return one row of each group in a history of bills, those of the newest month first and all others last."""
     columns: dict[tuple[bool, str | None], MonthlyAmount] = {}
-    for one in sorted(history, key=lambda one: (one.is_others, -one.month.toordinal())):
-        columns.setdefault((one.is_others, one.group), one)
+    for amount in sorted(
+        history, key=lambda monthly_amount: (monthly_amount.is_others, -monthly_amount.month.toordinal())
+    ):
+        columns.setdefault((amount.is_others, amount.group), amount)
     return list(columns.values())
 
 
@@ -387,7 +391,7 @@ def page_templates(pages: tuple[PageRoute, ...], dagster_url: str | None, thresh
         severity_of=partial(severity_of, thresholds=thresholds),
         thresholds=thresholds,
         chips=CHIPS,
-        periods={name: one.noun for name, one in PERIODS.items()},
+        periods={name: period.noun for name, period in PERIODS.items()},
         ranges={name: text for name, (text, _) in RANGES.items()},
         menu=[page for page in pages if page.in_menu],
         pages_found=[
@@ -420,13 +424,13 @@ def marks_of(  # noqa: PLR0913 -- one argument per kind of marks
     for day, same_day in groupby(sorted(steps, key=lambda step: step.day), key=lambda step: step.day):
         notes = list(dict.fromkeys(step.note for step in same_day))
         marks.append(Mark(day, first_of(notes, NOTES_SHOWN), short="" if len(notes) == 1 else f"{len(notes)} steps"))
-    for one in decisions:
-        if one.closed_at is None:
-            added = "" if one.added_mb is None else f" +{human_mb(one.added_mb)}"
-            is_plan = one.kind == PLANNED
-            day, short = (one.until, f"plan{added}") if is_plan else (one.declared_at.date(), one.text)
-            about = "" if one.name == name else f"{display_name(one.subject, one.name)}: "
-            note = f"{display_name(one.subject, one.name)} on {one.server}: {one.sentence}"
+    for decision in decisions:
+        if decision.closed_at is None:
+            added = "" if decision.added_mb is None else f" +{human_mb(decision.added_mb)}"
+            is_plan = decision.kind == PLANNED
+            day, short = (decision.until, f"plan{added}") if is_plan else (decision.declared_at.date(), decision.text)
+            about = "" if decision.name == name else f"{display_name(decision.subject, decision.name)}: "
+            note = f"{display_name(decision.subject, decision.name)} on {decision.server}: {decision.sentence}"
             marks.append(Mark(day, note, "plan" if is_plan else "decision", f"{about}{short}"))
     for month, amount in bills.items():
         note = f"bill of {window_name('monthly', month)}: {money(amount)} {currency}"
@@ -451,15 +455,15 @@ def size_chart(  # noqa: PLR0913 -- the parts of a chart
     """Draw sizes with a forecast and marks; with `query`, points link to the samples of their windows."""
     points = [
         Point(
-            _middle(one),
-            one.size_mb,
-            one.smallest_mb,
-            one.largest_mb,
-            label=_point_label(period, one),
-            address=f"{query.with_values(window=one.window_start)}#behind" if query else "",
-            is_partial=one.is_partial,
+            _middle(size),
+            size.size_mb,
+            size.smallest_mb,
+            size.largest_mb,
+            label=_point_label(period, size),
+            address=f"{query.with_values(window=size.window_start)}#behind" if query else "",
+            is_partial=size.is_partial,
         )
-        for one in sizes
+        for size in sizes
     ]
     last = sizes[-1]
     if (today - last.window_end).days > PAST_DAYS + (last.window_end - last.window_start).days:
@@ -494,23 +498,23 @@ def is_past(sizes: Sequence[SizeInWindow], runway: StoredRunway | GroupSizeForec
     return (runway.last_day - last.window_end).days > PAST_DAYS + days
 
 
-def _point_label(period: str, one: SizeInWindow) -> str:
-    partly = ", partly measured" if one.is_partial else ""
-    return "" if one.size_mb is None else f"{window_name(period, one.window_start)}: {human_mb(one.size_mb)}{partly}"
+def _point_label(period: str, size: SizeInWindow) -> str:
+    partly = ", partly measured" if size.is_partial else ""
+    return "" if size.size_mb is None else f"{window_name(period, size.window_start)}: {human_mb(size.size_mb)}{partly}"
 
 
 def _year_before(
     period: Period, sizes: Sequence[SizeInWindow], earlier: Sequence[SizeInWindow]
 ) -> Iterator[tuple[date, int | None]]:
     """Yield each size of the previous year at the window that is compared with it."""
-    by_start = {one.window_start: one.size_mb for one in earlier}
-    for one in sizes:
-        yield _middle(one), by_start.get(period.year_before(Window(one.window_start, one.window_end)).start)
+    by_start = {size.window_start: size.size_mb for size in earlier}
+    for size in sizes:
+        yield _middle(size), by_start.get(period.year_before(Window(size.window_start, size.window_end)).start)
 
 
-def _middle(one: SizeInWindow) -> date:
+def _middle(size: SizeInWindow) -> date:
     """Return the day at which the mean of a window is drawn."""
-    return one.window_start + (one.window_end - one.window_start) // 2
+    return size.window_start + (size.window_end - size.window_start) // 2
 
 
 def _ahead_until(runway: StoredRunway | GroupSizeForecast, last: date) -> list[ForecastDay]:
@@ -579,7 +583,7 @@ def changes_chart(title: str, page: ChangesPage) -> Markup:
     steps = [
         WaterfallStep(name, change, "up" if change > 0 else "down")
         for name, change in (
-            *((_shorten(group_named(one.name, page.grouped_by)), one.change_mb or 0) for one in page.groups),
+            *((_shorten(group_named(group.name, page.grouped_by)), group.change_mb or 0) for group in page.groups),
             (f"{page.other_groups} more", page.other_change_mb),
             ("other", 0 if page.is_rest_rounding else page.rest_change_mb),
             ("servers that\ncame or went", page.once_measured_mb),
@@ -596,24 +600,24 @@ def _shorten(name: str) -> str:
 def table_chart(title: str, sizes: Sequence[TableSize]) -> Markup:
     """Draw a table by measured day: its used space, its dead and free space, and its indexes."""
     drawn = every_few(sizes, MOST_COLUMNS)
-    is_listed = [one.data_bytes is not None for one in drawn]
+    is_listed = [size.data_bytes is not None for size in drawn]
     parts = {
-        "in use": [(one.data_bytes or 0) - (one.free_bytes or 0) for one in drawn],
-        "dead and free": [one.free_bytes or 0 for one in drawn],
-        "indexes": [one.index_bytes or 0 for one in drawn],
+        "in use": [(size.data_bytes or 0) - (size.free_bytes or 0) for size in drawn],
+        "dead and free": [size.free_bytes or 0 for size in drawn],
+        "indexes": [size.index_bytes or 0 for size in drawn],
     }
     series = {
         name: [sizes // BYTES_PER_MB if known else None for sizes, known in zip(values, is_listed, strict=True)]
         for name, values in parts.items()
     }
-    return _draw_stacked(title, [one.day for one in drawn], series)
+    return _draw_stacked(title, [size.day for size in drawn], series)
 
 
 def uses_chart(title: str, uses: Sequence[SpaceDay]) -> Markup:
     """Draw what filled a volume by day; a day without measured parts is a gap."""
-    titles = dict.fromkeys(title for one in uses for title in one.uses)
+    titles = dict.fromkeys(title for day in uses for title in day.uses)
     return _draw_stacked(
-        title, [one.day for one in uses], {name: [one.uses.get(name) for one in uses] for name in titles}
+        title, [day.day for day in uses], {name: [day.uses.get(name) for day in uses] for name in titles}
     )
 
 
@@ -636,9 +640,12 @@ def amounts_chart(  # noqa: PLR0913 -- the parts of a chart
     height: int = 230,
 ) -> Markup:
     """Draw the amounts of groups by month, stacked; a month without an amount is a gap."""
-    known = {one.month for one in billed}
-    cents = {(one.group, one.is_others, one.month): int(one.amount * CENTS) for one in billed}
-    groups = dict.fromkeys((one.group, one.is_others) for one in sorted(billed, key=lambda one: one.is_others))
+    known = {amount.month for amount in billed}
+    cents = {(amount.group, amount.is_others, amount.month): int(amount.amount * CENTS) for amount in billed}
+    groups = dict.fromkeys(
+        (amount.group, amount.is_others)
+        for amount in sorted(billed, key=lambda monthly_amount: monthly_amount.is_others)
+    )
     series = [
         Series(
             "others" if is_others else group_named(group, by),

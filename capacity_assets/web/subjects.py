@@ -230,7 +230,7 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
         neighbours, _ = databases(
             connection, period, window, order="size", server_id=number, shown=NEIGHBOURS_SHOWN + 1
         )
-        others = [one for one in neighbours if one.database != name][:NEIGHBOURS_SHOWN]
+        others = [database for database in neighbours if database.database != name][:NEIGHBOURS_SHOWN]
         history = partial(database_history, connection, period, server_id=number, database=name)
         values = _values(connection, query, reader.thresholds, server, "database", name, stored)
         runway, windows = values["runway"], shown.windows(newest)
@@ -241,9 +241,9 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
             **_history(shown, windows, history),
             **_declarations(connection, query, period, number, name),
             decisions=[
-                one
-                for one in decision_rows(connection, query.today, every=True, server_id=number)
-                if one.subject != "database" or one.name == name
+                decision
+                for decision in decision_rows(connection, query.today, every=True, server_id=number)
+                if decision.subject != "database" or decision.name == name
             ],
             database=name,
             labels=stored.labels if stored else {},
@@ -275,13 +275,13 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
             **_history(shown, days, history),
             steps=subjects.steps_of(connection, number, None),
             decisions=[
-                one
-                for one in decision_rows(connection, query.today, every=True, server_id=number)
-                if one.subject == "server" or (one.subject, one.name) == ("volume", name)
+                decision
+                for decision in decision_rows(connection, query.today, every=True, server_id=number)
+                if decision.subject == "server" or (decision.subject, decision.name) == ("volume", name)
             ],
             volume=volume,
             fills=space_usage(connection, number, volumes, name, query.today),
-            uses=uses if any(one.uses for one in uses) else (),
+            uses=uses if any(space_day.uses for space_day in uses) else (),
             databases=bound_by_volume(connection, query.today, number, name, shown=ON_VOLUME_SHOWN),
         )
 
@@ -335,7 +335,7 @@ def _values(  # noqa: PLR0913, PLR0917 -- the subject, and what its headline say
     own, first, also, binding = runway_of(connection, query.today, number, subject, name), None, None, None
     if subject == "server":
         first, also = first_on_server(connection, query.today, number)
-        binding = next((one for one in (first, also) if one is not None and one.subject == "volume"), None)
+        binding = next((runway for runway in (first, also) if runway is not None and runway.subject == "volume"), None)
     elif subject == "database":
         first = binding = binding_of(connection, query.today, own)
     is_gone = own is None and stored is not None and subjects.is_gone(connection, number, stored.day)
@@ -348,9 +348,9 @@ def _values(  # noqa: PLR0913, PLR0917 -- the subject, and what its headline say
     headline = headline_of(about, own, first, thresholds, issued=issued, also=also)
     volume = name if subject == "volume" else None if binding is None else binding.name
     slots = [
-        one
-        for one in slots_named_on(connection, query.today, number)
-        if subject == "server" or (one.volume is not None and one.volume == volume)
+        slot
+        for slot in slots_named_on(connection, query.today, number)
+        if subject == "server" or (slot.volume is not None and slot.volume == volume)
     ]
     return {"server": server, "headline": headline, "runway": own, "binding": binding, "slots": slots}
 
@@ -485,7 +485,7 @@ def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
     missing, unmeasured = _unmeasured_in_window(reader, query, period, window)
     # Servers without a size come first in every order.
     shown, skipped = query.rows_shown, (query.page - 1) * query.rows_shown
-    first = [one for one in missing if engine in {None, one.engine}]
+    first = [server for server in missing if engine in {None, server.engine}]
     listed_first = first[skipped : skipped + shown]
     with reader.transaction() as connection:
         measured, has_more = servers(
@@ -522,9 +522,9 @@ def _unmeasured_in_window(
     read = partial(servers_missing_in, period=period, window=window, with_never_measured=is_newest)
     missing = reader.read_cached(("missing", period.name, window.start, is_newest), read, UNMEASURED_SECONDS)
     newest = shared_unmeasured(reader, query.today).servers if is_newest else ()
-    by_number = {one.server_id: one for one in newest}
+    by_number = {server.server_id: server for server in newest}
     # The newest day has the reason of the failure.
-    return [by_number.get(one.server_id, one) for one in missing], by_number
+    return [by_number.get(server.server_id, server) for server in missing], by_number
 
 
 def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
@@ -573,8 +573,8 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
         skipped = (query.page - 1) * query.rows_shown
         start = skipped % TABLES_AT_ONCE
         parameters |= {"skipped": skipped - start, "shown": max(query.rows_shown, TABLES_AT_ONCE)}
-        parameters["servers"] = servers if places is None else tuple(one.server_id for one in places)
-        parameters["databases"] = None if places is None else tuple(one.database for one in places)
+        parameters["servers"] = servers if places is None else tuple(database.server_id for database in places)
+        parameters["databases"] = None if places is None else tuple(database.database for database in places)
         part = reader.read_cached(("tables", *parameters.values()), partial(list_objects, **parameters), TABLES_SECONDS)
         end = start + query.rows_shown
         has_more = part.has_more or len(part.objects) > end
@@ -604,7 +604,7 @@ def _list_values(reader: Reader, query: PageQuery, period: Period, window: Windo
     if query.page == 1 and not query.day("window"):
         newest = shared_unmeasured(reader, query.today)
         newest_day, has_samples = newest.day, newest.has_samples
-        unmeasured = [one for one in newest.servers if engine in {None, one.engine}]
+        unmeasured = [server for server in newest.servers if engine in {None, server.engine}]
     return {
         "period": period.name,
         "window_start": window and window.start,

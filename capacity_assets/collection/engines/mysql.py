@@ -297,7 +297,9 @@ def relay_logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:
         cursor.execute(connection.dialect.replicas)
         columns = [column[0] for column in cursor.description or ()]
         replicas = [dict(zip(columns, row, strict=True)) for row in cursor.fetchmany(ROWS_AT_A_TIME)]
-    named = ((str(one.get("Channel_Name") or one.get("Connection_name") or ""), one) for one in replicas)
+    named = (
+        (str(replica.get("Channel_Name") or replica.get("Connection_name") or ""), replica) for replica in replicas
+    )
     return [_part(RELAY_LOG, scope, [one["Relay_Log_Space"]], name=name) for name, one in named]
 
 
@@ -713,12 +715,12 @@ class MySQL(EngineAdapter):
         def read(name: str) -> int:
             return sum(int(free or 0) for _, free in query_server(connection, FREE, [name, sorted(large[name])]))
 
-        free = used_by_database([one.name for one in sizes if one.name in large], read, self.failure)
+        free = used_by_database([database.name for database in sizes if database.name in large], read, self.failure)
         failed = large.keys() - free.used_bytes.keys()
         used = {
-            one.name: (one.size_bytes or 0) - free.used_bytes.get(one.name, 0)
-            for one in sizes
-            if one.name not in failed
+            database.name: (database.size_bytes or 0) - free.used_bytes.get(database.name, 0)
+            for database in sizes
+            if database.name not in failed
         }
         return UsedSpace(used, free.unknown)
 
@@ -732,7 +734,9 @@ class MySQL(EngineAdapter):
         visible = _tables_by_engine(connection)
 
         def read(name: str) -> DatabaseObjects:
-            objects = [one for table, known in tables.get(name, {}).items() for one in known.objects(table)]
+            objects = [
+                object_size for table, known in tables.get(name, {}).items() for object_size in known.objects(table)
+            ]
             for _, table, data, indexes, free, estimated in _of_other_engines(
                 connection, OTHER_ENGINES_BY_TABLE, name, visible
             ):
@@ -885,22 +889,32 @@ def _with_written_rows(written: _WriteCounts | None, database: DatabaseObjects) 
     if written is None:
         return database
     largest = (
-        replace(one, written_rows=written.rows.get((database.database, one.name), 0), counted_since=written.since)
-        if one.kind == TABLE
-        else one
-        for one in database.largest
+        replace(
+            object_size,
+            written_rows=written.rows.get((database.database, object_size.name), 0),
+            counted_since=written.since,
+        )
+        if object_size.kind == TABLE
+        else object_size
+        for object_size in database.largest
     )
     return replace(database, largest=tuple(largest))
 
 
 def _with_free_bytes(connection: Any, database: DatabaseObjects) -> DatabaseObjects:
     """Look up the free bytes of the largest tables."""
-    names = [one.name for one in database.largest if one.kind == TABLE and one.free_bytes is None][:MOST_FREE]
+    names = [
+        object_size.name
+        for object_size in database.largest
+        if object_size.kind == TABLE and object_size.free_bytes is None
+    ][:MOST_FREE]
     if not names:
         return database
     free = {str(name): int(size) for name, size in query_server(connection, FREE, [database.database, names]) if size}
     largest = (
-        replace(one, free_bytes=min(free[one.name], one.size_bytes)) if one.kind == TABLE and one.name in free else one
-        for one in database.largest
+        replace(object_size, free_bytes=min(free[object_size.name], object_size.size_bytes))
+        if object_size.kind == TABLE and object_size.name in free
+        else object_size
+        for object_size in database.largest
     )
     return replace(database, largest=tuple(largest))

@@ -331,9 +331,9 @@ class SQLServer(EngineAdapter):
             volumes = tuple(
                 Volume(shared, total_mb * BYTES_PER_MB, free_mb * BYTES_PER_MB) for total_mb, free_mb in free
             )
-            places |= {one.database: (shared,) for one in ceilings if volumes}
+            places |= {ceiling.database: (shared,) for ceiling in ceilings if volumes}
         # A database whose files all have a fixed size grows on no volume, but has a ceiling.
-        return Limits(volumes, tuple(replace(one, volumes=places.get(one.database)) for one in ceilings))
+        return Limits(volumes, tuple(replace(ceiling, volumes=places.get(ceiling.database)) for ceiling in ceilings))
 
     def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:
         is_one = is_azure(connection)
