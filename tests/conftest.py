@@ -27,7 +27,7 @@ from tests import (
     citus,
     compiled,
     other_postgres,
-    profiles,  # noqa: F401 -- loads the profile of the generated histories
+    profiles,
 )
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.databases import TEMPLATE, Databases, fixed_name, template_name
@@ -63,13 +63,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On a cluster, skip the tests that need a single server; their mark gives the reason."""
-    if not os.environ.get(citus.VARIABLE):
-        return
+    """Skip tests by their marks, which give the reason: long ones by day, and those of a single server on a cluster."""
+    left_out = {
+        "nightly": None if profiles.PROFILE.long_tests else "in the profile nightly only",
+        "single_server": "on a single server only" if os.environ.get(citus.VARIABLE) else None,
+    }
     for item in items:
-        mark = item.get_closest_marker("single_server")
-        if mark:
-            item.add_marker(pytest.mark.skip(reason=f"on a single server only: {mark.args[0]}"))
+        for name, where in left_out.items():
+            mark = item.get_closest_marker(name)
+            if mark and where:
+                item.add_marker(pytest.mark.skip(reason=f"{where}: {mark.args[0]}"))
 
 
 def pytest_collection_finish() -> None:

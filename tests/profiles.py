@@ -21,9 +21,15 @@ class Profile(NamedTuple):
     """Kills in a row."""
     partitions: int
     """Daily partitions of one run."""
+    long_tests: bool = False
+    """Whether tests marked `nightly` run."""
 
 
-PROFILES = {"fast": Profile(5, 5, 2, 30), "ci": Profile(30, 15, 2, 30), "nightly": Profile(500, 500, 60, 400)}
+PROFILES = {
+    "fast": Profile(5, 5, 2, 30),
+    "ci": Profile(20, 10, 2, 30),
+    "nightly": Profile(500, 500, 60, 400, long_tests=True),
+}
 PROFILE = PROFILES[os.environ.get("CAPACITY_TEST_PROFILE", "ci")]
 HISTORIES = PROFILE.histories
 hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True, max_examples=HISTORIES)

@@ -27,6 +27,7 @@ from tests.forked import run_forked
 from tests.redis_server import RedisServer
 from tests.servers import free_port
 
+pytestmark = pytest.mark.nightly("starts every deployed program")
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
 PROGRAMS = Path(sys.executable).parent

@@ -42,6 +42,7 @@ from tests.e2e.stack import (
 )
 from tests.servers import free_port, silent_socket
 
+pytestmark = pytest.mark.nightly("waits for programs that answer late or never")
 STUBBORN = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"
 NOON = 1_740_000_000.0
 YESTERDAY = (datetime.now(tz=SHANGHAI).date() - timedelta(days=1)).isoformat()

@@ -47,6 +47,7 @@ def test_the_demo_is_that_of_the_wheel_and_not_of_the_checkout(demo: Demo) -> No
     assert list((demo.folder / "home" / "reports").glob("*.html"))
 
 
+@pytest.mark.nightly("resolves the packages of every extra")
 def test_every_extra_can_be_installed_with_the_constraints() -> None:
     """The requirements of `dev` are installed with the constraints before the tests; other extras are only resolved."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

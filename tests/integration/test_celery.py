@@ -27,7 +27,10 @@ from tests.forked import Forked
 from tests.redis_server import RedisServer
 
 # The launcher declares its task anew for each run.
-pytestmark = pytest.mark.filterwarnings("ignore:Task name 'execute_job' is already registered")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Task name 'execute_job' is already registered"),
+    pytest.mark.nightly("starts two workers with their broker"),
+]
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "celery"
 PATIENCE_SECONDS = 60
 
