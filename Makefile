@@ -29,7 +29,7 @@ up: $(READY) ## Serve the pages and Dagster (UI and daemon) on this machine unti
 servers:
 	@tests/install_servers.sh
 
-test: $(DEVELOPER) servers ## Run all tests, on real servers that the tests start
+test: $(DEVELOPER) servers ## Run the tests on real servers that they start, without the long ones of test-nightly
 	@$(PYTEST)
 
 test-fast: $(DEVELOPER) ## Run the tests that need no server, in seconds
