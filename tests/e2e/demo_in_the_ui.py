@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from playwright.sync_api import Locator, Page
+from playwright.sync_api import Error, Locator, Page
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.periods import PERIODS
@@ -37,6 +37,22 @@ def visit(page: Page, path: str) -> None:
         page.goto(path)
     else:
         page.evaluate(GO_ON, path)
+
+
+def launch_backfill(page: Page) -> None:
+    """Click the button of the open dialog, and wait until the dialog is closed.
+
+    On a busy machine, the dialog once stayed open for a minute after a click, so another click follows after a while.
+    """
+    dialog = page.get_by_text("Launch runs to materialize")
+    button = page.get_by_role("button", name="Launch backfill")
+    button.click()
+    try:
+        dialog.wait_for(state="hidden", timeout=20_000)
+    except Error:
+        if button.is_enabled():
+            button.click()
+        dialog.wait_for(state="hidden")
 
 
 def picture(page: Page, name: str) -> None:

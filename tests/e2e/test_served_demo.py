@@ -226,8 +226,7 @@ def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that
     choice = page.locator('input[placeholder^="ex:"]').last
     choice.fill(f"[{first}...{last}]")
     choice.press("Enter")
-    page.get_by_role("button", name="Launch backfill").click()
-    page.get_by_text("Launch runs to materialize").wait_for(state="hidden")
+    ui.launch_backfill(page)
     # A page that is open asks for what is new all the time.
     page.goto("about:blank")
 
