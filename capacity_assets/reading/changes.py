@@ -243,8 +243,7 @@ def new_and_gone(
     Only servers measured in both are considered; the largest databases are first.
     """
     key, value = label or (None, None)
-    windows = {"period": period.name, "start": window.start, "before": period.previous(window).start}
-    changed = rows(connection, _NEW_AND_GONE, **windows, key=key, value=value)
+    changed = rows(connection, _NEW_AND_GONE, **_of(period, window), key=key, value=value)
     new, gone = (
         [
             DatabaseOfOneWindow(row.server_id, row.server, row.database, row.size_mb)

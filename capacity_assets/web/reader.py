@@ -93,13 +93,13 @@ class Reader:
         self._reading: dict[Hashable, Future[Any]] = {}
         self._lock, self._computing = threading.Lock(), threading.Lock()
         self._opened: WeakSet[Any] = WeakSet()
-        self._asked: dict[int, float] = {}
+        self._waiting_since: dict[int, float] = {}
         self._answered_at = 0.0
         self._is_ended = False
         self.watch(engine)
-        event.listen(engine, "before_cursor_execute", lambda *_of_statement: self._ask())
+        event.listen(engine, "before_cursor_execute", lambda *_of_statement: self._start_waiting())
         event.listen(engine, "after_cursor_execute", lambda *_of_statement: self._take_answer())
-        event.listen(engine, "handle_error", lambda _error: self._ask_no_more())
+        event.listen(engine, "handle_error", lambda _error: self._stop_waiting())
         self._background = ThreadPoolExecutor(CONNECTIONS - FOR_READERS, thread_name_prefix="background")
 
     def close(self) -> None:
@@ -130,28 +130,28 @@ class Reader:
         """Return a context with a connection that sees one snapshot of the tables throughout."""
         if self._is_ended:
             raise DatabaseError("The pages are being stopped.")
-        self._ask()
+        self._start_waiting()
         try:
             with snapshot(self._engine) as connection:
                 yield connection
         finally:
-            self._ask_no_more()
+            self._stop_waiting()
 
-    def _ask(self) -> None:
+    def _start_waiting(self) -> None:
         """Note that this thread waits for the database; one thread waits for one answer."""
-        self._asked[threading.get_ident()] = time.monotonic()
+        self._waiting_since[threading.get_ident()] = time.monotonic()
 
-    def _ask_no_more(self) -> None:
-        self._asked.pop(threading.get_ident(), None)
+    def _stop_waiting(self) -> None:
+        self._waiting_since.pop(threading.get_ident(), None)
 
     def _take_answer(self) -> None:
-        self._ask_no_more()
+        self._stop_waiting()
         self._answered_at = time.monotonic()
 
     @property
     def silent_seconds(self) -> float:
         """For how long the database has not answered, although a thread waits for it; 0: none waits."""
-        oldest = min(list(self._asked.values()), default=None)
+        oldest = min(list(self._waiting_since.values()), default=None)
         return 0.0 if oldest is None else time.monotonic() - max(oldest, self._answered_at)
 
     def refuse_a_newer_schema(self) -> None:

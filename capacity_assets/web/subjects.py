@@ -347,11 +347,9 @@ def _values(  # noqa: PLR0913, PLR0917 -- the subject, and what its headline say
     about = PageSubject(server.server, subject, name, server.is_active, last_measured, is_gone=is_gone)
     headline = headline_of(about, own, first, thresholds, issued=issued, also=also)
     volume = name if subject == "volume" else None if binding is None else binding.name
-    slots = [
-        slot
-        for slot in slots_named_on(connection, query.today, number)
-        if subject == "server" or (slot.volume is not None and slot.volume == volume)
-    ]
+    is_server = subject == "server"
+    large = slots_named_on(connection, query.today, number) if is_server or volume else ()
+    slots = [slot for slot in large if is_server or slot.volume == volume]
     return {"server": server, "headline": headline, "runway": own, "binding": binding, "slots": slots}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from playwright.sync_api import Error, Locator, Page
+from playwright.sync_api import Locator, Page
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.periods import PERIODS
@@ -49,7 +50,7 @@ def launch_backfill(page: Page) -> None:
     button.click()
     try:
         dialog.wait_for(state="hidden", timeout=20_000)
-    except Error:
+    except PlaywrightTimeoutError:
         if button.is_enabled():
             button.click()
         dialog.wait_for(state="hidden")
