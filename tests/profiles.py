@@ -27,7 +27,7 @@ class Profile(NamedTuple):
 
 PROFILES = {
     "fast": Profile(5, 5, 2, 30),
-    "ci": Profile(20, 10, 2, 30),
+    "ci": Profile(10, 5, 2, 30),
     "nightly": Profile(500, 500, 60, 400, long_tests=True),
 }
 PROFILE = PROFILES[os.environ.get("CAPACITY_TEST_PROFILE", "ci")]

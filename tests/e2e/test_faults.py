@@ -112,6 +112,7 @@ def deployment(capacity: URL, storage: URL, home: Path, **variables: str) -> Ite
             yield daemon
 
 
+@pytest.mark.nightly("waits for a server that starts again")
 def test_a_postgresql_restarted_in_mid_run_is_waited_for_and_the_run_succeeds(
     own_server: RestartableServer, tmp_path: Path
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_postgresql_restarted_in_mid_run_is_waited_for_and_the_run_succeeds(
         assert [(row["max_size_mb"], row["size_change_mb"]) for row in stored(engine, DATABASE)] == [(101, 1)]
 
 
+@pytest.mark.nightly("waits for a server that starts again")
 def test_a_postgresql_restarted_in_the_middle_of_a_tick_loses_no_window_and_doubles_none(
     own_server: RestartableServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +242,7 @@ def grow(engine: Engine) -> None:
         connection.execute(text("UPDATE instance_size_stats SET total_size_mb = total_size_mb + database_count"))
 
 
+@pytest.mark.nightly("starts a second daemon and its runs")
 def test_two_deployments_on_one_database_wait_for_each_other(
     engine: Engine, database: URL, dagster_databases: tuple[URL, URL], tmp_path: Path
 ) -> None:

@@ -43,6 +43,8 @@ from tests.fleet import add_database_sizes, add_instances, sizes, stored
 from tests.mysql_servers import MariaDBServer
 from tests.servers import PostgresServer, free_port, silent_socket
 
+pytestmark = pytest.mark.nightly("starts a second stack with a daemon, and four runs")
+
 RIGHT, WRONG = "right-Pa55-of-the-probe", "wrong-Pa55-of-the-probe"
 
 

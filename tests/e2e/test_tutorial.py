@@ -113,6 +113,7 @@ def steps_of_the_week(server: str, database: str, day: date) -> list[list[str]]:
     return [[completed.get(word, word) for word in shlex.split(command)[1:]] for command in commands]
 
 
+@pytest.mark.nightly("computes a demo of its own, three times")
 def test_the_week_of_the_sample_fleet_goes_as_it_says(
     demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

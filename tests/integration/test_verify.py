@@ -46,6 +46,7 @@ def verify(database: URL, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.nightly("creates databases on three servers")
 def test_databases_of_known_size_on_real_servers_are_measured_right_and_removed_again(
     verify: ModuleType,
     measured_postgres: PostgresServer,

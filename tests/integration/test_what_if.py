@@ -72,7 +72,7 @@ def test_the_page_equals_the_command_to_the_last_digit(pages: Pages, tmp_path: P
         assert page["runways"] == command["runways"]
         assert page["command"] == "capacity scenario FILE --store NAME"
         assert html.unescape(shown).count(page["answer"]) == 1
-        assert page["answer"] in printed("scenario", str(file))
+    assert page["answer"] in printed("scenario", str(file))
 
 
 @pytest.mark.usefixtures("today")
