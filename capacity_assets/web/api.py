@@ -17,8 +17,8 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import suggestion
-from capacity_assets.web.reader import PARAMETERS
 from capacity_assets.web.rendering import PageRoute
+from capacity_assets.web.routes import PARAMETERS
 
 API = "/api/v1"
 DOCUMENT = f"{API}/openapi.json"

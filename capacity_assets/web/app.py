@@ -1,6 +1,6 @@
-"""The web application: routes, access, responses as HTML, JSON or files, error pages, and limits of connections.
+"""The web application: access, responses as HTML, JSON or files, error pages, and limits of connections.
 
-A page is an entry of `PAGES`, a class and a function in the module of its subject, and a template.
+A page is an entry of `PAGES` in `routes`, a class and a function in the module of its subject, and a template.
 
 uvicorn limits the head of a request only with h11, waits for requests forever, and accepts connections until the
 process runs out of file descriptors. `LimitedConnection` limits all three for the pages and for Dagster's web server.
@@ -53,202 +53,25 @@ from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.units import counted
 from capacity_assets.charts.drawing import STYLES
 from capacity_assets.reading.access import MISSING_RIGHT, STATEMENT_TIMEOUT_SECONDS
-from capacity_assets.reading.lists import ORDERS, SERVER_ORDERS
 from capacity_assets.reading.subjects import address, subject_address
-from capacity_assets.reading.table_growth import ORDERS as TABLE_ORDERS
 from capacity_assets.web.api import API, DOCUMENT, openapi, refuse_unknown_parameters
-from capacity_assets.web.bills import read_bill_page, read_budget_page
-from capacity_assets.web.changes import read_changes
-from capacity_assets.web.fleet import read_fleet
-from capacity_assets.web.forecasts import (
-    ASSUMPTION_NAMES,
-    EVERY,
-    OPEN,
-    read_accuracy,
-    read_decisions_page,
-    read_filling,
-    read_scenario,
-)
-from capacity_assets.web.groups import GROUP_ORDERS, read_group, read_groups
 from capacity_assets.web.metrics import OPENMETRICS, PLAIN, MetricsScope, read_metrics
 from capacity_assets.web.reader import (
     ANSWER_SECONDS,
     FILE_FORMATS,
     OF_FILES,
     PAGE_FORMATS,
-    RANGE_NAMES,
     STALE_TIMES,
     PageQuery,
     Reader,
     StillReadingError,
-    known_values,
     shared_notice,
     shared_revision,
     shared_windows,
 )
-from capacity_assets.web.rendering import FileList, PageRoute, page_templates
-from capacity_assets.web.subjects import (
-    read_database,
-    read_databases,
-    read_search,
-    read_server,
-    read_servers,
-    read_table,
-    read_tables,
-    read_volume,
-)
+from capacity_assets.web.rendering import PageRoute, page_templates
+from capacity_assets.web.routes import PAGE_OF, PAGES, PARAMETERS
 
-BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
-WINDOW_COLUMNS = ("period", "window_start", "window_end")
-BUDGET_COLUMNS = ("as_of", "last_day", "currency", "grouped_by")
-SERVER_COLUMNS = ("server.server_id", "server.server")
-PAGES = (
-    PageRoute(
-        *("/", "Fleet", read_fleet, "sizes"),
-        "Size and growth of the fleet, what fills first, what changed, and which servers were not measured.",
-        ("period", *RANGE_NAMES),
-        in_menu=True,
-        beside=("period",),
-        has_figures=True,
-    ),
-    PageRoute(
-        *("/changes", "Changes", read_changes, "changed"),
-        "Changes in a window: sizes by group, databases that grew, shrank, came or went, fill dates, decisions, gaps.",
-        ("period", "window", "by", "page"),
-        in_menu=True,
-        beside=WINDOW_COLUMNS,
-        has_figures=True,
-    ),
-    PageRoute(
-        *("/servers", "Servers", read_servers, "servers"),
-        "Servers in service in a window: size and change, how much of the limit is used, and when it is full.",
-        ("period", "window", "order", "engine", "page"),
-        {"order": list(SERVER_ORDERS)},
-        in_menu=True,
-        beside=WINDOW_COLUMNS,
-        has_figures=True,
-    ),
-    PageRoute(
-        *("/databases", "Databases", read_databases, "databases"),
-        "Databases of a window, the largest or the fastest growing first, with the limit that binds and when it is "
-        "full.",
-        ("period", "window", "order", "engine", "label", "page"),
-        {"order": list(ORDERS)},
-        in_menu=True,
-        beside=WINDOW_COLUMNS,
-        has_figures=True,
-    ),
-    PageRoute(
-        *("/groups", "Groups", read_groups, "groups"),
-        "Groups such as teams in a window: size, share and change, which add up to the fleet, and what fills first.",
-        ("by", "period", "window", "order", "page"),
-        {"order": list(GROUP_ORDERS)},
-        in_menu=True,
-        beside=(*WINDOW_COLUMNS, "grouped_by"),
-    ),
-    PageRoute(
-        *("/filling", "Fills first", read_filling, "runways"),
-        "What is full within a year, earliest first, with dates and probabilities.",
-        ("page",),
-        in_menu=True,
-    ),
-    PageRoute(
-        *("/bill", "Bill", read_bill_page, "groups"),
-        "What the databases of a month cost, by group, with what changed since the month before.",
-        ("by", "month", "issue", "page"),
-        above=("/",),
-        in_menu=True,
-        beside=BILL_COLUMNS,
-    ),
-    PageRoute(
-        *("/accuracy", "Accuracy", read_accuracy, "months"),
-        "How far forecasts were off, and whether their probabilities held, by horizon.",
-        ("horizon",),
-        in_menu=True,
-    ),
-    PageRoute(
-        *("/budget", "Budget", read_budget_page, "lines"),
-        "What groups will have and cost in the coming months, with ranges.",
-        ("by", "months"),
-        above=("/", "/bill"),
-        in_menu=True,
-        beside=BUDGET_COLUMNS,
-    ),
-    PageRoute(
-        *("/decisions", "Decisions", read_decisions_page, "decisions"),
-        "Decisions on what may fill: who decided what, until when, and the risk then and now.",
-        ("server", "state", "page"),
-        {"state": [OPEN, EVERY]},
-        above=("/", "/filling"),
-        in_menu=True,
-    ),
-    PageRoute(
-        *("/scenario", "What if", read_scenario, "runways"),
-        "How assumptions change fill dates and budget, where a new database fits, and stored scenarios.",
-        ("name", "by", *(name for names in ASSUMPTION_NAMES.values() for name in names)),
-        above=("/", "/filling"),
-        in_menu=True,
-        also="scenario",
-        other_lists={"budget": FileList("result.budget", ("result.grouped_by", "result.last_day", "result.currency"))},
-    ),
-    PageRoute(
-        *("/tables", "Tables", read_tables, "tables"),
-        "Tables and indexes of a window: what grew or shrank most, is largest, or has dead space, with its cost.",
-        ("period", "window", "order", "engine", "label", "server", "page"),
-        {"order": list(TABLE_ORDERS)},
-        above=("/",),
-        is_found=True,
-    ),
-    PageRoute(
-        *("/server", "Server", read_server, "sizes"),
-        "A server: sizes over time, forecast, volumes, what fills it, its databases and its last measurements.",
-        ("server", "period", *RANGE_NAMES, "window", "order", "page"),
-        {"order": list(ORDERS)},
-        needed=("server",),
-        above=("/", "/servers"),
-        beside=(*SERVER_COLUMNS, "period"),
-        has_figures=True,
-    ),
-    PageRoute(
-        *("/database", "Database", read_database, "sizes"),
-        "A database: sizes over time, forecast and limit, declared steps, and what grew inside.",
-        ("server", "name", "period", *RANGE_NAMES, "window"),
-        needed=("server", "name"),
-        above=("/", "/servers", "/server"),
-        beside=(*SERVER_COLUMNS, "database", "period"),
-        has_figures=True,
-    ),
-    PageRoute(
-        *("/table", "Table", read_table, "sizes"),
-        "A table: data, dead and free space and indexes by measured day, growth in a week, and cost.",
-        ("server", "database", "schema", "name", "range", "first", "last"),
-        needed=("server", "database", "name"),
-        above=("/", "/servers", "/server", "/database"),
-        beside=(*SERVER_COLUMNS, "database", "schema", "table"),
-    ),
-    PageRoute(
-        *("/volume", "Volume", read_volume, "sizes"),
-        "A volume of a server: use by day, forecast, what fills it, and the databases on it.",
-        ("server", "name", *RANGE_NAMES),
-        needed=("server", "name"),
-        above=("/", "/servers", "/server"),
-        beside=(*SERVER_COLUMNS, "volume.volume"),
-    ),
-    PageRoute(
-        *("/group", "Group", read_group, "sizes"),
-        "A group such as a team: sizes over time, cost, what fills first, and what grew most in it.",
-        ("by", "name", "period", *RANGE_NAMES, "window"),
-        beside=("period", "grouped_by", "name"),
-        above=("/", "/groups"),
-    ),
-    PageRoute(
-        *("/search", "Search", read_search, "found"),
-        "Servers, databases, volumes and groups by words of their names; those that fill first are listed first.",
-        ("q", "kind", "shown"),
-        is_cached=False,
-    ),
-)
-PAGE_OF = {page.path: page for page in PAGES}
 BY_GROUP = {"/groups", "/bill"}
 CSV_TYPE = "text/csv; charset=utf-8"
 EXCEL_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
@@ -460,7 +283,8 @@ class PageServer:
         return self._refuse(request, 500, text)
 
     def _query(self, path: str, given: Mapping[str, str]) -> PageQuery:
-        return PageQuery(path, known_values(given), self._serving.label_keys, self._serving.clock.today())
+        known = {name: value for name, value in given.items() if name in PARAMETERS or name in OF_FILES}
+        return PageQuery(path, known, self._serving.label_keys, self._serving.clock.today())
 
     def _answer(self, request: Request, page: PageRoute, *, is_api: bool) -> Response:
         query = self._query(page.path, request.query_params)

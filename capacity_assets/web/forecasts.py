@@ -48,8 +48,10 @@ from capacity_assets.reading.space import LargeSlot, slots_named_on
 from capacity_assets.reading.subjects import active_servers, address, server_facts, server_ids_of
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.reader import (
-    PARAMETERS,
+    DATE,
+    NUMBER,
     SHARED_SECONDS,
+    TEXT,
     PageQuery,
     Reader,
     part_of_page,
@@ -220,7 +222,27 @@ MOST_DATABASES = 10_000
 """The most databases that a page forecasts; more take longer than readers wait."""
 FILLING_SHOWN = 50
 """Number of subjects among which the first disk is searched."""
-ASSUMPTION_NAMES = {kind: [name for name in PARAMETERS if name.startswith(f"{kind}_")] for kind in KINDS_OF_ASSUMPTIONS}
+ASSUMPTION_PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "growth_factor": ("Factor for the forecast growth.", NUMBER),
+    "growth_label": ("Only databases with this label; team=: those without it.", TEXT),
+    "growth_server": ("Only databases of this server.", TEXT),
+    "limit_add_gb": ("GiB by which every limit, or the named one, is higher.", NUMBER),
+    "limit_server": ("Server with the higher limit.", TEXT),
+    "limit_volume": ("Volume with the higher limit.", TEXT),
+    "limit_day": ("First day of that limit.", DATE),
+    "new_database_gb": ("Size of a new database, GiB.", NUMBER),
+    "new_database_growth_gb_per_month": ("Its growth, GiB per month.", NUMBER),
+    "new_database_server": ("Its server; if missing: where it fits.", TEXT),
+    "new_database_volume": ("Its volume.", TEXT),
+    "new_database_day": ("Its first day.", DATE),
+    "purge_gb": ("GiB deleted from a database.", NUMBER),
+    "purge_server": ("Server of the purged database.", TEXT),
+    "purge_database": ("Purged database.", TEXT),
+    "purge_day": ("Day of the purge.", DATE),
+}
+ASSUMPTION_NAMES = {
+    kind: [name for name in ASSUMPTION_PARAMETERS if name.startswith(f"{kind}_")] for kind in KINDS_OF_ASSUMPTIONS
+}
 """Parameters by kind of assumption: growth_factor is `factor` of `[[growth]]`."""
 FORM_HEADINGS = {
     "growth": "Growth",

@@ -12,8 +12,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from capacity_assets.web.api import ABOUT, arguments_schema
-from capacity_assets.web.app import PAGES, REFUSED_ERRORS, PageServer, refusal_of
+from capacity_assets.web.app import REFUSED_ERRORS, PageServer, refusal_of
 from capacity_assets.web.rendering import PageRoute
+from capacity_assets.web.routes import PAGES
 
 if TYPE_CHECKING:
     from mcp.server.lowlevel.server import Server

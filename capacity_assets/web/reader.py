@@ -27,14 +27,14 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.base.declarations import key_and_value
 from capacity_assets.base.errors import DatabaseError, ValidationError
 from capacity_assets.base.periods import FIRST_YEAR, LAST_YEAR, PERIODS, Period, Window
-from capacity_assets.base.settings import DEFAULT_THRESHOLDS, HORIZONS_DAYS, Thresholds
+from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.engine import snapshot
 from capacity_assets.database.schema import newer_schema
 from capacity_assets.reading.access import CONNECTIONS, STATEMENT_TIMEOUT_SECONDS, limit_seconds
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
 from capacity_assets.reading.forecasts import forecast_day, forecasts_revision, outdated_servers
-from capacity_assets.reading.lists import NAME_KINDS, NameMatch, name_index
+from capacity_assets.reading.lists import NameMatch, name_index
 from capacity_assets.reading.sizes import SizeInWindow, mark_partial, partial_windows, windows_back
 from capacity_assets.reading.subjects import address
 from capacity_assets.reading.windows import (
@@ -350,70 +350,17 @@ PAGE_FORMATS = ("html", "json", *FILE_FORMATS)
 OF_FILES = ("format", "list")
 """Parameters of every page that has files: their format, and their list if a page has several."""
 RANGE_NAMES = ("range", "first", "last", "compare")
-
-
-def _number(most: int) -> Mapping[str, object]:
-    return {"type": "integer", "minimum": 1, "maximum": most}
-
-
 ALL, CUSTOM, LONGEST_DAYS = "all", "custom", 3660
 RANGES = {"30d": ("30 days", 30), "90d": ("90 days", 90), "1y": ("1 year", 366), ALL: ("All", LONGEST_DAYS)}
 """Ranges of charts up to the newest window: name and number of days. ALL begins with the oldest window."""
 DATE: Mapping[str, object] = {"type": "string", "format": "date"}
 NUMBER: Mapping[str, object] = {"type": "number", "minimum": 0}
 TEXT: Mapping[str, object] = {"type": "string", "maxLength": LONGEST}
-PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    "period": ("Length of the windows.", {"enum": list(PERIODS)}),
-    "window": ("Any day of the window; by default, the last complete one.", DATE),
-    "order": ("Order of the list.", {"type": "string"}),
-    "engine": ("Only this engine, such as postgresql.", TEXT),
-    "label": ("Only this label, such as team=payments; team=: those without it.", TEXT),
-    "page": ("Part of a long list, from 1; has_more: there is a next one.", _number(MOST_PAGES)),
-    "by": ("Grouping: engine, server, or the key of a label such as team.", TEXT),
-    "name": ("Name of the database, volume, table, group or scenario.", TEXT),
-    "database": ("Name of the database in which the table is.", TEXT),
-    "schema": ("Schema of the table; none where the engine has none within a database.", TEXT),
-    "server": ("ID of the server, server_id in other answers; the search finds it by name.", _number(2**31 - 1)),
-    "month": ("The month, by any of its days or as 2026-03.", {"type": "string"}),
-    "issue": ("Version of the bill; by default, the newest.", _number(10_000)),
-    "q": ("Words that are in the name, in any order.", TEXT),
-    "kind": ("Only names of this kind.", {"enum": list(NAME_KINDS)}),
-    "shown": ("Maximum number of names.", _number(ROWS_PER_PAGE)),
-    "range": ("Days of the sizes, up to the newest.", {"enum": list(RANGES)}),
-    "first": ("First day of the sizes.", DATE),
-    "last": ("Last day of the sizes.", DATE),
-    "compare": ("Whether to return the sizes of the year before, too.", {"enum": ["year"]}),
-    "state": ("Whether to list decisions that are past or closed, too.", {"type": "string"}),
-    "horizon": ("Days ahead of the forecasts that are judged.", {"enum": list(HORIZONS_DAYS)}),
-    "months": ("Number of months.", _number(12)),
-    "growth_factor": ("Factor for the forecast growth.", NUMBER),
-    "growth_label": ("Only databases with this label; team=: those without it.", TEXT),
-    "growth_server": ("Only databases of this server.", TEXT),
-    "limit_add_gb": ("GiB by which every limit, or the named one, is higher.", NUMBER),
-    "limit_server": ("Server with the higher limit.", TEXT),
-    "limit_volume": ("Volume with the higher limit.", TEXT),
-    "limit_day": ("First day of that limit.", DATE),
-    "new_database_gb": ("Size of a new database, GiB.", NUMBER),
-    "new_database_growth_gb_per_month": ("Its growth, GiB per month.", NUMBER),
-    "new_database_server": ("Its server; if missing: where it fits.", TEXT),
-    "new_database_volume": ("Its volume.", TEXT),
-    "new_database_day": ("Its first day.", DATE),
-    "purge_gb": ("GiB deleted from a database.", NUMBER),
-    "purge_server": ("Server of the purged database.", TEXT),
-    "purge_database": ("Purged database.", TEXT),
-    "purge_day": ("Day of the purge.", DATE),
-}
-"""The parameters of all pages with their meaning and JSON schema."""
 OLDEST_SECONDS = 300
 MOST_COLUMNS = 200
 """Stacked columns of a chart; more would be thinner than a line."""
 MOST_WINDOWS, MOST_FLEET_WINDOWS = 400, 130
 """A range with more windows is shown by the next longer period. A window of the fleet reads a row of each server."""
-
-
-def known_values(given: Mapping[str, str]) -> dict[str, str]:
-    """Return the parameters that any page reads; others are refused, and are in no link of the refusal."""
-    return {name: value for name, value in given.items() if name in PARAMETERS or name in OF_FILES}
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from capacity_assets.web import reader
-from capacity_assets.web.app import PAGE_OF, PAGES
-from capacity_assets.web.reader import OF_FILES, PARAMETERS, PageQuery
+from capacity_assets.web.reader import OF_FILES, PageQuery
+from capacity_assets.web.routes import PAGE_OF, PAGES, PARAMETERS
 from tests.documents import ROOT
 from tests.pages import Pages, header
 from tests.pages_fleet import ADDRESSES, GROWING, filled

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import URL
 
 from capacity_assets.cli import serve
-from capacity_assets.web.app import PAGES
+from capacity_assets.web.routes import PAGES
 from tests.command import capacity
 from tests.pages_fleet import GROWING, filled
 

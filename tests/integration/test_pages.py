@@ -19,8 +19,8 @@ from capacity_assets.base.units import human_day
 from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.web.app import PAGES
 from capacity_assets.web.reader import FORECASTS_SECONDS
+from capacity_assets.web.routes import PAGES
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute

@@ -32,7 +32,7 @@ from capacity_assets.reading.forecasts import ForecastIssue
 from capacity_assets.reading.sizes import FleetSize
 from capacity_assets.reading.windows import WindowFacts
 from capacity_assets.report.page import Edition, Report, ReportIssue
-from capacity_assets.web.app import PAGES
+from capacity_assets.web.routes import PAGES
 from tests.documents import DOCUMENTS, EVERYTHING, REFERENCE, ROOT, first_cells, section
 
 
