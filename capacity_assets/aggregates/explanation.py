@@ -185,7 +185,6 @@ class ExplainedSubject:
         return {name: known[name] for name in self.level.keys}
 
     def __str__(self) -> str:
-        """Return its name for people."""
         return self.server if self.database is None else f"{self.database} on {self.server}"
 
 
@@ -285,7 +284,6 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
 
 
 def _unknown(connection: Connection, parameters: Mapping[str, object]) -> NotFoundError:
-    """Return the error for an unknown server or database, with similar names."""
     database, server = parameters["database"], parameters["server"]
     where = "" if server is None else f" on server {server!r}"
     what, written, names = f"database {database!r}{where}", database, _NAMES if server is None else _NAMES_ON_SERVER

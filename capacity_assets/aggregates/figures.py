@@ -193,7 +193,6 @@ _UNITE: dict[str, Callable[[Element], Element]] = {
 
 
 def _unite(level: Level, sources: StatementSources) -> Subquery:
-    """Unite the rows of each key and window."""
     selects = [_of_samples(level)] if sources.samples else []
     if sources.shorter_windows:
         selects.append(_of_shorter_windows(level))
@@ -266,7 +265,6 @@ def _samples(level: Level) -> FromClause:
 
 
 def _of_shorter_windows(level: Level) -> Any:
-    """Select the states that stored shorter windows keep."""
     target = level.target
     columns: dict[str, Element] = {"data_count": target.c.data_count}
     for measure in level.measures:
@@ -464,7 +462,6 @@ def _compare(level: Level, sources: StatementSources, *, fenced: bool) -> Subque
 
 
 def _measure_figures(measure: Measure, state: Columns) -> dict[str, Element]:
-    """Return the figures of one measure."""
     total, count = state[state_column("sum", measure)], func.nullif(state[state_column("count", measure)], _whole(0))
     change, change_percent = _difference(measure, state, "previous_")
     figures: dict[str, Element] = {
@@ -756,7 +753,6 @@ def _beside_stored(level: Level, sources: StatementSources, *, fenced: bool) -> 
 
 
 def _select_stored(level: Level) -> Rows:
-    """Select the stored rows of the wanted windows."""
     target = level.target
     return select(*(target.c[name] for name in (*level.keys, "period_start", *level.figures))).where(
         _is_wanted(level, target)
@@ -787,7 +783,6 @@ def _same_row(level: Level, one: FromClause, other: FromClause) -> ColumnElement
 
 
 def _is_row_of(level: Level, target: FromClause, rows: FromClause) -> ColumnElement[bool]:
-    """Whether a row of the table is that of a classified row."""
     return and_(_same_row(level, target, rows), _is_wanted(level, target))
 
 

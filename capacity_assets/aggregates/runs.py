@@ -554,7 +554,6 @@ class InstanceError:
     reason: str
 
     def __str__(self) -> str:
-        """Return one line of a report."""
         return f"server {self.instance_id} ({self.instance_name}): {self.reason}"
 
 
@@ -824,7 +823,6 @@ def coverage_of(
 
 
 def _sampled_days(raw: sa.Table, days: Sequence[date], *, on_nodes: bool) -> sa.Select[date]:
-    """Select the given days that have a valid sample."""
     candidates = sa.literal(days, sa.ARRAY(sa.Date))
     is_live = [raw.c.is_deleted.is_(False)] if "is_deleted" in raw.c else []
     if on_nodes:

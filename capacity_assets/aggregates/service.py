@@ -398,7 +398,6 @@ _INSTANCES = "SELECT id, name, is_active AND deleted_at IS NULL AS active FROM i
 
 
 def _summary_of_unchanged(level: Level, known: KnownWindow, servers: int) -> PeriodSummary:
-    """Return the summary of an unchanged window, for a number of active servers."""
     return PeriodSummary(
         known.period_type,
         level.name,

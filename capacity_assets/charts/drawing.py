@@ -502,7 +502,6 @@ def squarified(tiles: Sequence[Tile], area: TileArea) -> Iterator[tuple[Tile, Ti
 
 
 def _worst(row: Sequence[Tile], side: float, scale: float) -> float:
-    """Return the largest ratio of sides in a row along a side."""
     thickness = sum(tile.size_mb for tile in row) * scale / side
     lengths = [tile.size_mb * scale / thickness for tile in (row[0], row[-1])]
     return max(max(thickness / length, length / thickness) for length in lengths)

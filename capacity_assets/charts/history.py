@@ -79,7 +79,6 @@ class FillRange:
         return "" if self.early is None or self.late is None else f"({human_days(self.early, self.late)})"
 
     def __str__(self) -> str:
-        """Return the days as text."""
         return f"{self.by} {self.range}".strip()
 
 
@@ -208,7 +207,6 @@ def _bridges(points: Sequence[Point]) -> Iterator[tuple[Point, Point]]:
 
 
 def _alone(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no line connects."""
     partial = [point for point in points if point.is_partial and point.size_mb is not None]
     return [*partial, *(stretch[0] for stretch in _stretches(points) if len(stretch) == 1)]
 

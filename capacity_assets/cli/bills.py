@@ -610,7 +610,6 @@ def _budget_notes(session: DeclarationSession, declared: Sequence[MonthBudget]) 
 
 
 def _removal_of_budgets(session: DeclarationSession, group: str, declared: Sequence[MonthBudget]) -> str:
-    """Return the command that removes the budgets of a group."""
     months = sorted(budget.month for budget in declared if budget.group == group)
     first, number = months[0], (months[-1].year - months[0].year) * 12 + months[-1].month - months[0].month + 1
     month = "" if [first] == _months(session, None, 1) else f" --month {first:%Y-%m}"

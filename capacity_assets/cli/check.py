@@ -422,7 +422,6 @@ def _limits(engine: Engine, today: date) -> Iterator[Finding]:
 
 
 def _slots(engine: Engine, today: date) -> Iterator[Finding]:
-    """Report replication slots that retain too much."""
     with engine.connect() as connection:
         slots = slots_named_on(connection, today)
     yield from (_note("replication slots", slot.text) for slot in slots)

@@ -106,7 +106,6 @@ def top(
 
 
 def _top_objects(engine: Engine, period: Period, window: Window, server_id: int | None, limit: int) -> Report:
-    """Return the tables and indexes that grew most, of all servers or one."""
     with engine.connect() as connection:
         servers = None if server_id is None else [server_id]
         listed = list_objects(connection, window.start, window.end, order="growth", servers=servers, shown=limit)

@@ -380,7 +380,6 @@ def _declare_decisions(
 
 
 def _risk_text(decision: Decision, probability: float | None) -> str:
-    """Return the risk from which the decision no longer applies, as a sentence."""
     left_out = "The check, alerts and digests leave it out until then"
     if decision.kind == forecast.EXCLUDED or probability == 1:
         return f"{left_out}, whatever its risk."
@@ -395,7 +394,6 @@ def _risk_text(decision: Decision, probability: float | None) -> str:
 
 
 def _say_planned(session: DeclarationSession, *, decision: Decision) -> None:
-    """Return a sentence on when a subject is full with its raised limit."""
     with database_errors(doing="reading forecasts"), session.engine.connect() as connection:
         number = server_id_of(connection, decision.server) or 0
         runway = runway_of(connection, session.today(), number, decision.subject, decision.name)
@@ -403,7 +401,6 @@ def _say_planned(session: DeclarationSession, *, decision: Decision) -> None:
 
 
 def _why_no_date(decision: Decision, runway: StoredRunway | None) -> str:
-    """Return a sentence on why a plan has no second fill date."""
     if runway is None:
         reason = "no forecast of it was issued"
     elif runway.limit_mb is None:

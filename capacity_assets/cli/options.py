@@ -283,7 +283,6 @@ class OneOf(click.types.StringParamType):
     """A text whose possible values are listed if it is missing; the command itself refuses other values."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        """Take the names in the order in which they are shown."""
         self._names = tuple(names)
 
     def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002

@@ -444,7 +444,6 @@ def explain_runway(engine: Engine, settings: Settings, kind: str, name: str | No
 
 
 def _imported_sizes(connection: Connection, series: RunwayWithSizes, kind: str, name: str | None) -> list[SampleOrigin]:
-    """Return which of the sizes that the forecast reads were imported."""
     runway = series.runway
     number = server_id_of(connection, runway.server)
     if kind == VOLUME or number is None:

@@ -331,7 +331,6 @@ def _test_lines(document: Mapping[str, Any]) -> Iterator[Line]:
 
 
 def _named_lines(databases_by_reason: Mapping[str, Collection[str]], shown: int = NAMES_SHOWN) -> Iterator[str]:
-    """Yield a line with the first names of each list that has some."""
     yield from (f"{what}: {first_of(names, shown)}." for what, names in databases_by_reason.items() if names)
 
 

@@ -191,7 +191,6 @@ def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[Incom
 
 
 def _by_reason(every: Sequence[IncompleteWindow]) -> list[LateWindows]:
-    """Count windows by period, level and reason."""
     groups: dict[tuple[str, str, str], list[Window]] = {}
     for window in every:
         groups.setdefault((window.period_type, window.level, window.reason), []).append(window.window)

@@ -106,7 +106,6 @@ class ServerFailure:
     reason: str
 
     def __str__(self) -> str:
-        """As one line."""
         return f"{self.server}: {self.kind}: {self.reason}"
 
 

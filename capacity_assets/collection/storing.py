@@ -296,7 +296,6 @@ def forget_old_attempts(engine: Engine, clock: Clock) -> None:
 
 
 def _stage(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> None:
-    """Copy outcomes into temporary tables."""
     for statement in (text(_STAGE_SERVERS), text(_STAGE_DATABASES)):
         connection.execute(statement)
     copy_rows(connection, "COPY measured_server FROM STDIN", _server_rows(outcomes))

@@ -540,7 +540,6 @@ def _transaction(engine: Engine, statement_seconds: int | None) -> Iterator[Conn
 
 
 def _ask_nodes(connection: Connection, command: str, kept: str) -> list[str]:
-    """Run a command on every worker, and return the result of each."""
     on_workers = "SELECT nodename, nodeport, success, result FROM run_command_on_workers(:command)"
     rows = connection.execute(text(on_workers), {"command": command}).all()
     for row in rows:

@@ -413,7 +413,6 @@ def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
 
 
 def _log_text_after(log: Path, after: int) -> str:
-    """Return the text that the server appended to its log after a position."""
     try:
         with log.open("rb") as file:
             file.seek(after)

@@ -78,7 +78,6 @@ class PartitionBounds:
         return self.after - timedelta(days=1)
 
     def __str__(self) -> str:
-        """The days as text."""
         days = f"{self.first} to {self.last}"
         return f"{self.period_type} windows that start from {days}" if self.period_type else days
 
@@ -303,7 +302,6 @@ class PartitionLayout:
         return sa.table(quoted_name(partition.name, quote=False), *columns)
 
     def _is_in(self, rows: sa.TableClause, span: PartitionBounds) -> list[sa.ColumnElement[bool]]:
-        """Return the conditions for rows of `span`."""
         day = rows.c[self._day]
         period = [rows.c.period_type == span.period_type] if span.period_type else []
         return [*period, day >= span.first, day < span.after]

@@ -126,7 +126,6 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
 
 
 def _migrate(connection: Connection, revision: str | None) -> None:
-    """Run the migrations that are due, and record the new revision."""
     for name, step in STEPS.items():
         if name > (revision or ""):
             step(connection)

@@ -223,7 +223,6 @@ class StoredDecision(Decision):
 
 
 def _with_full_stop(note: str) -> str:
-    """Return a note with a full stop at its end."""
     written = printable(note)
     return written if written.endswith((".", "!", "?")) else f"{written}."
 
@@ -367,7 +366,6 @@ WHERE collected_date > CAST(:newest AS date) - CAST(:stale_days AS integer)
 
 
 def _close(connection: Connection, keys: Collection[Key], by: str | None) -> list[StoredDecision]:
-    """Close the open decisions on subjects, and return them."""
     stored = capacity_decisions.c
     is_open = sa.and_(sa.tuple_(*(stored[name] for name in _KEY)).in_(list(keys)), stored.closed_at.is_(None))
     now = connection.execute(sa.select(sa.func.now())).scalar_one()
@@ -389,7 +387,6 @@ class OpenDecisions:
     """The open decisions of a day, by subject."""
 
     def __init__(self, decisions: Iterable[StoredDecision]) -> None:
-        """Keep the decisions by server."""
         self._by_server: dict[str, dict[tuple[str, str], StoredDecision]] = {}
         for decision in decisions:
             self._by_server.setdefault(decision.server, {})[decision.subject, decision.name] = decision
@@ -471,7 +468,6 @@ ORDER BY server, subject, name, declared_at
 
 
 def _with_risks(connection: Connection, decisions: Sequence[StoredDecision]) -> list[StoredDecision]:
-    """Return decisions with their current risk, by the newest forecasts."""
     runways = _runways(connection, [decision.key for decision in decisions])
     return [
         replace(decision, probability_now=probability_by(runways[decision.key], decision.until))

@@ -371,7 +371,6 @@ def score_forecasts(connection: Connection, as_of: date, today: date) -> None:
 def _scoring(
     subject: str, days: int, span: tuple[date, date], is_due: sa.ColumnElement[bool], in_service: Sequence[int]
 ) -> sa.Update:
-    """Return the statement that stores measured sizes with the due forecasts of a horizon."""
     first, last = span
     runways, volumes = capacity_runways.c, volume_size_stats.c
     query = _group_days(first, last, in_service) if subject == GROUP else _MEASURED[subject].columns(*_MEASURED_COLUMNS)

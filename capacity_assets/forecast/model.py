@@ -236,7 +236,6 @@ def _slopes(levels: Sizes, known: NDArray[np.int64]) -> Sizes:
 
 
 def _sum_from(first: NDArray[np.int64], values: Sizes) -> Sizes:
-    """Return the sum of the values from column `first` up to each column."""
     until = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
     sums: Sizes = until[:, 1:] - np.take_along_axis(until, first, axis=1)
     return sums
@@ -448,7 +447,6 @@ _WEIGHTS_BY_DAYS = np.stack(
 
 
 def _probabilities(forecasts: SizeForecasts, goal: Sizes) -> Sizes:
-    """Return the probability of reaching the goal within each of RISE_DAYS."""
     odds = np.sum(evidence(forecasts, goal) * _WEIGHTS_BY_DAYS, axis=2)
     probability = np.minimum(np.maximum.accumulate(1 / (1 + np.exp(-odds)), axis=1), MOST_PROBABLE)
     probability = np.where(np.isinf(goal)[:, None], 0.0, probability)

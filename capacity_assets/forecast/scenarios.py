@@ -501,7 +501,6 @@ def _refuse_contradictions(scenario: Scenario, measured: _Measurements, as_of: d
 def _effects(
     scenario: Scenario, measured: _Measurements, having: LabelFilter, as_of: date
 ) -> tuple[list[Effect], list[str]]:
-    """Return the effects of the assumptions on databases, and notes about purges of more than there is."""
     rates = {subject: database.mb_per_day for subject, database in measured.databases.items()}
     effects: list[Effect] = []
     for growth in scenario.growth:
@@ -647,7 +646,6 @@ class _ScenarioForecaster:
         )
 
     def _interval(self, batch: history.SeriesBatch, base: SizeForecasts, day: date) -> _Interval:
-        """Return the forecasts and limits from a day on."""
         last, drift = base.last.copy(), base.drift.copy()
         rows = list(batch.subjects)
         for place, row in enumerate(batch.subjects):
@@ -674,7 +672,6 @@ class _ScenarioForecaster:
         )
 
     def _limits_on(self, server: str, day: date) -> list[LimitChange]:
-        """Return the limit changes for a server, or for all servers, that apply on a day."""
         return [
             limit
             for limit in self._limits
@@ -684,7 +681,6 @@ class _ScenarioForecaster:
     def _limited_subject(
         self, row: LimitedSubject, every: Sequence[Effect], own: Sequence[Effect], day: date
     ) -> LimitedSubject:
-        """Return a subject with its limits from a day on."""
         others = [effect for effect in every if effect not in own] if row.subject == DATABASE else []
         # The space that other databases take of a shared limit; an unknown volume may be any.
         on_disk = [effect for effect in others if not effect.volume or not row.volumes or effect.volume in row.volumes]
@@ -697,7 +693,6 @@ class _ScenarioForecaster:
         return row
 
     def _with_limit(self, row: LimitedSubject, limit_change: LimitChange) -> LimitedSubject:
-        """Return a subject with a limit change, if it applies to the subject."""
         if limit_change.volume is not None:
             self._applied.add(limit_change)
             before_mb = self._measured.volumes[str(limit_change.server)][limit_change.volume]
@@ -734,7 +729,6 @@ def _share_of_growth(effects: Sequence[Effect], drift: float) -> float:
 
 
 def _is_of(effect: Effect, row: LimitedSubject) -> bool:
-    """Whether an effect on a database of its server changes a subject of that server."""
     if row.subject == DATABASE:
         return effect.database == row.name
     return row.subject == SERVER or effect.volume == row.name

@@ -197,7 +197,6 @@ class ServerGaps:
     longest_from: date
 
     def __str__(self) -> str:
-        """As one line."""
         missing = f"{counted(self.days, 'day')} missing"
         return (
             f"{self.server}: {missing} between {human_day(self.first_day)} and {human_day(self.last_day)}; longest "

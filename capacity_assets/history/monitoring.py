@@ -233,7 +233,6 @@ class ZabbixExport:
             yield from _rows_of(day, ((*names, size) for names, (_, size) in values.items()), self.layout, after)
 
     def _trends(self) -> Iterator[tuple[int, str, str, str]]:
-        """Yield time, host, database and size of each trend of a size."""
         number = 0
         try:
             with gzip.open(self.path) if self.path.suffix == GZIP else self.path.open("rb") as file:

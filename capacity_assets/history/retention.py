@@ -459,7 +459,6 @@ class TableMaintenance:
 
     @contextmanager
     def _work(self, doing: str) -> Iterator[Connection]:
-        """Open a transaction that other maintenances wait for."""
         with self._transaction(doing) as connection:
             wait_for_lock(connection, "maintenance")
             yield connection

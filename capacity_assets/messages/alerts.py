@@ -302,7 +302,6 @@ def _open_alerts_for(engine: Engine, destination: Destination, updates: Sequence
 def _store(
     engine: Engine, destination: Destination, updates: Sequence[AlertUpdate], as_of: date, now: datetime
 ) -> None:
-    """Store the updates that were sent to a receiver."""
     kept = f"{destination.receiver!r} got the alert, and may get it again."
     with database_errors(doing="storing what was sent", kept=kept), engine.begin() as connection:
         for alert_update in updates:

@@ -34,7 +34,6 @@ class Sentence:
     command: str = ""
 
     def __str__(self) -> str:
-        """Return it as plain text."""
         return f"{self.text} {self.command}".rstrip()
 
 
@@ -47,7 +46,6 @@ class MessageLine:
     name: str | None = None
 
     def __str__(self) -> str:
-        """Return it as plain text, without its address."""
         return self.text if self.name is None else f"{self.name}: {self.text}"
 
 
@@ -189,7 +187,6 @@ def _escaped_for_slack(text: str) -> str:
 
 
 def _teams(message: Message) -> dict[str, Any]:
-    """Return an Adaptive Card for the workflow "When a Teams webhook request is received"."""
     for shown in range(TEAMS_SECTIONS, -1, -1):
         card = _card(_cut(message, shown))
         if len(json.dumps(card)) <= TEAMS_BYTES:
@@ -234,7 +231,6 @@ def _line_of_teams(line: MessageLine) -> str:
 
 
 def _escaped_for_teams(text: str) -> str:
-    """Escape characters that are emphasis or links in the Markdown of cards."""
     return "".join(f"\\{sign}" if sign in "\\*[]`" else sign for sign in text)
 
 

@@ -247,7 +247,6 @@ def code_version(level: Level, period: Period) -> str:
 
 
 def _refuse_a_run_without_success(summary: RunSummary) -> None:
-    """Raise dagster.Failure if servers failed and none was processed."""
     if summary.everything_failed:
         raise dg.Failure(
             description=f"{summary.message} Stored rows were kept as they were. Fix the named servers' "

@@ -383,7 +383,6 @@ class _Events:
             state.failing[name] = "\n".join(known[-FAILURES_REMEMBERED:])
 
     def _check_text(self, name: str, failed: Sequence[dg.AssetCheckEvaluation]) -> str:
-        """Describe the findings of a check in all partitions in which it newly failed."""
         keys = sorted(filter(None, (evaluation.partition for evaluation in failed)))
         texts = (unescaped(str(evaluation.description or "failed")) for evaluation in failed)
         lines = [*dict.fromkeys(line for text in texts for line in text.split("\n"))]

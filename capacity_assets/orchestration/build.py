@@ -76,7 +76,6 @@ def consumer_definitions(graph: Graph) -> dg.Definitions:
 
 
 def _sources(graph: Graph) -> Mapping[str, list[str]]:
-    """Return the assets by the table of their rows."""
     aggregates = {
         level.target.name: [asset_name(period, level) for period in graph.periods.values()] for level in LEVELS.values()
     }

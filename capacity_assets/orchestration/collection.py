@@ -345,7 +345,6 @@ def collection_schedule(graph: Graph) -> dg.ScheduleDefinition:
 
 
 def _request(moment: datetime, share: str, *, queues: bool) -> dg.RunRequest:
-    """Request the run of a share, or of all servers if it has no name."""
     key, day = f"{moment:%Y-%m-%dT%H:%M}", moment.date().isoformat()
     if not share:
         return dg.RunRequest(run_key=key, partition_key=day)

@@ -82,13 +82,11 @@ MakeDocument = Callable[[AggregationTaskRunner, Window], MetadataMapping]
 def _document_asset(
     graph: Graph, name: str, period: Period, **more: Any
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """Return the decorator of an asset downstream of the aggregates of its period."""
     deps = [graph.key(asset_name(period, level)) for level in LEVELS.values()]
     return graph.asset(name, period, deps=deps, tags={"period": period.name}, **more)
 
 
 def _make_each(context: dg.AssetExecutionContext, period: Period, make: MakeDocument) -> None:
-    """Create the document of each requested window."""
     with dagster_failures():
         runner = Services.of(context).runner
         for window in windows_of(period, context.partition_keys):

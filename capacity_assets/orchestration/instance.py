@@ -243,7 +243,6 @@ class Processes:
             time.sleep(STOP_POLL_SECONDS)
 
     def _signal_group(self, number: signal.Signals) -> None:
-        """Signal the remaining processes of the group, and wait until they have ended."""
         with suppress(ProcessLookupError):
             os.killpg(self.group, number)
         deadline = time.monotonic() + STOP_TIMEOUT_SECONDS

@@ -49,7 +49,6 @@ class SameOriginGuard:
     """Refuses requests that a page of another site could make a browser send."""
 
     def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
-        """Guard `app` with the names `names`, each host:port as a browser sends it."""
         self._app = app
         self._names = frozenset(names)
 
@@ -86,7 +85,6 @@ class GuardedWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceReques
     """Dagster's web server behind the guard, with the reports."""
 
     def __init__(self, context: WorkspaceProcessContext, names: Collection[str], reports: Path) -> None:
-        """Serve the workspace of `context`."""
         self._names, self._reports = names, reports
         super().__init__(context, live_data_poll_rate=POLL_MILLISECONDS)
 

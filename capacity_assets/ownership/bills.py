@@ -369,7 +369,6 @@ DECLARATIONS_NAMED = 3
 
 
 def _reason(connection: Connection, parameters: dict[str, Any], latest: Bill) -> str:
-    """Return a sentence on why a bill differs from the issued one."""
     since = {**parameters, "since": latest.issued_at, "issue": latest.issue}
     samples = connection.execute(text(SAMPLES_SINCE), since).one()
     declared = connection.execute(with_queries(SINCE, declared=DECLARED_STATE), since).one()

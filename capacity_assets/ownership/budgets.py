@@ -692,7 +692,6 @@ def _line(  # noqa: PLR0913, PLR0917 -- what a line is made of
 
 
 def _total(lines: Sequence[BudgetLine], per_gib: Decimal | None, fleet: GroupForecast, day: date) -> BudgetTotal:
-    """Return the sums of the lines, and the forecast of the fleet for the last day."""
     amounts = [line.amount for line in lines]
     monthly, budgets, differences = (
         _sums([getattr(line, name) for line in lines])

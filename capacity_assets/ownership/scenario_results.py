@@ -316,7 +316,6 @@ def _groups_of_other_growth(
 
 
 def _is_of_whole_groups(growth: Growth, grouped_by: str) -> bool:
-    """Whether a factor applies to all databases of a group, or to none."""
     is_of_groups = growth.label is None or growth.label[0] == grouped_by
     return is_of_groups and growth.server is None and growth.database is None
 

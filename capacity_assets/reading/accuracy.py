@@ -313,7 +313,6 @@ class _Sample:
 
 
 def _issued_on(connection: Connection, days: Sequence[date]) -> Sequence[date]:
-    """Return the days among these on which forecasts were issued."""
     # On distributed rows, a subquery must not depend on the row of the outer query.
     on_nodes = """
         SELECT DISTINCT as_of AS day FROM capacity_forecasts WHERE as_of = ANY (CAST(:days AS date[])) ORDER BY day"""
@@ -325,12 +324,10 @@ def _issued_on(connection: Connection, days: Sequence[date]) -> Sequence[date]:
 
 
 def _of_due(statement: str) -> TextualSelect:
-    """Return a statement over the forecasts that came due."""
     return with_queries(statement, materialized=["due"], due=_DUE)
 
 
 def _of_outcomes(statement: str) -> TextualSelect:
-    """Return a statement over the outcomes of forecasts that came due."""
     return with_queries(
         statement, materialized=["due", "reached", "outcomes"], due=_DUE, reached=_REACHED, outcomes=_OUTCOMES
     )

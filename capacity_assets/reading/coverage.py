@@ -279,7 +279,6 @@ def servers_in_service(connection: Connection, server_id: int | None = None) -> 
 
 
 def _with_databases(connection: Connection, servers: Sequence[int]) -> set[int]:
-    """Return which of the servers have a sample of a database on any day."""
     ends = """
         SELECT (SELECT day FROM capacity_samples ORDER BY day LIMIT 1) AS first_day,
                (SELECT day FROM capacity_samples ORDER BY day DESC LIMIT 1) AS last_day"""
@@ -471,7 +470,6 @@ def windows_with_short_databases(
 
 
 def _collected_days(connection: Connection, suspects: Sequence[_Suspect]) -> set[tuple[int, date]]:
-    """Return the servers and days that were collected, of suspects."""
     if not suspects:
         return set()
     statement = """

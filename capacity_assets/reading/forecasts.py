@@ -479,7 +479,6 @@ ORDER BY server_id, full_middle, full_early, subject DESC, name
 
 
 def _of_keys(source: sa.FromClause, keys: Collection[tuple[int, str, str]], *, on_nodes: bool) -> sa.Select[Any]:
-    """Return the query of the forecasts of subjects, which looks up each by its key."""
     servers, subjects, names = ([key[place] for key in keys] for place in range(3))
     every: list[sa.ColumnElement[Any]] = [sa.literal(servers, sa.ARRAY(sa.Integer))]
     every += [sa.literal(one, sa.ARRAY(sa.Text)) for one in (subjects, names)]

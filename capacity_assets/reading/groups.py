@@ -222,7 +222,6 @@ def groups_of(
 
 
 def _percent(change_mb: int | None, size_mb: int) -> float | None:
-    """Return a change in percent of the size before."""
     percent = None if change_mb is None else percent_of(change_mb, size_mb - change_mb)
     return None if percent is None else float(percent)
 

@@ -356,7 +356,6 @@ def range_of(runway: StoredRunway) -> str:
 
 
 def _name_of(runway: StoredRunway) -> str:
-    """Return the name of what fills, as the beginning of a sentence."""
     names = {VOLUME: f"Disk {runway.name}", SERVER: "Whole server", DATABASE: f"Database {runway.name}"}
     return printable(names[runway.subject])
 
@@ -366,7 +365,6 @@ def _is(runway: StoredRunway, about: PageSubject) -> bool:
 
 
 def _alone(about: PageSubject, own: StoredRunway | None) -> list[str]:
-    """Return when a database would be full if nothing else grew."""
     if about.subject != DATABASE or own is None or own.state not in {FORECAST, FULL}:
         return []
     if own.full_middle is None:

@@ -190,7 +190,6 @@ class PageServer:
     """Answers requests with pages or error pages."""
 
     def __init__(self, reader: Reader, serving: WebOptions) -> None:
-        """Answer from `reader`."""
         self._reader, self._serving = reader, serving
         self._templates = page_templates(PAGES, serving.dagster_url, reader.thresholds)
         self._metrics_scope = MetricsScope.of(serving.clock.zone, serving.metrics_databases)
@@ -445,7 +444,6 @@ class SecurityHeaders:
     """
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str] = HEADERS) -> None:
-        """Wrap `app`."""
         self._app, self._headers = app, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -471,7 +469,6 @@ class AccessGuard:
     """
 
     def __init__(self, app: ASGIApp, *, token: str | None, user_header: str | None) -> None:
-        """Wrap `app`."""
         self._app, self._token, self._user_header = app, token, user_header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

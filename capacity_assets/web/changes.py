@@ -192,7 +192,6 @@ def _sum_of(groups: Sequence[Group]) -> int:
 def _of_any_grouping(
     connection: Connection, period: Period, window: Window, today: date, thresholds: Thresholds
 ) -> ChangesPage:
-    """Read the part of the page that is the same for every grouping."""
     last = newest_day(connection, today)
     new, gone = new_and_gone(connection, period, window, None)
     came, went = servers_come_and_gone(connection, period, window, None)

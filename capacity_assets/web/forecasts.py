@@ -372,7 +372,6 @@ def _scenario_page(reader: Reader, query: PageQuery, tables: Tables, by: str) ->
 
 
 def _page_with_refusal(page: ScenarioPage, reason: str, command_does: str) -> ScenarioPage:
-    """Return the page with the reason why it does not answer, and the command if one does."""
     return replace(page, message=f"{reason} The command below {command_does}." if page.command else reason)
 
 

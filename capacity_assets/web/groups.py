@@ -231,7 +231,6 @@ def shared_fills_first(reader: Reader, by: str) -> dict[str | None, GroupFillDat
 
 
 def _filling(reader: Reader, by: str) -> dict[str | None, list[GroupFillDate]]:
-    """Return what fills first in each group, for the list of groups and for the page of each."""
     read = partial(fill_dates_of_groups, by=by, most=MEMBERS_SHOWN)
     return reader.read_cached(("filling", by, shared_revision(reader)), read, FILLS_SECONDS, is_for_all=True)
 
@@ -291,7 +290,6 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
 
 
 def _ahead(reader: Reader, query: PageQuery, by: str, name: str | None) -> list[StoredRunway]:
-    """Return the forecasts of what fills first in a group."""
     keys = (
         []
         if by == "server"
@@ -305,7 +303,6 @@ def _ahead(reader: Reader, query: PageQuery, by: str, name: str | None) -> list[
 
 
 def _windows(shown: ChartRange, newest: Window | None) -> list[Window]:
-    """Return the windows of the history, oldest first."""
     if newest is None:
         return []
     return shown.windows(newest) if shown.name else PERIODS[shown.period].back(newest, GROUP_WINDOWS)
@@ -314,7 +311,6 @@ def _windows(shown: ChartRange, newest: Window | None) -> list[Window]:
 def _short_servers(
     reader: Reader, period: Period, windows: Sequence[Window], by: str, name: str | None
 ) -> list[ShortServer]:
-    """Return the servers that make windows partly measured."""
     read = partial(short_servers, period=period, windows=windows, grouped_by=by, name=name)
     ends = (windows[0].start, windows[-1].start) if windows else ()
     return reader.read_cached(("partial", period.name, by, name, *ends), read, PARTIAL_SECONDS)
@@ -372,7 +368,6 @@ def _databases(
 def _with_cost(
     connection: Connection, cost: GroupCost | None, by: str, name: str | None, listed: Sequence[DatabaseInList]
 ) -> list[GroupMember]:
-    """Return the databases of a group with their cost in the month of its bill."""
     if cost is None:
         return [GroupMember(**vars(row)) for row in listed]
     keys, whole = [(row.server_id, row.database) for row in listed], cost.bill.exact_amount

@@ -221,7 +221,6 @@ class Reader:
             self._computing.release()
 
     def _read(self, key: Hashable, read: Callable[[], Any], seconds: float, stale_times: int) -> None:
-        """Read, and give the result to all waiting callers."""
         try:
             value = read()
             size_bytes = len(pickle.dumps(value))

@@ -506,14 +506,12 @@ def _point_label(period: str, size: SizeInWindow) -> str:
 def _year_before(
     period: Period, sizes: Sequence[SizeInWindow], earlier: Sequence[SizeInWindow]
 ) -> Iterator[tuple[date, int | None]]:
-    """Yield each size of the previous year at the window that is compared with it."""
     by_start = {size.window_start: size.size_mb for size in earlier}
     for size in sizes:
         yield _middle(size), by_start.get(period.year_before(Window(size.window_start, size.window_end)).start)
 
 
 def _middle(size: SizeInWindow) -> date:
-    """Return the day at which the mean of a window is drawn."""
     return size.window_start + (size.window_end - size.window_start) // 2
 
 

@@ -376,7 +376,6 @@ def _declarations(
 
 
 def _days_inside(query: PageQuery, shown: ChartRange, period: Period) -> tuple[date, date]:
-    """Return the days between which tables and indexes of a database are compared."""
     day = query.day("window")
     if day is not None:
         window = period.window_of(day)
@@ -393,7 +392,6 @@ def _no_such(subject: str) -> NotFoundError:
 def _samples(
     connection: Connection, query: PageQuery, period: Period, server_id: int, database: str | None
 ) -> WindowSamples | None:
-    """Return the samples of the window of the address, if it has one."""
     day = query.day("window")
     if day is None:
         return None
@@ -591,7 +589,6 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
 
 
 def _list_values(reader: Reader, query: PageQuery, period: Period, window: Window | None, order: str) -> dict[str, Any]:
-    """Return the values that all lists of a window have."""
     engine = query.text("engine") or None
     known_engines: Sequence[str] = ()
     if window is not None:

@@ -885,7 +885,6 @@ class _WriteCounts:
 
 
 def _with_written_rows(written: _WriteCounts | None, database: DatabaseObjects) -> DatabaseObjects:
-    """Add the rows written to the largest tables."""
     if written is None:
         return database
     largest = (
@@ -902,7 +901,6 @@ def _with_written_rows(written: _WriteCounts | None, database: DatabaseObjects) 
 
 
 def _with_free_bytes(connection: Any, database: DatabaseObjects) -> DatabaseObjects:
-    """Look up the free bytes of the largest tables."""
     names = [
         object_size.name
         for object_size in database.largest
