@@ -6,7 +6,7 @@ The checks that Dagster runs are in `aggregates.checks` and `orchestration.check
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -96,6 +96,11 @@ def _bad(subject: str, text: str) -> Finding:
     return Finding(subject, Verdict.BAD, text)
 
 
+def _problem_or(subject: str, text: str, problem: str | None, verdict: Verdict = Verdict.BAD) -> Finding:
+    """Return the finding of a problem, or the text if there is none."""
+    return Finding(subject, verdict, problem) if problem else _ok(subject, text)
+
+
 @click.command()
 @json_option
 @command_without_settings
@@ -137,10 +142,9 @@ def _report(findings: Sequence[Finding], code: int) -> Report:
 def _configuration(settings: Settings, today: date) -> Iterator[Finding]:
     yield _ok(ZONE, f"{settings.timezone}, where it is {today}")
     yield _ok("CAPACITY_SCHEDULE_HOUR", f"schedules tick at {settings.schedule_hour:02}:00")
-    if settings.start_date > today:
-        yield _bad("CAPACITY_START_DATE", f"{settings.start_date} is in the future, so there is no partition yet")
-    else:
-        yield _ok("CAPACITY_START_DATE", f"{settings.start_date}, first day with samples")
+    future = f"{settings.start_date} is in the future, so there is no partition yet"
+    begins_later = future if settings.start_date > today else None
+    yield _problem_or("CAPACITY_START_DATE", f"{settings.start_date}, first day with samples", begins_later)
     if Path(ENV_FILE).is_file():
         yield _note(ENV_FILE, f"{Path(ENV_FILE).resolve()} is also read; exported variables override it")
     for name in unknown_variables():
@@ -212,10 +216,7 @@ def _labels_of_receivers(engine: Engine, settings: Settings) -> Iterator[Finding
 def _folders(settings: Settings) -> Iterator[Finding]:
     """Name folders that other users can write, and files with secrets or names that everyone can read."""
     home, env_file = settings.home.resolve(), Path(ENV_FILE).resolve()
-    if problem := others_can_write(home) or others_can_write(settings.dagster_home):
-        yield _bad("CAPACITY_HOME", problem)
-    else:
-        yield _ok("CAPACITY_HOME", str(home))
+    yield _problem_or("CAPACITY_HOME", str(home), others_can_write(home) or others_can_write(settings.dagster_home))
     if env_file.is_file() and env_file.stat().st_mode & stat.S_IROTH:
         yield _note(
             ENV_FILE,
@@ -235,23 +236,29 @@ def _capacity_database(settings: Settings, today: date) -> Iterator[Finding]:
     try:
         with open_engine(settings) as engine:
             major, version = _server_version(engine)
-            if major < OLDEST_SERVER:
-                yield _bad(CAPACITY, f"PostgreSQL {version} answers; {OLDEST_SERVER} or newer is needed")
-            else:
-                yield _ok(CAPACITY, f"PostgreSQL {version} answers")
+            answers = f"PostgreSQL {version} answers"
+            too_old = f"{answers}; {OLDEST_SERVER} or newer is needed" if major < OLDEST_SERVER else None
+            yield _problem_or(CAPACITY, answers, too_old)
             yield from _schema(engine)
             if schema_revision(engine) == SCHEMA_REVISION:
-                yield from _as_allowed("distribution", _distribution(engine))
-                yield from _as_allowed("samples", _samples(engine, settings, today))
-                yield from _as_allowed("partitions", _partitions(engine, settings))
-                yield from _as_allowed("collection", _collection(engine, settings))
-                yield from _as_allowed("limits", _limits(engine, today))
-                yield from _as_allowed("slots", _slots(engine, today))
-                yield from _as_allowed(RECEIVERS, _labels_of_receivers(engine, settings))
-                yield from _as_allowed(OBJECTS, _objects(engine, settings, today))
-                yield from _as_allowed(METRICS, _labels_of_metrics(engine, settings))
+                for subject, findings in _findings_in_tables(engine, settings, today).items():
+                    yield from _as_allowed(subject, findings)
     except (UnreachableError, EmbeddedServerError, DatabaseError, *DATABASE_FAILURES) as error:
         yield _bad(CAPACITY, reason_of(error))
+
+
+def _findings_in_tables(engine: Engine, settings: Settings, today: date) -> Mapping[str, Iterator[Finding]]:
+    return {
+        "distribution": _distribution(engine),
+        "samples": _samples(engine, settings, today),
+        "partitions": _partitions(engine, settings),
+        "collection": _collection(engine, settings),
+        "limits": _limits(engine, today),
+        "slots": _slots(engine, today),
+        RECEIVERS: _labels_of_receivers(engine, settings),
+        OBJECTS: _objects(engine, settings, today),
+        METRICS: _labels_of_metrics(engine, settings),
+    }
 
 
 def _as_allowed(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
@@ -295,11 +302,8 @@ def _distribution(engine: Engine) -> Iterator[Finding]:
             "distribution", "a node was removed, and changes recorded on it may be lost; run `capacity distribute`"
         )
     left = ", ".join(placement.table for placement in tables if not placement.is_distributed)
-    if left:
-        again = "still on the coordinator; nothing is computed until `capacity distribute` has run again"
-        yield _bad("distribution", f"{left}: {again}")
-    else:
-        yield _ok("distribution", text)
+    again = f"{left}: still on the coordinator; nothing is computed until `capacity distribute` has run again"
+    yield _problem_or("distribution", text, again if left else None)
 
 
 def _samples(engine: Engine, settings: Settings, today: date) -> Iterator[Finding]:
@@ -355,7 +359,7 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
     yield from (_note("servers", warning) for warning in _warnings(measured, every))
     if settings.collection == "off":
         off = "off: another application fills the raw tables, which are observed"
-        yield _note("collection", off) if measured else _ok("collection", off)
+        yield _problem_or("collection", off, off if measured else None, Verdict.NOTE)
         return
     failing = collection_state(engine).failing
     at = f"{counted(len(measured), 'server')} measured daily at {settings.collection_hour:02}:00"
@@ -414,11 +418,9 @@ def _limits(engine: Engine, today: date) -> Iterator[Finding]:
     """Count the databases without a known limit, which have no fill date."""
     with engine.connect() as connection, open_history_reader(connection, HistoryScope(today), kinds=()) as reader:
         unknown = sum(reader.without_limit().values())
-    if unknown:
-        count = counted(unknown, "database")
-        yield _note("limits", f"{count} without a known limit: `capacity limits set` declares one")
-    else:
-        yield _ok("limits", "of every database that was measured within the last month")
+    of_all = "of every database that was measured within the last month"
+    lack = f"{counted(unknown, 'database')} without a known limit: `capacity limits set` declares one"
+    yield _problem_or("limits", of_all, lack if unknown else None, Verdict.NOTE)
 
 
 def _slots(engine: Engine, today: date) -> Iterator[Finding]:
@@ -452,9 +454,8 @@ def _pools(settings: Settings) -> Finding:
         if isinstance(error, DBAPIError) and errors.sqlstate_of(error) != UNDEFINED_TABLE:
             raise
         return _bad("pools", NO_TABLES)
-    if unlimited:
-        return _bad("pools", f"not limited to one run at a time: {', '.join(unlimited)}; run `capacity init`")
-    return _ok("pools", "one run per period at a time")
+    lack = f"not limited to one run at a time: {', '.join(unlimited)}; run `capacity init`"
+    return _problem_or("pools", "one run per period at a time", lack if unlimited else None)
 
 
 def _location(settings: Settings) -> Iterator[Finding]:
@@ -467,7 +468,7 @@ def _location(settings: Settings) -> Iterator[Finding]:
     except (*DATABASE_FAILURES, CapacityError):
         return  # reported for the storage itself
     if silent is not None:
-        yield _bad("code location", silent) if silent else _ok("code location", "answers")
+        yield _problem_or("code location", "answers", silent)
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
