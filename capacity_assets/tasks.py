@@ -108,13 +108,15 @@ def calculate_database(
     if errors:
         log.error("Aggregation %s: %s", run_id, " ".join(errors))
     reasons: dict[int, list[str]] = {}
-    for error in (error for part in run.parts for error in part.errors):
+    for error in (error for summary in run.summaries for error in summary.errors):
         reasons.setdefault(error.instance_id, []).append(error.reason)
     # Each server counts once, not once per window and level. A part lists only its first failures, but counts all.
-    failed = max([len(reasons), *(part.failed_instances for part in run.parts)])
+    failed = max([len(reasons), *(summary.failed_instances for summary in run.summaries)])
     counted_once = {"total": len(instances), "successful": len(instances) - failed, "failed": failed}
     details = {
-        "periods": [part.to_dict() for name in chosen for part in run.of_level(DATABASE.name).of_period(name).parts],
+        "periods": [
+            summary.to_dict() for name in chosen for summary in run.of_level(DATABASE.name).of_period(name).summaries
+        ],
         "instances": {
             one.id: {"instance_id": one.id, "instance_name": one.name, "errors": reasons.get(one.id, [])}
             for one in instances
@@ -159,10 +161,10 @@ def aggregate_current_period(
             run = runner.run_period(period, [window], RunOptions(levels))
             # The second computation finds everything unchanged, so the summary of the first is returned.
             first = {part.level: part for part in combine(parts)}
-            run = RunSummary(tuple(first.get(part.level, part) for part in run.parts))
+            run = RunSummary(tuple(first.get(summary.level, summary) for summary in run.summaries))
     except CapacityError as error:
         return {"status": AggregationStatus.FAILED.value, "message": str(error), **request, **summaries}
-    summaries |= {f"{part.level}_summary": part.to_dict() for part in run.parts}
+    summaries |= {f"{summary.level}_summary": summary.to_dict() for summary in run.summaries}
     return {"status": run.status.value, "message": run.message, **request, **summaries}
 
 
@@ -174,25 +176,25 @@ def _run_by_instance(
     callbacks: Mapping[str, Callable[..., None]],
 ) -> list[PeriodSummary]:
     """Compute one server after the other and call its callbacks; without callbacks, compute nothing."""
-    parts: list[PeriodSummary] = []
+    summaries: list[PeriodSummary] = []
     call = defaultdict(lambda: lambda *_: None, callbacks)
     for instance in runner.service.instances(None) if callbacks else ():
         if not instance.active:
             continue
         call["on_start"](instance)
-        [part] = runner.run_period(period, [window], RunOptions([level], instance_ids=[instance.id])).parts
+        [summary] = runner.run_period(period, [window], RunOptions([level], instance_ids=[instance.id])).summaries
         payload = {
-            "status": part.status.value,
-            "message": part.message,
-            "processed_records": part.total_records,
-            "errors": [error.reason for error in part.errors],
+            "status": summary.status.value,
+            "message": summary.message,
+            "processed_records": summary.total_records,
+            "errors": [error.reason for error in summary.errors],
             "instance_id": instance.id,
             "instance_name": instance.name,
             "period_type": period.name,
         }
-        call["on_error" if part.status is AggregationStatus.FAILED else "on_complete"](instance, payload)
-        parts.append(part)
-    return parts
+        call["on_error" if summary.status is AggregationStatus.FAILED else "on_complete"](instance, payload)
+        summaries.append(summary)
+    return summaries
 
 
 def _known_periods(periods: Sequence[str] | None, known: Sequence[str], log: logging.Logger) -> list[str]:

@@ -63,7 +63,7 @@ def parts_read(engine: Engine) -> Iterator[dict[str, list[tuple[str, date]]]]:
         found: dict[str, list[tuple[str, date]]] = {}
         yield found
     for level, named in parameters.items():
-        found[level] = list(zip(named["part_types"], named["part_starts"], strict=True))  # type: ignore[call-overload]
+        found[level] = list(zip(named["shorter_types"], named["shorter_starts"], strict=True))  # type: ignore[call-overload]
 
 
 @contextmanager

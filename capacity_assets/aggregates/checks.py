@@ -102,7 +102,7 @@ class Check:
     """One check: its levels, its statement, and what to do about its findings.
 
     The statement returns places, each with its window and a weight; the heaviest are listed. Names in braces are in
-    `level_parts`.
+    `names_of_level`.
     """
 
     name: str
@@ -243,12 +243,12 @@ _LISTED = """
 SELECT period_start, place, places
 FROM (SELECT period_start, place, count(*) OVER (PARTITION BY period_start) AS places,
              row_number() OVER (PARTITION BY period_start ORDER BY weight DESC, place) AS turn
-      FROM found) AS numbered
+      FROM places_of_check) AS numbered
 WHERE turn <= :listed ORDER BY period_start, turn
 """
 
 
-def level_parts(level: Level) -> dict[str, str]:
+def names_of_level(level: Level) -> dict[str, str]:
     """Return the tables, columns and conditions of a level for statements, by name."""
     return {
         "raw": level.source.name,
@@ -272,7 +272,7 @@ def servers_stored(summary: RunSummary, failed: Mapping[date, int]) -> list[Chec
         "Fix the samples of these servers, then materialise the partitions again; stored rows were kept. The metadata "
         "of a partition names its servers."
     )
-    of_run = {part.period_start: (part.failed_instances, list(map(str, part.errors))) for part in summary.parts}
+    of_run = {each.period_start: (each.failed_instances, list(map(str, each.errors))) for each in summary.summaries}
     elsewhere = {start: (servers, [f"{counted(servers, 'server')} failed"]) for start, servers in failed.items()}
     return [
         CheckOutcome(
@@ -314,11 +314,11 @@ def run_checks(engine: Engine, scope: CheckScope) -> list[CheckOutcome]:
         engine.connect() as connection,
     ):
         outcomes = []
-        distributed, parts = is_distributed(engine), level_parts(scope.level)
+        distributed, names = is_distributed(engine), names_of_level(scope.level)
         for check in CHECKS:
             if scope.level.name in check.levels:
                 statement = check.on_nodes if distributed and check.on_nodes else check.statement
-                listed = with_queries(_LISTED, found=statement.format(**parts))
+                listed = with_queries(_LISTED, places_of_check=statement.format(**names))
                 rows_by_start: dict[date, list[Any]] = {window.start: [] for window in scope.windows}
                 for row in connection.execute(listed, scope.parameters()):
                     rows_by_start.setdefault(row.period_start, []).append(row)

@@ -92,7 +92,7 @@ def _own_figures(measure: Measure, now: Days) -> Iterator[tuple[str, Arithmetic]
         names = (measure.average, measure.maximum, measure.minimum, measure.average_two_decimals, *further)
         yield from ((name, UNMEASURED) for name in names if name)
         return
-    mean = f"{_fraction(now)} = {_shown(_mean(now))}"
+    mean = f"{_fraction(now)} = {_decimal(_mean(now))}"
     yield measure.average, (f"{mean}, rounded down", math.floor(_mean(now)))
     for name, word, extreme in ((measure.maximum, "largest", max), (measure.minimum, "smallest", min)):
         day = extreme(now, key=now.__getitem__)
@@ -114,7 +114,7 @@ def _yearly_rate(now: Days, before: Days, windows_per_year: int | None) -> Arith
     factor = _mean(now) / _mean(before)
     if factor < 0:
         return "no rate for a factor below zero", None
-    how = f"({_shown(_mean(now))} / {_shown(_mean(before))}) to the power of {windows_per_year}, less 1, x 100"
+    how = f"({_decimal(_mean(now))} / {_decimal(_mean(before))}) to the power of {windows_per_year}, less 1, x 100"
     return how, _two_decimals((factor**windows_per_year - 1) * 100)
 
 
@@ -126,9 +126,9 @@ def _compared_figures(
         yield from ((change, unknown), (change_percent, unknown))
         return
     difference, percent = _mean(now) - _mean(before), _percent(now, before)
-    fractions = f"{_fraction(now)} - {_fraction(before)} = {_shown(difference)}"
+    fractions = f"{_fraction(now)} - {_fraction(before)} = {_decimal(difference)}"
     yield change, (f"{fractions}, cut toward zero", math.trunc(difference))
-    how = f"{_shown(difference)} / {_shown(_mean(before))} x 100, half away from zero"
+    how = f"{_decimal(difference)} / {_decimal(_mean(before))} x 100, half away from zero"
     yield change_percent, ("the mean before is 0: no percent" if percent is None else how, percent)
 
 
@@ -153,7 +153,7 @@ def _two_decimals(value: Fraction) -> Decimal:
     return Decimal(f"{hundredths if value >= 0 else -hundredths}e-2")
 
 
-def _shown(value: Fraction) -> str:
+def _decimal(value: Fraction) -> str:
     """Return a fraction as a decimal number, with dots if digits are left out."""
     scaled = value * 10**PLACES_SHOWN
     shown = f"{Decimal(math.trunc(scaled)).scaleb(-PLACES_SHOWN):,f}"

@@ -84,10 +84,9 @@ class StatementParameters:
     others are compared with, so the window before a wanted one always precedes it in the list.
 
     `cuts` are pairs of days: samples are read from the first day of a pair to the day before the second. All of them
-    are in the two spans of `read_...`. `part_types` and `part_starts` name stored shorter windows, pair by pair. With
-    `overwrite`, history may be replaced. Growth is raised to `windows_per_year` for its yearly rate; null: there is
-    none. `computed_starts` are the wanted windows that were computed before; of `unread_starts` only the stored rows
-    are read.
+    are in the two spans of `read_...`. `shorter_types` and `shorter_starts` name stored shorter windows, pair by pair.
+    With `overwrite`, history may be replaced. Growth is raised to `windows_per_year` for its yearly rate; null: no rate.
+    `computed_starts` are the wanted windows that were computed before; of `unread_starts` only the stored rows are read.
     """
 
     # Not named like a column, which SQLAlchemy would take for a value of the update.
@@ -108,8 +107,8 @@ class StatementParameters:
     read_last = bindparam("read_last", type_=Date)
     read_year_first = bindparam("read_year_first", type_=Date)
     read_year_last = bindparam("read_year_last", type_=Date)
-    part_types = bindparam("part_types", type_=ARRAY(String))
-    part_starts = bindparam("part_starts", type_=ARRAY(Date))
+    shorter_types = bindparam("shorter_types", type_=ARRAY(String))
+    shorter_starts = bindparam("shorter_starts", type_=ARRAY(Date))
     trend_percent = bindparam("trend_percent", type_=Numeric)
     windows_per_year = bindparam("windows_per_year", type_=Numeric)
     computed_starts = bindparam("computed_starts", type_=ARRAY(Date))
@@ -240,7 +239,7 @@ def _of_samples(level: Level) -> Any:
         columns |= {state_column(kind, measure): cast(value, BigInteger) for kind in ("sum", "max", "min")}
         if measure.further:
             columns |= {state_column(end, measure): _pack_with_day(day, value) for end in ("first", "last")}
-    return _found(level, samples, day, columns)
+    return _source_rows(level, samples, day, columns)
 
 
 def _samples(level: Level) -> FromClause:
@@ -268,7 +267,7 @@ def _of_shorter_windows(level: Level) -> Any:
     target = level.target
     columns: dict[str, Element] = {"data_count": target.c.data_count}
     for measure in level.measures:
-        columns |= {state_column(kind, measure): value for kind, value in _kept(level, measure).items()}
+        columns |= {state_column(kind, measure): value for kind, value in _stored_sums(level, measure).items()}
         columns[state_column("max", measure)] = cast(target.c[measure.maximum], BigInteger)
         columns[state_column("min", measure)] = cast(target.c[measure.minimum], BigInteger)
         if measure.further:
@@ -277,12 +276,12 @@ def _of_shorter_windows(level: Level) -> Any:
             columns[state_column("first", measure)] = _pack_with_day(start, last - func.coalesce(growth, 0))
             columns[state_column("last", measure)] = _pack_with_day(start, last)
     # Parts do not overlap, so their first days are unique.
-    place = func.array_position(StatementParameters.part_starts, target.c.period_start)
-    return _found(level, target, target.c.period_start, columns).where(
+    place = func.array_position(StatementParameters.shorter_starts, target.c.period_start)
+    return _source_rows(level, target, target.c.period_start, columns).where(
         # The other two arrays are for the index and for pruning partitions.
-        window_of(StatementParameters.part_types, place) == target.c.period_type,
-        target.c.period_type == func.any(StatementParameters.part_types),
-        target.c.period_start == func.any(StatementParameters.part_starts),
+        window_of(StatementParameters.shorter_types, place) == target.c.period_type,
+        target.c.period_type == func.any(StatementParameters.shorter_types),
+        target.c.period_start == func.any(StatementParameters.shorter_starts),
         *level.of_servers(target, StatementParameters.instance_ids),
     )
 
@@ -319,8 +318,10 @@ def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
         "stored_data_count": case((keeps_sums, target.c.data_count)),
     }
     for measure in level.measures:
-        columns |= {state_column(f"stored_{kind}", measure): value for kind, value in _kept(level, measure).items()}
-    return _found(level, target, target.c.period_start, columns).where(
+        columns |= {
+            state_column(f"stored_{kind}", measure): value for kind, value in _stored_sums(level, measure).items()
+        }
+    return _source_rows(level, target, target.c.period_start, columns).where(
         target.c.period_type == StatementParameters.period_type,
         target.c.period_start.between(first, last),
         target.c.period_start == func.any(StatementParameters.starts),
@@ -328,7 +329,7 @@ def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
     )
 
 
-def _found(level: Level, source: FromClause, day: Element, columns: dict[str, Element]) -> Any:
+def _source_rows(level: Level, source: FromClause, day: Element, columns: dict[str, Element]) -> Any:
     """Select rows in the columns that all sources have, with their window."""
     bucket = func.width_bucket(day, StatementParameters.starts)
     columns_of_keys = {key: source.c[key] for key in level.keys}
@@ -356,7 +357,7 @@ def _stored_names(level: Level) -> Iterator[str]:
     yield from (f"stored_{name}" for name in _compared_names(level))
 
 
-def _kept(level: Level, measure: Measure) -> dict[str, Element]:
+def _stored_sums(level: Level, measure: Measure) -> dict[str, Element]:
     """Return the number of values and the sum of a measure in a stored row; for a day, the sum is the value.
 
     If the measure has no count, every sample has a value.

@@ -132,40 +132,40 @@ class Ledger:
                 wanted[row.level][row.period_start] = row.wanted
         return wanted
 
-    def known(self, parts: Mapping[Level, Collection[StoredWindow]]) -> dict[Level, list[KnownWindow]]:
+    def known_windows(self, windows: Mapping[Level, Collection[StoredWindow]]) -> dict[Level, list[KnownWindow]]:
         """Return the given windows that were computed, by level.
 
         Call it after `begin`: later changes cause these windows to be computed again.
         """
-        listed = sorted((level.name, *part) for level, some in parts.items() for part in some)
+        listed = sorted((level.name, *window) for level, some in windows.items() for window in some)
         parameters: dict[str, Any] = {
             "levels": [name for name, _, _ in listed],
             "asked_types": [name for _, name, _ in listed],
             "starts": [window.start for _, _, window in listed],
         }
-        stored = " ".join(f"WHEN '{level.name}' THEN {self._lookup('stored', level)}" for level in parts)
+        stored = " ".join(f"WHEN '{level.name}' THEN {self._lookup('stored', level)}" for level in windows)
         with self._work("looking for unchanged windows") as connection:
-            known = _KNOWN.format(stored=f"CASE w.level {stored} END")
+            known = _KNOWN_WINDOWS.format(stored=f"CASE w.level {stored} END")
             named = {"stale": STALE_WHEN_GATHERED, "tracking": TRACKING}
             query = with_queries(known, materialized=named, **named)
             rows = connection.execute(query, parameters).all()
-        windows_by_level: dict[str, list[KnownWindow]] = {level.name: [] for level in parts}
+        windows_by_level: dict[str, list[KnownWindow]] = {level.name: [] for level in windows}
         for name, start, end, *rest in rows:
             windows_by_level[name].append(KnownWindow(Window(start, end), *rest))
-        return {level: windows_by_level[level.name] for level in parts}
+        return {level: windows_by_level[level.name] for level in windows}
 
-    def finish(self, begun: Mapping[date, int], parts: Sequence[PeriodSummary], fingerprint: str) -> None:
-        """Record that the windows of `parts` were computed, with the changes before they were `begun`."""
+    def finish(self, begun: Mapping[date, int], summaries: Sequence[PeriodSummary], fingerprint: str) -> None:
+        """Record that the windows of `summaries` were computed, with the changes before they were `begun`."""
         parameters = {
-            "period_type": parts[0].period_type,
-            "level": parts[0].level,
-            "starts": [part.period_start for part in parts],
-            "begun": [begun[part.period_start] for part in parts],
-            "failed": [part.failed_instances for part in parts],
-            "processed": [part.processed_instances for part in parts],
-            "records": [part.total_records for part in parts],
-            "protected": [part.protected_records for part in parts],
-            "unsampled": [part.unsampled_records for part in parts],
+            "period_type": summaries[0].period_type,
+            "level": summaries[0].level,
+            "starts": [summary.period_start for summary in summaries],
+            "begun": [begun[summary.period_start] for summary in summaries],
+            "failed": [summary.failed_instances for summary in summaries],
+            "processed": [summary.processed_instances for summary in summaries],
+            "records": [summary.total_records for summary in summaries],
+            "protected": [summary.protected_records for summary in summaries],
+            "unsampled": [summary.unsampled_records for summary in summaries],
             "fingerprint": fingerprint,
         }
         with self._work("recording that a computation is done", "The aggregates were kept.") as connection:
@@ -179,10 +179,10 @@ class Ledger:
         with self._work("recording that rows are to be replaced") as connection:
             connection.execute(text(_INVALIDATE), parameters)
 
-    def computed(self, period: Period, level: Level) -> list[ComputedWindow]:
+    def computed_windows(self, period: Period, level: Level) -> list[ComputedWindow]:
         """Return the windows that were computed, in order."""
         with self._work("reading what was computed") as connection:
-            rows = connection.execute(text(_COMPUTED), {"period_type": period.name, "level": level.name})
+            rows = connection.execute(text(_COMPUTED_WINDOWS), {"period_type": period.name, "level": level.name})
             return [ComputedWindow(Window(row.period_start, row.period_end), *row[2:]) for row in rows]
 
     def failed_instances(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, int]:
@@ -224,7 +224,9 @@ class Ledger:
         """
         self.take_over()
         with self._work("looking for incomplete windows") as connection:
-            return self.left(connection, level, {period: windows}, patience_seconds=patience_seconds)
+            return self.incomplete_windows_seen_by(
+                connection, level, {period: windows}, patience_seconds=patience_seconds
+            )
 
     def undecided(self, connection: Connection) -> str | None:
         """Return why the ledger may lack changes, as a transaction sees it; None if it does not. Raises DBAPIError."""
@@ -233,7 +235,7 @@ class Ledger:
             return "a trigger that records changes of samples is missing or off: run `capacity init`"
         return "a server was put into service just now" if row.servers_are_unread else None
 
-    def left(
+    def incomplete_windows_seen_by(
         self,
         connection: Connection,
         level: Level,
@@ -255,7 +257,7 @@ class Ledger:
             "ends": [window.end for _, window in listed],
             "patience_seconds": patience_seconds,
         }
-        rows = connection.execute(text(_LEFT.format(sampled=self._lookup("sampled", level))), parameters)
+        rows = connection.execute(text(_INCOMPLETE.format(sampled=self._lookup("sampled", level))), parameters)
         return [IncompleteWindow(row.period_type, level.name, listed[row.place - 1][1], row.reason) for row in rows]
 
     def lost_rows(
@@ -318,7 +320,7 @@ _DISTRIBUTED_LOOKUPS = {
 }
 # Stale windows are looked up once, not for each window. No trigger fires for a dropped partition, but its windows have
 # no rows.
-_KNOWN = """
+_KNOWN_WINDOWS = """
 SELECT w.level, w.period_start, w.period_end, w.period_type, w.fingerprint, w.processed_instances, w.total_records,
        w.protected_records, w.unsampled_records,
        w.computed IS NOT NULL AND w.failed_instances = 0 AND (w.total_records = 0 OR {stored}) AND tracking.is_on,
@@ -393,7 +395,7 @@ UPDATE capacity_computed_windows w SET wanted = w.wanted + 1, changed = w.wanted
 WHERE w.period_type = :period_type AND w.level = locked.level AND w.period_start = locked.period_start
 """
 
-_COMPUTED = """
+_COMPUTED_WINDOWS = """
 SELECT period_start, period_end, coalesce(processed_instances, 0) AS processed_instances, failed_instances,
        coalesce(total_records, 0) AS total_records
 FROM capacity_computed_windows
@@ -433,7 +435,7 @@ FROM tracking
 """
 
 # Stale windows are looked up once, not for each window.
-_LEFT = """
+_INCOMPLETE = """
 WITH stale AS MATERIALIZED (SELECT * FROM capacity_stale_windows WHERE level = :level)
 SELECT given.place, given.period_type, state.reason
 FROM unnest(CAST(:period_types AS text[]), CAST(:starts AS date[]), CAST(:ends AS date[])) WITH ORDINALITY

@@ -119,18 +119,18 @@ class AggregationWork:
     since: date = date.min
 
     @cached_property
-    def reading(self) -> tuple[list[StoredWindow], list[Window]]:
+    def inputs(self) -> tuple[list[StoredWindow], list[Window]]:
         """The stored shorter windows to read, and the ranges of days whose samples to read, in order."""
-        parts: list[StoredWindow] = []
+        summed_windows: list[StoredWindow] = []
         days: list[Window] = []
         asked_for, unread = set(self.windows), self._unread
         for window in sorted(asked_for | compared_windows(self.period, self.windows)):
             if window in unread:
                 continue
             stored, left = self._own_row(window) or self._cover(window, self.shorter)
-            parts += stored
+            summed_windows += stored
             days += [Window(max(span.start, self.since), span.end) for span in left if span.end >= self.since]
-        return parts, [Window(span[0].start, span[-1].end) for span in adjacent_spans(sorted(days))]
+        return summed_windows, [Window(span[0].start, span[-1].end) for span in adjacent_spans(sorted(days))]
 
     @property
     def _unread(self) -> set[Window]:
@@ -149,22 +149,22 @@ class AggregationWork:
         if not periods:
             return [], [window]
         longest, *others = periods
-        parts: list[StoredWindow] = []
+        summed_windows: list[StoredWindow] = []
         days: list[Window] = []
         cut = _cut(longest, window)
         for piece in cut or [window]:
             if cut and (longest.name, piece) in self.usable:
-                parts.append((longest.name, piece))
+                summed_windows.append((longest.name, piece))
             else:
                 stored, left = self._cover(piece, others)
-                parts += stored
+                summed_windows += stored
                 days += left
-        return parts, days
+        return summed_windows, days
 
     def reads_a_year_before(self, stored: Collection[date]) -> bool:
         """Whether any window a year before is computed here, is read, or has `stored` rows."""
-        parts, days = self.reading
-        spans = [*self.windows, *days, *(window for _, window in parts)]
+        summed_windows, days = self.inputs
+        spans = [*self.windows, *days, *(window for _, window in summed_windows)]
         others = [self.period.year_before(window) for window in self.windows]
         first, last = others[0].start, others[-1].end
         return any(span.start <= last and first <= span.end for span in spans) or any(
@@ -174,8 +174,8 @@ class AggregationWork:
     @property
     def rows_read(self) -> int:
         """Rows that are read per key, at most, of samples and of shorter windows; at least one."""
-        parts, days = self.reading
-        return max(1, len(parts) + sum(span.days for span in days))
+        summed_windows, days = self.inputs
+        return max(1, len(summed_windows) + sum(span.days for span in days))
 
     def parameters(self) -> dict[str, object]:
         """Return the parameters of the statement, as in `figures.StatementParameters`."""
@@ -184,7 +184,7 @@ class AggregationWork:
         year_first, year_last = period.year_before(self.windows[0]), period.year_before(last)
         asked_for = set(self.windows)
         windows = sorted(asked_for | compared_windows(period, self.windows))
-        parts, days = self.reading
+        summed_windows, days = self.inputs
         return {
             "period": period.name,
             "instance_ids": [instance.id for instance in self.instances],
@@ -198,8 +198,8 @@ class AggregationWork:
             "year_first": year_first.start,
             "year_last": year_last.start,
             "year_interval": period.year_interval,
-            "part_types": [name for name, _ in parts],
-            "part_starts": [window.start for _, window in parts],
+            "shorter_types": [name for name, _ in summed_windows],
+            "shorter_starts": [window.start for _, window in summed_windows],
             "cuts": [day for span in days for day in (span.start, span.end + timedelta(days=1))],
             **_span("read", [span for span in days if span.end >= first.start], first.start),
             **_span("read_year", [span for span in days if span.end < first.start], first.start),
@@ -270,7 +270,7 @@ def prepare_group_days(connection: sa.Connection, work: AggregationWork) -> dict
     servers as its stored row.
     """
     GROUP.source.create(connection, checkfirst=False)
-    parts, spans = work.reading
+    summed_windows, spans = work.inputs
     days = [day for span in spans for day in span.dates]
     step = max(1, SERVER_DAYS_PER_STATEMENT // max(1, len(work.instances)))
     for first in range(0, len(days), step):
@@ -284,8 +284,8 @@ def prepare_group_days(connection: sa.Connection, work: AggregationWork) -> dict
     parameters = {
         "period_type": work.period.name,
         "starts": list(windows),
-        "part_types": [name for name, _ in parts],
-        "part_starts": [window.start for _, window in parts],
+        "shorter_types": [name for name, _ in summed_windows],
+        "shorter_starts": [window.start for _, window in summed_windows],
     }
     return {windows[row.period_start]: row.rows for row in connection.execute(sa.text(_GONE), parameters)}
 
@@ -303,7 +303,7 @@ WITH days_left AS MATERIALIZED (
     SELECT collected_date AS day, 1 AS days FROM capacity_group_days WHERE label_key = '(fleet)'
     UNION ALL
     SELECT period_start, g.data_count
-    FROM unnest(CAST(:part_types AS text[]), CAST(:part_starts AS date[])) AS p (period_type, period_start)
+    FROM unnest(CAST(:shorter_types AS text[]), CAST(:shorter_starts AS date[])) AS p (period_type, period_start)
     JOIN group_size_aggregations g USING (period_type, period_start)
     WHERE g.label_key = '(fleet)'
 )
@@ -385,7 +385,7 @@ class AggregationRunner:
                 line = "%s %s aggregates: %s of %s servers written so far"
                 logger.info(line, whole.period.name, self.level.name, done, len(whole.instances))
         share = (time.perf_counter() - started) / len(whole.windows)
-        return tuple(replace(part, duration_seconds=share) for part in combine(summaries))
+        return tuple(replace(summary, duration_seconds=share) for summary in combine(summaries))
 
     def _slices(self, whole: AggregationWork) -> Iterator[AggregationWork]:
         if not self.level.has_servers:
@@ -432,7 +432,7 @@ class AggregationRunner:
                 return [self._summary_of_failure(work, error)]
         except PoolTimeoutError as error:
             raise self._failure(error, work) from error
-        return [part for half in halves for part in self._aggregate_slice(half)]
+        return [summary for half in halves for summary in self._aggregate_slice(half)]
 
     def _write(self, work: AggregationWork) -> list[PeriodSummary]:
         options = work.options
@@ -480,8 +480,8 @@ class AggregationRunner:
         self, connection: sa.Connection, work: AggregationWork, parameters: Mapping[str, object]
     ) -> StatementSources:
         """Return the sources to read; if all windows were computed before, they have rows, and no lookup is needed."""
-        parts, days = work.reading
-        read = StatementSources(samples=bool(days), shorter_windows=bool(parts))
+        summed_windows, days = work.inputs
+        read = StatementSources(samples=bool(days), shorter_windows=bool(summed_windows))
         wanted = {window.start for window in work.windows}
         if wanted <= work.computed:
             return read
@@ -496,7 +496,7 @@ class AggregationRunner:
             rows=bool(stored),
             wanted_rows=bool(wanted & stored),
             year_before=work.reads_a_year_before(stored),
-            are_disjoint=not (parts or is_read_twice or is_stored_twice),
+            are_disjoint=not (summed_windows or is_read_twice or is_stored_twice),
         )
 
     def _on_nodes(self, connection: sa.Connection, work: AggregationWork) -> dict[date, Any]:
@@ -645,7 +645,7 @@ class PeriodSummary:
         return (
             f"{window}: {self.processed_instances} of {counted(self.total_instances, 'server')} processed, "
             f"{counted(self.written_records, 'row')} written, {self.unchanged_records} unchanged, "
-            f"{self.protected_records} protected{_kept(self.unsampled_records)}."
+            f"{self.protected_records} protected{_unsampled_text(self.unsampled_records)}."
             + (f" {self.coverage.message}" if self.coverage else "")
         )
 
@@ -682,11 +682,11 @@ _PUBLISHED_COUNTS = ("total_instances", *_OF_INSTANCES, "total_records", *_OF_RE
 class RunSummary:
     """Outcome of a run over any number of windows, periods and levels."""
 
-    parts: tuple[PeriodSummary, ...] = ()
+    summaries: tuple[PeriodSummary, ...] = ()
 
     @property
     def status(self) -> AggregationStatus:
-        """Failed if any part failed, skipped only if all are, otherwise completed."""
+        """Failed if any window failed, skipped only if all are, otherwise completed."""
         return _status(self.total("failed_instances"), self.total("processed_instances"))
 
     @property
@@ -697,12 +697,12 @@ class RunSummary:
     @property
     def errors(self) -> tuple[InstanceError, ...]:
         """The first failures of the run, at most twenty; `total("failed_instances")` is the exact count."""
-        return tuple(error for part in self.parts for error in part.errors)[:MAXIMUM_LISTED_ERRORS]
+        return tuple(error for summary in self.summaries for error in summary.errors)[:MAXIMUM_LISTED_ERRORS]
 
     @property
     def message(self) -> str:
         """One sentence on the whole run."""
-        windows = len({(part.period_type, part.period_start) for part in self.parts})
+        windows = len({(summary.period_type, summary.period_start) for summary in self.summaries})
         what = counted(windows, "window")
         if self.status is AggregationStatus.FAILED:
             return (
@@ -711,38 +711,38 @@ class RunSummary:
             )
         if self.status is AggregationStatus.SKIPPED:
             reason = "has samples there" if self.total("total_instances") else "is in scope"
-            span = f" from {min(part.period_start for part in self.parts)}" if self.parts else ""
+            span = f" from {min(summary.period_start for summary in self.summaries)}" if self.summaries else ""
             return f"{what}{span}: nothing to do, no active server {reason}."
         removed = self.total("removed_records")
         return (
             f"{what}: {counted(self.total('written_records'), 'row')} written, "
             f"{self.total('unchanged_records')} unchanged, {self.total('protected_records')} protected"
-            f"{f', {removed} removed' if removed else ''}{_kept(self.total('unsampled_records'))}."
+            f"{f', {removed} removed' if removed else ''}{_unsampled_text(self.total('unsampled_records'))}."
         )
 
     def total(self, name: str) -> int:
-        """Add up one count of `PeriodSummary` over all parts."""
-        return sum(getattr(part, name) for part in self.parts)
+        """Add up one count of `PeriodSummary` over all windows."""
+        return sum(getattr(summary, name) for summary in self.summaries)
 
     def of_period(self, period_type: str) -> RunSummary:
-        """Return the parts that belong to one period."""
-        return RunSummary(tuple(part for part in self.parts if part.period_type == period_type))
+        """Return the summaries of one period."""
+        return RunSummary(tuple(summary for summary in self.summaries if summary.period_type == period_type))
 
     def of_level(self, level: str) -> RunSummary:
-        """Return the parts that belong to one level."""
-        return RunSummary(tuple(part for part in self.parts if part.level == level))
+        """Return the summaries of one level."""
+        return RunSummary(tuple(summary for summary in self.summaries if summary.level == level))
 
     def __add__(self, other: RunSummary) -> RunSummary:
         """Combine two runs."""
-        return RunSummary(self.parts + other.parts)
+        return RunSummary(self.summaries + other.summaries)
 
     def to_dict(self) -> dict[str, object]:
-        """Return status, message, totals and one entry per part; plain JSON values."""
+        """Return status, message, totals and one entry per window and level; plain JSON values."""
         return {
             "status": self.status.value,
             "message": self.message,
             "metrics": self.metrics(),
-            "windows": [part.to_dict() for part in self.parts],
+            "windows": [summary.to_dict() for summary in self.summaries],
         }
 
     def metrics(self) -> dict[str, int]:
@@ -787,7 +787,7 @@ def combine(parts: Iterable[PeriodSummary]) -> tuple[PeriodSummary, ...]:
     return tuple(by_window.values())
 
 
-def _kept(unsampled: int) -> str:
+def _unsampled_text(unsampled: int) -> str:
     return f", {counted(unsampled, 'row')} kept without samples" if unsampled else ""
 
 

@@ -183,20 +183,22 @@ class AggregationService:
             levels = {runner.level: shorter_periods(self.periods, chosen, runner.level) for runner in runners}
             begun = self._begin(chosen, list(levels), wanted, options)
             own = {(chosen.name, window) for window in wanted}
-            known = self.ledger.known(
+            known = self.ledger.known_windows(
                 {level: own | candidate_windows(shorter, chosen, wanted) for level, shorter in levels.items()}
             )
             # Read after `begin`, so that a server activated later counts as a change that this run does not include.
             active = [instance for instance in self.instances(options.instance_ids) if instance.active]
-            parts: list[PeriodSummary] = []
+            summaries: list[PeriodSummary] = []
             for runner in runners:
                 level = runner.level
                 work = AggregationWork(
                     chosen, wanted, active, guarded, levels[level], self._usable(level, known[level])
                 )
-                parts += self._compute(runner, work, known[level], begun.get(level.name, {}))
+                summaries += self._compute(runner, work, known[level], begun.get(level.name, {}))
             days = coverage_of(self.engine, list(levels), wanted, self.clock.today())
-        return RunSummary(tuple(replace(part, coverage=days[part.level][part.period_start]) for part in parts))
+        return RunSummary(
+            tuple(replace(summary, coverage=days[summary.level][summary.period_start]) for summary in summaries)
+        )
 
     def _begin(
         self, period: Period, levels: Sequence[Level], windows: Sequence[Window], options: RunOptions
@@ -243,21 +245,21 @@ class AggregationService:
         before = {
             known_window.window: known_window for known_window in known if known_window.period_type == whole.period.name
         }
-        parts: dict[Window, PeriodSummary] = {}
+        summaries: dict[Window, PeriodSummary] = {}
         if not (options.overwrite or options.recompute or options.instance_ids is not None):
-            parts = {
+            summaries = {
                 window: _summary_of_unchanged(runner.level, before[window], len(whole.instances))
                 for window in whole.windows
                 if window in before and before[window].is_unchanged(mark)
             }
-        left = [window for window in whole.windows if window not in parts]
+        left = [window for window in whole.windows if window not in summaries]
         if left:
             stored_before = frozenset(window.start for window in whole.windows if window in before)
             computed = runner.aggregate(replace(whole, windows=left, computed=stored_before))
             if begun:
                 self.ledger.finish(begun, computed, mark)
-            parts |= dict(zip(left, computed, strict=True))
-        return (parts[window] for window in whole.windows)
+            summaries |= dict(zip(left, computed, strict=True))
+        return (summaries[window] for window in whole.windows)
 
     def period(self, period: str | Period, *others: str) -> Period:
         """Return the period of a name; raises ValidationError if there is none, with the known names and `others`."""

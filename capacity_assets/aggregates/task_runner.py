@@ -94,8 +94,8 @@ class AggregationTaskRunner:
     def run_checks(self, summary: RunSummary, level: str) -> list[CheckOutcome]:
         """Run the checks of one level: the windows of the run, and for checks of severity error others that fail."""
         of_level, partitions = summary.of_level(level), self.service.partitions
-        windows = [Window(part.period_start, part.period_end) for part in of_level.parts]
-        period = self.service.period(of_level.parts[0].period_type)
+        windows = [Window(each.period_start, each.period_end) for each in of_level.summaries]
+        period = self.service.period(of_level.summaries[0].period_type)
         every = partitions.every_window(period)
         failed = self.service.ledger.failed_instances(period, LEVELS[level], every)
         scope = CheckScope(period.name, LEVELS[level], windows, partitions.clock.today(), self.jump_percent, every)
@@ -114,7 +114,7 @@ class AggregationTaskRunner:
 
     def computed_windows(self, period: Period, level: str) -> list[ComputedWindow]:
         """Return the windows that were computed, within the partition range."""
-        computed = self._ledger().computed(period, LEVELS[level])
+        computed = self._ledger().computed_windows(period, LEVELS[level])
         return [window for window in computed if self._has_partition(period.name, window.window)]
 
     def last_computation(self) -> str:
@@ -157,9 +157,9 @@ class AggregationTaskRunner:
         error: str | None = str(outcome)
         if isinstance(outcome, RunSummary):
             error = outcome.message if outcome.status is AggregationStatus.FAILED else None
-            total = max(part.total_instances for part in outcome.parts)
+            total = max(each.total_instances for each in outcome.summaries)
             # A server that failed in several windows or levels is counted in each.
-            failed = min(total, sum(part.failed_instances for part in outcome.parts))
+            failed = min(total, sum(each.failed_instances for each in outcome.summaries))
         name = f"{period.name} {what}aggregates, {span}"
         record_legacy_run(self.service.engine, name, started_at, total=total, failed=failed, error=error)
 

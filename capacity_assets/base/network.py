@@ -57,23 +57,23 @@ class Connections:
     """The connections of a call, so that another thread can close them."""
 
     def __init__(self) -> None:
-        self._found: list[Any] = []
+        self._connections: list[Any] = []
 
     def noting(self, kind: type[Client]) -> type[Client]:
         """Return a subclass of `kind` whose connections are registered here."""
 
         def connect(client: Any, *args: Any, **options: Any) -> Any:
-            self._found.append(client)
+            self._connections.append(client)
             done = kind.connect(client, *args, **options)
             # An HTTP client drops its reference to the socket when the body starts.
-            self._found.append(client.sock)
+            self._connections.append(client.sock)
             return done
 
         return type(kind.__name__, (kind,), {"connect": connect})
 
     def close(self) -> None:
         """Shut down the open connections, so that waiting threads continue."""
-        for one in list(self._found):
+        for one in list(self._connections):
             connection = getattr(one, "sock", one)
             if connection is not None:
                 with suppress(OSError):

@@ -170,7 +170,7 @@ def history_chart(history: History) -> Markup:
         full=history.full,
         marks=list(_marks(history, plot)),
         points=measured if len(measured) <= MOST_DOTS else _alone(history.points),
-        readings=json.dumps(list(_readings(history, plot)), separators=(",", ":")) if history.is_interactive else "",
+        readings=json.dumps(list(_tooltips(history, plot)), separators=(",", ":")) if history.is_interactive else "",
     )
 
 
@@ -269,7 +269,7 @@ def _marks(history: History, plot: _Plot) -> Iterator[_PlacedMark]:
 
 
 @dataclass
-class _Reading:
+class _Tooltip:
     """The values at a day: texts, position in percent and pixels, and the address that a click opens."""
 
     day: date
@@ -278,10 +278,10 @@ class _Reading:
     address: str = ""
 
 
-def _readings(history: History, plot: _Plot) -> Iterator[list[object]]:
-    """Yield position, height, texts and address of each reading; a mark is read at the window next to it."""
+def _tooltips(history: History, plot: _Plot) -> Iterator[list[object]]:
+    """Yield position, height, texts and address of each tooltip; a mark belongs to the window next to it."""
     earlier = {day: size for day, size in history.earlier if size is not None}
-    readings = []
+    tooltips = []
     for point in history.points:
         texts = [point.label or human_day(point.day)]
         if point.smallest_mb is not None and point.largest_mb is not None and point.smallest_mb != point.largest_mb:
@@ -289,24 +289,24 @@ def _readings(history: History, plot: _Plot) -> Iterator[list[object]]:
         if point.day in earlier:
             texts.append(f"previous year: {human_mb(earlier[point.day])}")
         y = None if point.size_mb is None else round(plot.y(point.size_mb), 1)
-        readings.append(_Reading(point.day, y, texts, point.address))
+        tooltips.append(_Tooltip(point.day, y, texts, point.address))
     for forecast in history.ahead[1:]:
         middle = round((plot.y(forecast.lower_mb) + plot.y(forecast.upper_mb)) / 2, 1)
         texts = [
             f"{human_day(forecast.day)}: {human_mb(forecast.lower_mb)} to {human_mb(forecast.upper_mb)} (80 % range)",
             f"forecast: {human_mb(forecast.size_mb)}",
         ]
-        readings.append(_Reading(forecast.day, middle, texts))
-    known = [reading for reading in readings if reading.y is not None]
+        tooltips.append(_Tooltip(forecast.day, middle, texts))
+    known = [tooltip for tooltip in tooltips if tooltip.y is not None]
     for mark in history.marks:
         if known and plot.holds(mark.day):
             min(known, key=partial(_distance, mark.day)).texts.append(mark.title)
-    for reading in readings:
-        yield [round(plot.x(reading.day), 3), reading.y, reading.texts, reading.address]
+    for tooltip in tooltips:
+        yield [round(plot.x(tooltip.day), 3), tooltip.y, tooltip.texts, tooltip.address]
 
 
-def _distance(day: date, reading: _Reading) -> int:
-    return abs((reading.day - day).days)
+def _distance(day: date, tooltip: _Tooltip) -> int:
+    return abs((tooltip.day - day).days)
 
 
 def sparkline(sizes_mb: Sequence[int | None]) -> Markup:

@@ -118,7 +118,7 @@ def plan(settings: Settings, /, **values: Any) -> Report:
       capacity plan --period all --from 2025-01-01 --overwrite
     """
     run, troubles = _run(settings, **values, dry_run=True)
-    document = {"dry_run": True, "windows": [_plan_fields(part) for part in run.parts]}
+    document = {"dry_run": True, "windows": [_plan_fields(part) for part in run.summaries]}
     return _report(run, document, _plan_lines(run), troubles)
 
 
@@ -128,7 +128,7 @@ def _report(
     """Report a run; if whole periods failed, their `troubles` are the failure of the command."""
     texts = [str(trouble) for trouble in troubles]
     code = FAILED if run.status is AggregationStatus.FAILED else DONE
-    return Report({**document, "troubles": texts}, lines if run.parts else (), code, "\n".join(texts))
+    return Report({**document, "troubles": texts}, lines if run.summaries else (), code, "\n".join(texts))
 
 
 def _run(
@@ -188,9 +188,9 @@ def _without_removed(counts: Mapping[str, str], run: RunSummary) -> dict[str, st
 def _run_lines(run: RunSummary) -> Iterator[Line]:
     counts = _without_removed(COUNTS, run)
     rows = []
-    for period, level in dict.fromkeys((part.period_type, part.level) for part in run.parts):
+    for period, level in dict.fromkeys((part.period_type, part.level) for part in run.summaries):
         part = run.of_period(period).of_level(level)
-        rows.append([period, level, len(part.parts), *map(part.total, counts.values())])
+        rows.append([period, level, len(part.summaries), *map(part.total, counts.values())])
     headings = ("Period", "Level", ">Windows", *(f">{heading}" for heading in counts))
     yield Table("Servers (counted once for each window) and rows", headings, rows)
     yield f"{run.status.value}: {run.message}"
@@ -199,8 +199,10 @@ def _run_lines(run: RunSummary) -> Iterator[Line]:
 
 def _plan_lines(run: RunSummary) -> Iterator[Line]:
     """Yield one row for each window and level that would change, and one with the number of the others."""
-    with_work = [part for part in run.parts if part.written_records or part.removed_records or part.failed_instances]
-    listed = run.parts if len(run.parts) <= ALWAYS_LISTED else with_work
+    with_work = [
+        part for part in run.summaries if part.written_records or part.removed_records or part.failed_instances
+    ]
+    listed = run.summaries if len(run.summaries) <= ALWAYS_LISTED else with_work
     counts = _without_removed(PLANNED, run)
     rows = [
         [part.period_type, part.level, part.period_start, *(getattr(part, key) for key in counts.values())]
@@ -209,8 +211,8 @@ def _plan_lines(run: RunSummary) -> Iterator[Line]:
     headings = ("Period", "Level", "Window", *(f">{heading}" for heading in counts))
     if listed:
         yield Table("Servers with and without samples, and rows that would be written", headings, rows)
-    if len(listed) < len(run.parts):
-        yield f"Not listed, because nothing would be written: {len(run.parts) - len(listed):,} windows and levels."
+    if len(listed) < len(run.summaries):
+        yield f"Not listed, because nothing would be written: {len(run.summaries) - len(listed):,} windows and levels."
     removed = run.total("removed_records")
     yield (
         f"Rows: would write {run.total('written_records'):,}{f' and remove {removed:,}' if removed else ''}; "
@@ -394,14 +396,14 @@ def _explanation_lines(
 
 def _figure_cells(explanation: Explanation, figure: Figure) -> list[object]:
     if explanation.stored is None:
-        return [figure.name, figure.how, _shown(figure.computed), ""]
-    stored = _shown(figure.stored)
+        return [figure.name, figure.how, _cell(figure.computed), ""]
+    stored = _cell(figure.stored)
     if not figure.agrees:
         stored = f"{stored:,} !" if isinstance(stored, int) else f"{stored} !"
-    return [figure.name, figure.how, _shown(figure.computed), stored]
+    return [figure.name, figure.how, _cell(figure.computed), stored]
 
 
-def _shown(value: object) -> object:
+def _cell(value: object) -> object:
     """Return a value for a table; whole numbers get separators, also if they are stored as decimals."""
     if isinstance(value, Decimal) and value.as_tuple().exponent == 0:
         return int(value)
@@ -412,7 +414,7 @@ def _samples(heading: str, samples: Sequence[ValuesOfDay], *, list_all: bool) ->
     """Return a table of the first and last samples, or of all; the figures name the days of the extremes."""
     if not samples:
         return heading
-    rows: list[list[object]] = [[sample.day, *map(_shown, sample.values.values())] for sample in samples]
+    rows: list[list[object]] = [[sample.day, *map(_cell, sample.values.values())] for sample in samples]
     if not list_all and len(rows) > 2 * DAYS_LISTED + 1:
         hidden: list[object] = [f"{len(rows) - 2 * DAYS_LISTED} days", *("..." for _ in samples[0].values)]
         rows = [*rows[:DAYS_LISTED], hidden, *rows[-DAYS_LISTED:]]

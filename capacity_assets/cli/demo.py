@@ -130,7 +130,7 @@ def _print_result(run: RunSummary, written: int, fleet: LoadedFleet, *, changed:
     for name in PERIODS:
         part = run.of_period(name)
         counts = [part.total(f"{outcome}_instances") for outcome in ("processed", "failed", "skipped")]
-        rows.append([name, len(part.parts) // len(LEVELS), *counts, part.total("total_records")])
+        rows.append([name, len(part.summaries) // len(LEVELS), *counts, part.total("total_records")])
     say(Table("Servers and rows by period; a server counts once in each window and level", HEADINGS, rows))
     if run.status is AggregationStatus.FAILED or run.total("written_records"):
         raise CommandFailedError(f"Recomputing everything showed differences: {run.message}")

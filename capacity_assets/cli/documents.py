@@ -136,7 +136,7 @@ def digest(
     with options.open_window(settings, "weekly", day) as (runner, _, week):
         engine, today = runner.service.engine, runner.service.clock.today()
         if send:
-            return _sent(settings, engine, week, today=today, again=again)
+            return _report_of_sending(settings, engine, week, today=today, again=again)
         content = read_digest(engine, week, label, settings.thresholds, today=today)
         if label is not None and not content.history:
             refuse_unknown_label(engine, *label)
@@ -150,7 +150,7 @@ def digest(
     return Report(content, [f"Digest written to {output}"])
 
 
-def _sent(settings: Settings, engine: Engine, week: Window, **how: Any) -> Report:
+def _report_of_sending(settings: Settings, engine: Engine, week: Window, **how: Any) -> Report:
     if settings.receivers is None:
         raise ValidationError("CAPACITY_RECEIVERS is unset: set it to the file that lists the receivers.")
     receivers = receivers_of(settings.receivers, settings.label_keys)

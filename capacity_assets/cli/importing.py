@@ -228,7 +228,7 @@ class _Import:
         days, reports = self._days(), []
         headers = prometheus.login(source, SecretFolders.of(settings))
         layout = rows.layout_of(DATABASE)
-        history = monitoring.PrometheusHistory(source, headers, days, settings.zone, layout, self._known())
+        history = monitoring.PrometheusHistory(source, headers, days, settings.zone, layout, self._server_names())
         document: dict[str, object] = {**asdict(days)}
         try:
             if source.sizes is not None:
@@ -236,7 +236,7 @@ class _Import:
                 reports.append(self._load(history, DATABASE, rows.BYTES, sources.PROMETHEUS, **how))
                 document[DATABASE.source.name] = reports[0]
             if source.volume_queries:
-                document["volume_size_stats"] = self._volumes(replace(history, known=self._known()))
+                document["volume_size_stats"] = self._volumes(replace(history, known=self._server_names()))
         except prometheus.SourceError as error:
             text = f"{name}: {error}. Stored days are kept; the same command continues."
             raise prometheus.SourceError(text) from None
@@ -281,7 +281,7 @@ class _Import:
         say(f"{human_day(days.first)} to {human_day(days.last)}, the last value of each day.")
         return days
 
-    def _known(self) -> set[str]:
+    def _server_names(self) -> set[str]:
         reading = database_errors(doing="reading servers")
         with reading, self.engine.connect() as connection:
             return set(connection.execute(sa.text("SELECT name FROM instances")).scalars())
@@ -436,13 +436,13 @@ def _report_lines(report: LoadReport, level: Level, place: Callable[[int], str])
 def _first_rows(first: Sequence[Mapping[str, object]]) -> Table:
     """Return how the first rows were read, with days and sizes as people write them."""
 
-    def shown(column: str, value: object) -> str:
+    def cell_text(column: str, value: object) -> str:
         if isinstance(value, date):
             return human_day(value)
         return f"{value:,} MiB" if column.endswith("_mb") and isinstance(value, int) else str(value or "")
 
     columns = dict.fromkeys(name for row in first for name in row)
-    cells = [[printable(shown(column, row.get(column))) for column in columns] for row in first]
+    cells = [[printable(cell_text(column, row.get(column))) for column in columns] for row in first]
     headings = [f">{column}" if column.endswith("_mb") or column == "row" else column for column in columns]
     return Table("First rows, as read", headings, cells)
 

@@ -323,10 +323,10 @@ class CollectionService:
         """Whether a server in service is registered for collection; raises DatabaseError."""
         return any(registered.active and registered.is_collected for registered in registered_servers(self.engine))
 
-    def left(self, day: date, share: CollectionShare | None = None) -> int:
+    def count_remaining(self, day: date, share: CollectionShare | None = None) -> int:
         """Count the servers in service, or in a share, that remain to be measured on a day; raises DatabaseError."""
         refuse_an_unfit_database(self.engine, self.clock.zone)
-        query = with_queries(_LEFT, in_service=SERVERS_IN_SERVICE)
+        query = with_queries(_UNMEASURED, in_service=SERVERS_IN_SERVICE)
         left = [row.instance_id for row in self._read(query, {"day": day}, "counting the remaining servers")]
         return len(left if share is None else servers_of_share(self.engine, share, left, day))
 
@@ -470,7 +470,7 @@ FROM instance_size_stats s JOIN capacity_collection_targets t ON t.instance_id =
 JOIN in_service i ON i.id = s.instance_id
 WHERE s.collected_date = :day AND NOT s.is_deleted AND i.counted_by IS NULL
 """
-_LEFT = """
+_UNMEASURED = """
 SELECT t.instance_id FROM capacity_collection_targets t JOIN in_service i ON i.id = t.instance_id
 WHERE NOT EXISTS (SELECT FROM capacity_collection_attempts a
                   WHERE a.instance_id = t.instance_id AND a.collected_date = :day AND a.status = 'collected')

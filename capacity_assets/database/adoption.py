@@ -278,7 +278,7 @@ class WantedIndex:
         return set(index.columns) == set(self.columns) and len(index.columns) == len(self.columns)
 
     @property
-    def listed(self) -> str:
+    def columns_and_condition(self) -> str:
         """Columns and condition, for people and for PostgreSQL."""
         where = f" WHERE {self.condition}" if self.condition else ""
         return f"({', '.join(map(quoted, self.columns))}){where}"
@@ -377,12 +377,12 @@ def _drop_unfinished(connection: sa.Connection, of_leaf: Iterable[Index], wanted
 def _build(
     connection: sa.Connection, table: sa.Table, leaf: str, wanted: WantedIndex, on_step: Callable[[str], None]
 ) -> None:
-    on_step(f"{leaf}: building an index on {wanted.listed} without locking the table")
+    on_step(f"{leaf}: building an index on {wanted.columns_and_condition} without locking the table")
     # PostgreSQL names indexes of partitions, and a key gets the name of the one that it replaces.
     is_whole = leaf == quoted(table.name) and not wanted.is_primary
     name = f"{quoted(free_name(connection, wanted.name))} " if is_whole else ""
     unique = "UNIQUE " if wanted.is_unique else ""
-    connection.exec_driver_sql(f"CREATE {unique}INDEX CONCURRENTLY {name}ON {leaf} {wanted.listed}")
+    connection.exec_driver_sql(f"CREATE {unique}INDEX CONCURRENTLY {name}ON {leaf} {wanted.columns_and_condition}")
 
 
 def _is_unique(wanted: WantedIndex, indexes: Iterable[Index]) -> bool:
@@ -404,7 +404,7 @@ def _key_steps(
     A key that foreign keys of others refer to stays, and so does the primary key of the legacy application, which looks
     rows up by their number.
     """
-    reason = f"{table.name} has no key on {wanted.listed}"
+    reason = f"{table.name} has no key on {wanted.columns_and_condition}"
     leaves = _leaves(connection, table)
     # The index of the new key itself may exist, of a table without partitions.
     others = [
@@ -435,7 +435,7 @@ def _further_steps(
     connection: sa.Connection, table: sa.Table, wanted: WantedIndex, indexes: Sequence[Index], built: Index | None
 ) -> Iterator[SchemaStep]:
     """Add an index other than the primary key, in the place of one of the same name."""
-    reason = f"{table.name} has no {'unique key' if wanted.is_unique else 'index'} on {wanted.listed}"
+    reason = f"{table.name} has no {'unique key' if wanted.is_unique else 'index'} on {wanted.columns_and_condition}"
     former = next((index for index in indexes if index.name == wanted.name), None)
     if former is not None:
         yield SchemaStep(reason, _drop(table, former))
@@ -444,7 +444,7 @@ def _further_steps(
         yield SchemaStep(reason, f"ALTER INDEX {built.identifier} RENAME TO {name}")
         return
     unique = "UNIQUE " if wanted.is_unique else ""
-    yield SchemaStep(reason, f"CREATE {unique}INDEX {name} ON {quoted(table.name)} {wanted.listed}")
+    yield SchemaStep(reason, f"CREATE {unique}INDEX {name} ON {quoted(table.name)} {wanted.columns_and_condition}")
 
 
 def _leaves(connection: sa.Connection, table: sa.Table) -> list[str]:

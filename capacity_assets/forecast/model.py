@@ -411,13 +411,13 @@ MOST_PROBABLE = 0.99
 def evidence(forecasts: SizeForecasts, limits: Sizes) -> Sizes:
     """Return the evidence for reaching limits, series by RISE_DAYS by PIECES; a higher limit has less."""
     free = np.maximum(limits - forecasts.last, np.finfo(np.float64).tiny)[:, None]
-    last, grown, count, days = _known(forecasts)
+    last, grown, count, days = _probability_inputs(forecasts)
     rises = _rises_piece(np.sum(forecasts.rises >= free[:, :, None], axis=2), count, days)
     activity = np.broadcast_to(forecasts.activity[:, None], rises.shape)
     return np.stack([np.ones_like(rises), activity, *_size_pieces(free, last, grown), rises], axis=2)
 
 
-def _known(forecasts: SizeForecasts) -> tuple[Sizes, list[Sizes], Sizes, Sizes]:
+def _probability_inputs(forecasts: SizeForecasts) -> tuple[Sizes, list[Sizes], Sizes, Sizes]:
     """Return last sizes, the growth compared with free space, numbers of rises and days, each series by RISE_DAYS."""
     days = np.broadcast_to(np.asarray(RISE_DAYS, dtype=np.float64), forecasts.rises.shape[:2])
     columns = (forecasts.last, forecasts.drift, forecasts.pace, forecasts.spread, forecasts.fallen)
@@ -507,7 +507,7 @@ def _largest_free(
     first, and then the free space between them.
     """
     of = (series, column)
-    last, grown, count, days = _known(forecasts)
+    last, grown, count, days = _probability_inputs(forecasts)
     last, grown, count, days = last[of], [size[of] for size in grown], count[of], days[of]
     constant, by_activity, *by_size, by_rises = _WEIGHTS_BY_DAYS[column].T
     constant = constant + by_activity * forecasts.activity[series]

@@ -520,7 +520,7 @@ def _effects(
             effects.append(Effect(server, new.database, volume, new.day or as_of, float(new.size_mb), rate, new))
     notes = []
     for subject, takings in _takings(scenario, as_of).items():
-        taken = list(_taken(takings, measured, subject, rates[subject], as_of))
+        taken = list(_effects_of_takings(takings, measured, subject, rates[subject], as_of))
         effects += [effect for _, effect in taken]
         notes += [
             f"{purge.text}: {purge.database} has only {human_mb(round(-effect.size_mb))} then."
@@ -539,7 +539,7 @@ def _takings(scenario: Scenario, as_of: date) -> dict[Subject, list[Purge | Move
     return takings
 
 
-def _taken(
+def _effects_of_takings(
     takings: Sequence[Purge | Move], measured: _Measurements, subject: Subject, rate: float, as_of: date
 ) -> Iterator[tuple[Purge | Move, Effect]]:
     """Yield the effects of the purges and the move of one database, each with its assumption.

@@ -424,7 +424,7 @@ class Loader:
         report.before_start += sum(row[day_place] < self.start_date for row in good)  # type: ignore[operator]
         if self.dry_run:
             first = good[: FIRST_ROWS - len(report.first_rows)]
-            report.first_rows += ({"row": row[0], **self.reader.shown(row)} for row in first)
+            report.first_rows += ({"row": row[0], **self.reader.values_of(row)} for row in first)
         copy_rows(connection, f"COPY staged ({names}) FROM STDIN", good)
         self._find_servers(connection, report)
         with copied_for_reading(connection, _near_a_slice(self.level)):

@@ -113,7 +113,7 @@ class RetentionPlan:
     retention: Retention
     periods: Mapping[str, Period]
 
-    def wanted(self, layout: PartitionLayout, today: date, last: date) -> Iterator[PartitionBounds]:
+    def needed_bounds(self, layout: PartitionLayout, today: date, last: date) -> Iterator[PartitionBounds]:
         """The spans from the first day that is kept to the last one wanted ahead."""
         table = layout.table
         if not layout.by_period:
@@ -166,7 +166,7 @@ class RetentionPlan:
                 not_over = f"the {period.name} window from {reading[-1].start} reads them and is not over"
                 break
             windows[period] = reading
-        left = self.ledger.left(connection, level, windows)
+        left = self.ledger.incomplete_windows_seen_by(connection, level, windows)
         if left or not_over or is_locked:
             return self._sentence(left[0]) if left else not_over
         return self._lost_rows(connection, level, windows, today)
@@ -318,7 +318,7 @@ class TableMaintenance:
             sentences += [f"{table.name}: {rows} stay in its default partition" for rows in in_default.staying]
             if in_default.spans:
                 sentences.append(f"{table.name} has rows in its default partition: `capacity maintain` moves them")
-            elif any(not layout.covers(span) for span in self._plan.wanted(layout, today, next_month)):
+            elif any(not layout.covers(span) for span in self._plan.needed_bounds(layout, today, next_month)):
                 sentences.append(
                     f"{table.name} lacks a partition for the coming month: is table_maintenance_schedule on? "
                     "`capacity maintain` adds it"
@@ -334,7 +334,7 @@ class TableMaintenance:
             report.notes.append(f"{table.name} is {how if layout.is_partitioned else plain}")
             return {}
         in_default = self._rows_in_default(layout, today)
-        ahead = self._plan.wanted(layout, today, today + timedelta(days=AHEAD_DAYS))
+        ahead = self._plan.needed_bounds(layout, today, today + timedelta(days=AHEAD_DAYS))
         wanted = {*in_default.spans, *(span for span in ahead if not layout.covers(span))}
         if layout.default:
             report.notes += [f"{table.name}: {rows} stay in {layout.default.name}" for rows in in_default.staying]

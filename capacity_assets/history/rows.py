@@ -284,14 +284,14 @@ class FileSurveyor:
     def _dates(self, ways: _Ways) -> str:
         if self.date_format is not None:
             return self.date_format
-        if len(_shown(ways)) > 1:
+        if len(_certain_ways(ways)) > 1:
             (first, one), (second, other) = (ways[order] for order in ORDERED)
             raise ValidationError(
                 f"{DAY} {one!r:.40} in {self.place(first)} can only be day-first, {other!r:.40} in "
                 f"{self.place(second)} only month-first. Correct the file, or choose with "
                 "--date-format."
             )
-        if not _shown(ways) and "?" in ways:
+        if not _certain_ways(ways) and "?" in ways:
             position, text = ways["?"]
             readings = [human_day(ValueFormats(order).moment(text).date()) for order in ORDERED]
             raise ValidationError(
@@ -299,16 +299,16 @@ class FileSurveyor:
                 f"{readings[1]} (--date-format month-first), and the file contains no date that decides it."
             )
         # With day and month of the same number, both orders are right.
-        return next(iter(_shown(ways)), DAY_FIRST if ways else ISO)
+        return next(iter(_certain_ways(ways)), DAY_FIRST if ways else ISO)
 
     def _decimals(self, columns: Mapping[str, _Ways]) -> dict[str, str]:
         if self.decimal is not None:
             return {column: self.decimal for column, ways in columns.items() if ways}
-        elsewhere = {mark for ways in columns.values() for mark in _shown(ways)}
+        elsewhere = {mark for ways in columns.values() for mark in _certain_ways(ways)}
         return {column: self._decimal(column, ways, elsewhere) for column, ways in columns.items()}
 
     def _decimal(self, column: str, ways: _Ways, elsewhere: set[str]) -> str:
-        marks = _shown(ways)
+        marks = _certain_ways(ways)
         if len(marks) > 1:
             (first, one), (second, other) = (ways[mark] for mark in (POINT, COMMA))
             raise ValidationError(
@@ -334,7 +334,7 @@ def _note(ways: _Ways, way: str | None, position: int, text: str) -> None:
         ways.setdefault(way, (position, text))
 
 
-def _shown(ways: _Ways) -> list[str]:
+def _certain_ways(ways: _Ways) -> list[str]:
     return [way for way in ways if not way.startswith("?")]
 
 
@@ -442,7 +442,7 @@ class RowReader:
         values += [int(amount) if amount is not None and self.unit == BYTES else None for amount in amounts]
         return [*values, min(_moment(self._times, cells[COLLECTED_AT], day, self.zone), self.now)]
 
-    def shown(self, row: Sequence[object]) -> dict[str, object]:
+    def values_of(self, row: Sequence[object]) -> dict[str, object]:
         """Return a row as it was read, by column: server, database, day, and the sizes in MiB."""
         layout = self.layout
         names = (SERVER, INSTANCE_ID, *layout.keys, *layout.sizes, *layout.optional_sizes)

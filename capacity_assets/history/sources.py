@@ -103,7 +103,7 @@ class CsvSource:
         self._path, self._columns = path, layout.columns
         self._encoding = UTF_8
         try:
-            self._encoding = _known(options.encoding) if options.encoding else self._encoding_by_its_mark()
+            self._encoding = _codec_name(options.encoding) if options.encoding else self._encoding_by_its_mark()
             with self._open_file() as file:
                 first = next_line(file)
         except (gzip.BadGzipFile, zlib.error, EOFError):
@@ -198,7 +198,7 @@ class CsvSource:
             raise ValidationError(f"{self._path} cannot be read past row {position}: {reason}.") from None
 
 
-def _known(encoding: str) -> str:
+def _codec_name(encoding: str) -> str:
     try:
         codec = codecs.lookup(encoding)
         # Some codecs are not text encodings.

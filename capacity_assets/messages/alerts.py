@@ -86,7 +86,7 @@ def send_alerts(
     """
     now = clock.local_now()
     with one_at_a_time(engine, "alerts"):
-        told = _told(engine, [one.name for one in receivers], clock)
+        told = _open_alerts(engine, [one.name for one in receivers], clock)
         risks = read_risks(engine, clock.today(), settings.thresholds, {key for sent in told.values() for key in sent})
         risks = risks.all_resolved(off_because) if off_because else risks
         due, ends = [], []
@@ -266,7 +266,9 @@ def dedup_key(key: SubjectKey, installation: str) -> str:
     return f"capacity-{sha256(repr((installation, *key)).encode()).hexdigest()[:32]}"
 
 
-def _told(engine: Engine, receivers: Sequence[str], clock: Clock) -> dict[Destination, dict[SubjectKey, SentAlert]]:
+def _open_alerts(
+    engine: Engine, receivers: Sequence[str], clock: Clock
+) -> dict[Destination, dict[SubjectKey, SentAlert]]:
     """Return the open alerts by receiver and channel."""
     told: dict[Destination, dict[SubjectKey, SentAlert]] = {}
     alerts = capacity_alerts.c

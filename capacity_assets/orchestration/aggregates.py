@@ -203,7 +203,7 @@ def aggregate_asset(graph: Graph, period: Period, level: Level) -> dg.AssetsDefi
             summary = runner.run_period(period, windows, options)
             _refuse_a_run_without_success(summary)
             sizes = window_sizes(runner.service.engine, period, level, windows)
-            for part in summary.parts:
+            for part in summary.summaries:
                 key = part.period_start
                 metadata = summary_metadata(part, sizes[key], graph.settings.pages_url)
                 context.add_asset_metadata(metadata, partition_key=key.isoformat())

@@ -126,7 +126,7 @@ class RequestedDays:
     summary: CollectionSummary | None
 
     @property
-    def missing(self) -> list[date]:
+    def missing_days(self) -> list[date]:
         """The days that have no samples after the run either."""
         return [day for day in self.days if day not in self.kept and self.measured_on(day) is None]
 
@@ -225,14 +225,14 @@ def collected_assets(graph: Graph) -> dg.AssetsDefinition:
                 servers_result(measured, service.engine, settings.pages_url, servers),
                 slots_result(service.engine, service.clock.today(), settings.pages_url, parts),
             ]
-        if done.summary and len(done.days) == 1 and done.missing and done.summary.is_empty:
+        if done.summary and len(done.days) == 1 and done.missing_days and done.summary.is_empty:
             # The step fails, so that nothing downstream takes the day as measured.
             shown = collection_metadata(done.summary)
             raise dg.Failure(description=done.summary.message, metadata=shown, allow_retries=False)
-        if done.missing:
+        if done.missing_days:
             # One result would apply to all requested days, so those that have samples are reported one by one.
             _warn_of_missing(context, done)
-            for day in sorted({*done.days} - {*done.missing}):
+            for day in sorted({*done.days} - {*done.missing_days}):
                 for raw in RAW_TABLES:
                     if _has_samples(raw, done.measured_on(day)):
                         context.log_event(
@@ -261,10 +261,10 @@ def _has_samples(raw: RawTable, measured: CollectionSummary | None) -> bool:
 
 def _warn_of_missing(context: dg.AssetExecutionContext, done: RequestedDays) -> None:
     context.log.warning(
-        f"No samples for {len(done.missing)} of {counted(len(done.days), 'day')}, "
-        f"{human_days(done.missing[0], done.missing[-1])}: a server reports only the current size of its databases. "
-        "Use `capacity import` for samples taken elsewhere. The aggregates of this run are skipped: materialise them "
-        "in a separate run."
+        f"No samples for {len(done.missing_days)} of {counted(len(done.days), 'day')}, "
+        f"{human_days(done.missing_days[0], done.missing_days[-1])}: a server reports only the current size of its "
+        "databases. Use `capacity import` for samples taken elsewhere. The aggregates of this run are skipped: "
+        "materialise them in a separate run."
     )
 
 
@@ -324,7 +324,7 @@ def collection_schedule(graph: Graph) -> dg.ScheduleDefinition:
             return dg.SkipReason(f"{human_day(day)} is over; only today can be measured.")
         shares = list(settings.collection_shares) or [""]
         try:
-            shares = [name for name in shares if service.left(day, parse_share(name) if name else None)]
+            shares = [name for name in shares if service.count_remaining(day, parse_share(name) if name else None)]
         except CapacityError as error:
             # Request the run anyway: it retries the database, while a failed tick is not repeated.
             context.log.warning(str(error))

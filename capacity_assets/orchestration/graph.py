@@ -246,11 +246,11 @@ class Graph:
         """Build the resource."""
 
         @dg.resource(description="Services on the capacity database (CAPACITY_DATABASE_URL).")
-        def opened(_context: dg.InitResourceContext) -> Iterator[Services]:
+        def open_services(_context: dg.InitResourceContext) -> Iterator[Services]:
             with dagster_failures(), open_engine(self.settings, connect=False) as engine:
                 yield Services(engine, self.settings, self.clock, self.periods)
 
-        return opened
+        return open_services
 
     def partitions(self, period: Period = SAMPLE_DAY) -> dg.TimeWindowPartitionsDefinition:
         """Return the partitions of a period; those of the raw tables are days."""

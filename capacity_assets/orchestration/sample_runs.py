@@ -113,11 +113,11 @@ def report_marks(instance: dg.DagsterInstance, marks: Sequence[dg.AssetMateriali
 def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet: LoadedFleet) -> OpenWork:
     """Return the windows without a materialisation, and those that read newly loaded samples."""
 
-    def done(assets: Sequence[str]) -> set[str]:
+    def materialized_partitions(assets: Sequence[str]) -> set[str]:
         return set.intersection(*(instance.get_materialized_partitions(dg.AssetKey(asset)) for asset in assets))
 
     def chunks(period: Period, assets: Sequence[str], job: str, subject: str) -> list[PlannedRun]:
-        made = done(assets)
+        made = materialized_partitions(assets)
         windows = period.windows_between(first_day, today)
         left = [window for window in windows if window.key not in made or _reads_new_samples(period, window, fleet)]
         return [PlannedRun(job, subject, part) for part in bounded_spans(adjacent_spans(left))]
@@ -131,7 +131,7 @@ def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet:
     ]
     # A forecast takes a second: only today's, and those that are due today, so that there are scores.
     due = [today - timedelta(days=days) for days in (*reversed(HORIZONS_DAYS), 0)]
-    issued = done([RUNWAY])
+    issued = materialized_partitions([RUNWAY])
     runways = [
         PlannedRun(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)])
         for day in due

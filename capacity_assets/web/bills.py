@@ -235,7 +235,7 @@ def read_budget_page(reader: Reader, query: PageQuery) -> BudgetPage:
         lines=budget.lines,
         total=budget.total,
         notes=budget.notes,
-        drawn=_drawn(budget),
+        drawn=_drawn_amounts(budget),
         every_group=shared_group_names(reader, by),
     )
 
@@ -247,7 +247,7 @@ def shared_budget(reader: Reader, query: PageQuery, by: str, months: int = MOST_
     return reader.read_cached(("budget", by, months, query.today, shared_revision(reader)), read, BUDGET_SECONDS)
 
 
-def _drawn(budget: Budget) -> list[MonthlyAmount]:
+def _drawn_amounts(budget: Budget) -> list[MonthlyAmount]:
     if budget.total.amount is None:
         return []
     most = MOST_SERIES if len(budget.lines) <= MOST_SERIES else MOST_SERIES - 1

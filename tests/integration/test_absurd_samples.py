@@ -61,7 +61,7 @@ def computed(engine: Engine) -> dict[str, list[str]]:
     service = AggregationService(engine, fixed_clock())
     found = {}
     for period in PERIODS_SHOWN:
-        for part in compute_windows(service, period, FIRST, TODAY).parts:
+        for part in compute_windows(service, period, FIRST, TODAY).summaries:
             found.setdefault(f"{period} {part.level}", []).extend(str(error) for error in part.errors)
     return found
 

@@ -14,7 +14,7 @@ from capacity_assets.aggregates.checks import (
     SERVERS_STORED,
     CheckOutcome,
     CheckScope,
-    level_parts,
+    names_of_level,
 )
 from capacity_assets.aggregates.levels import SERVER_LEVELS, Level
 from capacity_assets.aggregates.runs import RunOptions
@@ -191,7 +191,7 @@ def test_impossible_values_of_years_are_found_by_an_index_of_just_these(engine: 
     windows = PERIODS["daily"].windows_between(date(2025, 1, 1), date(2025, 7, 20))
     scope = CheckScope("daily", level, windows, date(2025, 7, 20), 100)
     [check] = [check for check in CHECKS if check.name == "values_possible"]
-    statement = text(f"EXPLAIN {check.statement.format(**level_parts(level))}")
+    statement = text(f"EXPLAIN {check.statement.format(**names_of_level(level))}")
     with engine.connect() as connection:
         connection.execute(text("SET enable_seqscan = off"))
         plan = connection.execute(statement, scope.parameters()).scalars().all()

@@ -273,4 +273,4 @@ def test_a_failed_attempt_after_a_good_one_leaves_the_sample_and_says_so(
     assert collection.rows("SELECT status, failure, attempts FROM capacity_collection_attempts") == [
         ("collected", "unreachable", 2)
     ]
-    assert collection.service().left(TODAY) == 0
+    assert collection.service().count_remaining(TODAY) == 0

@@ -81,7 +81,7 @@ def test_a_window_in_which_every_server_failed_is_not_marked(
     add_overflowing_instance(engine, 1, date(2025, 3, 9))
     summary = runner.run_period(MONTHLY, MONTHS)
 
-    failed = [part.period_start for part in summary.of_level("instance").parts if part.failed_instances]
+    failed = [part.period_start for part in summary.of_level("instance").summaries if part.failed_instances]
     assert failed == [date(2025, 3, 1), date(2025, 4, 1)], "April is compared with March"
     with dg.DagsterInstance.ephemeral() as instance:
         found = tick(settings, instance)

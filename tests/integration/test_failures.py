@@ -41,7 +41,7 @@ def test_an_instance_whose_sum_overflows_fails_alone_and_is_named(engine: Engine
 
     run = service.aggregate("monthly", MARCH, INSTANCE_LEVEL)
 
-    [summary] = run.parts
+    [summary] = run.summaries
     assert run.status is AggregationStatus.FAILED
     assert not run.everything_failed
     assert (summary.processed_instances, summary.failed_instances, summary.skipped_instances) == (18, 1, 1)
@@ -58,10 +58,10 @@ def test_only_the_windows_with_the_bad_data_fail(engine: Engine, service: Aggreg
 
     run = service.aggregate("daily", FIRST_WEEK, INSTANCE_LEVEL)
 
-    failed = [part.period_start.day for part in run.parts if part.failed_instances]
+    failed = [part.period_start.day for part in run.summaries if part.failed_instances]
     assert failed == [5, 6], "the sixth compares itself with the fifth, and that change fits no bigint either"
     assert [row["period_start"].day for row in stored(engine, INSTANCE) if row["instance_id"] == 2] == [1, 2, 3, 4, 7]
-    assert all(part.total_instances == 2 for part in run.parts)
+    assert all(part.total_instances == 2 for part in run.summaries)
 
 
 def test_several_bad_instances_in_several_slices_are_all_named(engine: Engine) -> None:
@@ -88,7 +88,7 @@ def test_more_than_twenty_errors_are_counted_exactly_and_listed_in_part(
 
     run = service.aggregate("monthly", MARCH, INSTANCE_LEVEL)
 
-    summary = run.parts[0].to_dict()
+    summary = run.summaries[0].to_dict()
     assert run.everything_failed
     assert (summary["error_count"], len(summary["errors"])) == (25, 20)  # type: ignore[arg-type]
     assert "the rows of the other 0 are stored" in str(summary["message"])
@@ -127,7 +127,7 @@ def test_inactive_deleted_and_unsampled_instances_are_counted_right(
 
     run = service.aggregate("daily", FIRST_WEEK[:1], RunOptions(("database",)))
 
-    assert (run.parts[0].processed_instances, run.parts[0].skipped_instances) == (1, 1)
+    assert (run.summaries[0].processed_instances, run.summaries[0].skipped_instances) == (1, 1)
     assert [row["instance_id"] for row in stored(engine, DATABASE)] == [1]
 
 

@@ -408,7 +408,7 @@ def test_groups_of_a_window_fail_together_where_one_has_more_than_can_be_compute
 
     run = compute_windows(service, "daily", day - timedelta(days=1), day + timedelta(days=2), scope="group")
 
-    assert {part.period_start.day: part.failed_instances for part in run.parts} == {4: 0, 5: 1, 6: 1, 7: 0}
-    assert all(error.reason.endswith("is above 8 EiB, which is impossible") for error in run.parts[1].errors)
-    assert [error.instance_name for error in run.parts[1].errors] == ["every group"]
+    assert {part.period_start.day: part.failed_instances for part in run.summaries} == {4: 0, 5: 1, 6: 1, 7: 0}
+    assert all(error.reason.endswith("is above 8 EiB, which is impossible") for error in run.summaries[1].errors)
+    assert [error.instance_name for error in run.summaries[1].errors] == ["every group"]
     assert figures(engine, GROUP, "daily") == before, "what was stored stays"

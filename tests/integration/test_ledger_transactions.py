@@ -290,7 +290,7 @@ def test_readers_see_unread_changes_without_writing(engine: Engine, computed: Ag
     with engine.connect() as connection:
         connection.execute(text("SET TRANSACTION READ ONLY"))
         day = PERIODS["daily"].window_of(date(2025, 3, 31))
-        [left] = computed.ledger.left(connection, DATABASE, {PERIODS["daily"]: [day]})
+        [left] = computed.ledger.incomplete_windows_seen_by(connection, DATABASE, {PERIODS["daily"]: [day]})
         found = connection.execute(
             text(
                 "SELECT level, newest_change IS NOT NULL, has_its_sums, count(*) FROM capacity_stale_windows "

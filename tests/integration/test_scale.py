@@ -128,8 +128,8 @@ def test_a_long_range_goes_in_slices_that_bound_the_days_read_at_once(engine: En
 
     expected = "five hundred days, none of which has samples of a year before, at most 10,000 server-days at once"
     assert slices == [20] * 15, expected
-    assert len(run.parts) == 500
-    assert all(part.total_instances == 300 for part in run.parts)
+    assert len(run.summaries) == 500
+    assert all(part.total_instances == 300 for part in run.summaries)
     assert run.total("written_records") == 500
 
 
@@ -155,7 +155,7 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
         "for the guard, and the ledger; the measured days; one asks whether tables are distributed"
     )
     assert len(statements) == 23, expected
-    assert [part.period_start for part in run.parts] == [window.start for window in days]
+    assert [part.period_start for part in run.summaries] == [window.start for window in days]
     rows = stored(engine, DATABASE)
     assert [row["period_start"] for row in rows] == [window.start for window in days]
     assert {row["size_change_mb"] for row in rows} == {1}, "compared with the day before, which was not asked for"

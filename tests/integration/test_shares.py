@@ -77,13 +77,13 @@ def test_a_share_is_repeated_alone_and_measures_only_what_failed_in_it(collectio
     collection.collect(share=parse_share("zone=eu"))
     collection.collect(share=parse_share("zone=us"))
     (collection.secrets / "wrong").write_text(PASSWORD)
-    failed_in = "zone=eu" if collection.service().left(TODAY, parse_share("zone=eu")) else "zone=us"
+    failed_in = "zone=eu" if collection.service().count_remaining(TODAY, parse_share("zone=eu")) else "zone=us"
 
     again = collection.collect(share=parse_share(failed_in))
 
     assert (again.processed_instances, again.failed_instances) == (1, 0)
-    assert collection.service().left(TODAY, parse_share(failed_in)) == 0
-    assert collection.service().left(TODAY) == 3, "those without a label were not asked for"
+    assert collection.service().count_remaining(TODAY, parse_share(failed_in)) == 0
+    assert collection.service().count_remaining(TODAY) == 3, "those without a label were not asked for"
 
 
 @pytest.mark.usefixtures("servers")

@@ -206,7 +206,7 @@ def test_a_registered_half_year_is_made_of_quarters_and_half_years_make_a_year()
     def reading(period: Period, window: Window, usable: set[StoredWindow]) -> tuple[list[StoredWindow], list[Window]]:
         return AggregationWork(
             period, [window], [InstanceRef(1, "db-1")], shorter=made_of[period.name], usable=usable
-        ).reading
+        ).inputs
 
     quarters = [("quarterly", one) for one in _halves(QUARTERLY, first_half)]
     assert reading(half, first_half, stored - {(half.name, first_half)}) == (quarters, [])
@@ -306,9 +306,9 @@ def test_whatever_happened_windows_equal_those_computed_from_the_days(
     made = AggregationService(computed, fixed_clock()).aggregate(period, asked, options)
 
     assert figures(computed, level) == expected
-    assert [(p.processed_instances, p.total_records, p.protected_records, p.removed_records) for p in made.parts] == [
-        (p.processed_instances, p.total_records, p.protected_records, p.removed_records) for p in from_days.parts
-    ]
+    assert [
+        (p.processed_instances, p.total_records, p.protected_records, p.removed_records) for p in made.summaries
+    ] == [(p.processed_instances, p.total_records, p.protected_records, p.removed_records) for p in from_days.summaries]
 
 
 @pytest.fixture(scope="module")

@@ -259,5 +259,5 @@ def test_periods_whose_window_lies_before_the_first_partition_are_left_out_for_o
 
     summary = service.calculate_instance_aggregations(1)
 
-    assert {part.period_type for part in summary.run.parts} == {"daily"}
+    assert {part.period_type for part in summary.run.summaries} == {"daily"}
     assert {row["period_type"] for row in stored(engine, DATABASE)} == {"daily"}

@@ -49,8 +49,8 @@ def test_nothing_is_read_again_and_the_summary_says_what_computing_again_would(
     run = computed.aggregate("monthly", MONTHS)
 
     assert months_read(engine, computed) == {}
-    assert counts(run.parts) == counts(computed.aggregate("monthly", MONTHS, RECOMPUTE).parts)
-    first = run.parts[0]
+    assert counts(run.summaries) == counts(computed.aggregate("monthly", MONTHS, RECOMPUTE).summaries)
+    first = run.summaries[0]
     assert (first.processed_instances, first.skipped_instances, first.unchanged_records) == (2, 1, 2)
     assert first.message == (
         "monthly database aggregates 2025-01-01 to 2025-01-31: 2 of 3 servers processed, 0 rows written, "
@@ -257,4 +257,4 @@ def test_whatever_was_taken_as_unchanged_would_not_have_been_changed(
             trusted = service.aggregate(period, windows)
             computed = service.aggregate(period, windows, RECOMPUTE)
             assert computed.total("written_records") == 0
-            assert counts(trusted.parts) == counts(computed.parts)
+            assert counts(trusted.summaries) == counts(computed.summaries)

@@ -9,7 +9,7 @@ from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.base.periods import PERIODS
 
 # If only the text changes, renew the digest. If figures change, raise the number too.
-KNOWN = (1, "05a7e8902c834995")
+KNOWN = (1, "6a7edb4e07c5c11b")
 
 
 def test_a_statement_with_other_figures_needs_another_number() -> None:

@@ -56,7 +56,7 @@ def spans(*days: str) -> list[Window]:
 def test_of_a_window_its_stored_parts_are_read_and_of_the_others_their_rows(
     period: str, usable: list[StoredWindow], parts: list[StoredWindow], days: list[str]
 ) -> None:
-    assert work(period, usable).reading == (parts, spans(*days))
+    assert work(period, usable).inputs == (parts, spans(*days))
 
 
 def test_days_are_named_by_their_cuts() -> None:
@@ -70,13 +70,13 @@ def test_days_are_named_by_their_cuts() -> None:
 def test_stored_days_of_groups_are_read_where_no_longer_window_is_stored(period: str) -> None:
     usable = stored("daily", "2025-04") + stored("monthly", "2025-05") + stored("daily", "2025-05")
 
-    parts, days = work(period, usable, GROUP).reading
+    parts, days = work(period, usable, GROUP).inputs
 
     assert ("daily", Window(APRIL, APRIL)) in parts
     assert (("monthly", PERIODS["monthly"].window_of(date(2025, 5, 1))) in parts) == (period in ("quarterly", "yearly"))
     assert stored("daily", "2025-05")[0] not in parts
     assert not any(span.start <= APRIL <= span.end for span in days)
-    assert work(period, usable).reading[1] != days
+    assert work(period, usable).inputs[1] != days
 
 
 def test_a_day_is_made_of_its_samples_also_where_a_period_of_days_has_another_name() -> None:

@@ -746,11 +746,11 @@ class MySQL(EngineAdapter):
                 )
             return _with_written_rows(written, _with_free_bytes(connection, objects_of(name, objects)))
 
-        written = self._written(connection)
+        written = self._write_counts(connection)
         measured = objects_by_database(names, read, self.failure)
         return replace(measured, unknown=(*unknown, *measured.unknown))
 
-    def _written(self, connection: Any) -> _WriteCounts | None:
+    def _write_counts(self, connection: Any) -> _WriteCounts | None:
         """Return the rows written since the server was started; None: it does not count them, or hides them."""
         began = datetime.now(UTC)
         try:

@@ -111,7 +111,7 @@ def test_rows_that_others_delete_or_write_are_noticed(distributed: Engine, state
 
     again = compute_windows(service(distributed), "monthly", FIRST, LAST)
 
-    database = [part for part in again.parts if part.level == "database"]
+    database = [part for part in again.summaries if part.level == "database"]
     assert sum(part.written_records + part.protected_records for part in database) > 0
 
 
@@ -123,7 +123,7 @@ def test_a_server_that_fails_fails_alone(distributed: Engine) -> None:
         "monthly", PERIODS["monthly"].windows_between(date(2025, 3, 1), date(2025, 3, 1))
     )
 
-    [database] = [part for part in run.parts if part.level == "database"]
+    [database] = [part for part in run.summaries if part.level == "database"]
     assert (database.processed_instances, database.failed_instances) == (5, 1)
     assert "sane" in str(database.errors[0])
 
@@ -175,7 +175,7 @@ def test_whatever_happened_rows_and_counts_are_those_of_a_single_server(
             counts = [
                 (part.level, part.period_start, part.processed_instances, part.total_records, part.written_records,
                  part.unchanged_records, part.protected_records, part.unsampled_records)
-                for part in run.parts
+                for part in run.summaries
             ]  # fmt: skip
             found.append((everything(engine), counts))
     assert found[0] == found[1]
