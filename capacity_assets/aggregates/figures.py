@@ -85,8 +85,8 @@ class StatementParameters:
 
     `cuts` are pairs of days: samples are read from the first day of a pair to the day before the second. All of them
     are in the two spans of `read_...`. `shorter_types` and `shorter_starts` name stored shorter windows, pair by pair.
-    With `overwrite`, history may be replaced. Growth is raised to `windows_per_year` for its yearly rate; null: no rate.
-    `computed_starts` are the wanted windows that were computed before; of `unread_starts` only the stored rows are read.
+    With `overwrite`, history may be replaced. Growth is raised to `windows_per_year` for its yearly rate; null: none.
+    `computed_starts` are the wanted windows that were computed before; of `unread_starts`, only stored rows are read.
     """
 
     # Not named like a column, which SQLAlchemy would take for a value of the update.
