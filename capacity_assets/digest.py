@@ -376,7 +376,7 @@ def size_chart(history: Sequence[tuple[date, int]], partial_weeks: Collection[da
     axis = size_axis(min(sizes.values()), max(sizes.values()))
     steps = len(axis.ticks) - 1
     # In steps of the axis; the largest size may be on the upper edge of the highest step.
-    heights = {week: axis.share(size) * steps for week, size in sizes.items()}
+    heights = {week: axis.fraction(size) * steps for week, size in sizes.items()}
     rows = [
         ChartRow(
             axis.ticks[step].label,

@@ -95,7 +95,7 @@ class Axis:
     top: float
     ticks: Sequence[Tick]
 
-    def share(self, value: float) -> float:
+    def fraction(self, value: float) -> float:
         """Return the position of a value: 0 at the bottom, 1 at the top."""
         return (value - self.bottom) / (self.top - self.bottom)
 
@@ -238,7 +238,7 @@ class _ColumnPlot:
 
     def y(self, value: float) -> float:
         """Place a value, in pixels from the top."""
-        return self.height * (1 - self.axis.share(value))
+        return self.height * (1 - self.axis.fraction(value))
 
     def parts(self, place: int) -> Iterator[Segment]:
         """Yield the segments of the series at an index, without empty ones."""
@@ -327,7 +327,7 @@ class _WaterfallPlot:
 
     def x(self, size_mb: float) -> float:
         """Return the position of a size, in percent of the width; on a cut axis, smaller sizes are at its edge."""
-        return 100 * max(self.axis.share(size_mb), 0)
+        return 100 * max(self.axis.fraction(size_mb), 0)
 
 
 def waterfall_chart(title: str, start_mb: int, steps: Sequence[WaterfallStep]) -> Markup:
@@ -337,7 +337,7 @@ def waterfall_chart(title: str, start_mb: int, steps: Sequence[WaterfallStep]) -
     return draw("waterfall", title=title, description=description, plot=plot)
 
 
-def share_bar(part: int, whole: int) -> Markup:
+def fraction_bar(part: int, whole: int) -> Markup:
     """Draw a part of a whole as a bar, next to its number."""
     return span_bar(0, 0 if whole <= 0 else part / whole)
 

@@ -114,7 +114,7 @@ class _Plot:
 
     def y(self, size_mb: float) -> float:
         """Place a size, in pixels from the top."""
-        return self.height * (1 - self.axis.share(size_mb))
+        return self.height * (1 - self.axis.fraction(size_mb))
 
     def holds(self, day: date | None) -> bool:
         """Whether a day is drawn."""

@@ -510,8 +510,8 @@ def _budget_rows(group_budget: Budget) -> Iterator[Sequence[object]]:
 
 
 BUDGET_FORMATS: Mapping[str, Callable[[Budget], str]] = {
-    "csv": lambda found: csv_text(_budget_rows(found)),
-    "json": lambda found: options.as_json_text(found) + "\n",
+    "csv": lambda group_budget: csv_text(_budget_rows(group_budget)),
+    "json": lambda group_budget: options.as_json_text(group_budget) + "\n",
 }
 
 

@@ -41,12 +41,12 @@ from capacity_assets.forecast.model import RISE_DAYS, SizeForecasts, forecast, w
 from capacity_assets.forecast.reference import ReferenceForecast, reference
 from capacity_assets.forecast.results import (
     DATABASE,
+    DAY_PROBABILITIES,
     FORECAST,
     FULL,
     LEAST_HISTORY_DAYS,
     LIMIT_UNKNOWN,
     SERVER_LIMIT,
-    SHARES,
     TOO_LITTLE_HISTORY,
     VOLUME,
     VOLUME_LIMIT,
@@ -470,8 +470,8 @@ def _days_agree(runway: Runway, first: SizeForecasts, second: ReferenceForecast)
     if runway.state != FORECAST or runway.limit_mb is None:
         return True
     ends, beyond = model.compute_fill_days(first, np.array([float(runway.limit_mb)])), RISE_DAYS[-1] + 1
-    for share, [day] in zip(SHARES, (ends.early_days, ends.middle_days, ends.late_days), strict=True):
-        again = second.day(runway.limit_mb, round(100 * share))
+    for probability, [day] in zip(DAY_PROBABILITIES, (ends.early_days, ends.middle_days, ends.late_days), strict=True):
+        again = second.day(runway.limit_mb, round(100 * probability))
         expected = beyond if day == model.NOT_WITHIN_HORIZON else day
         if abs(expected - (beyond if again is None else again)) > 1:
             return False

@@ -47,11 +47,11 @@ from capacity_assets.database.locks import wait_for_lock
 from capacity_assets.database.tables import capacity_decisions
 from capacity_assets.forecast.results import (
     DATABASE,
+    DAY_PROBABILITIES,
     FORECAST,
     FULL,
     SERVER,
     SERVER_LIMIT,
-    SHARES,
     STALE_DAYS,
     VOLUME,
     VOLUME_LIMIT,
@@ -511,15 +511,15 @@ def probability_by(runway: Row[Any], day: date) -> float | None:
         return 1.0
     if runway.state != FORECAST:
         return None
-    shares: list[tuple[int, float]] = [
+    probabilities: list[tuple[int, float]] = [
         (0, 0.0),
         *zip(HORIZONS_DAYS, (getattr(runway, name) for name in _PROBABILITIES), strict=True),
     ]
-    dated = zip((runway.full_early, runway.full_middle, runway.full_late), SHARES, strict=True)
-    shares += [((full - runway.last_day).days, share) for full, share in dated if full is not None]
-    shares.sort()
+    dated = zip((runway.full_early, runway.full_middle, runway.full_late), DAY_PROBABILITIES, strict=True)
+    probabilities += [((full - runway.last_day).days, probability) for full, probability in dated if full is not None]
+    probabilities.sort()
     ahead = (day - runway.last_day).days
-    for (first, low), (last, high) in pairwise(shares):
+    for (first, low), (last, high) in pairwise(probabilities):
         if first <= ahead < last:
             return float(round(low + (high - low) * (ahead - first) / (last - first), PROBABILITY_PLACES))
-    return shares[-1][1] if ahead > 0 else 0.0
+    return probabilities[-1][1] if ahead > 0 else 0.0

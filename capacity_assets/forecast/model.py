@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capacity_assets.base.settings import HISTORY_DAYS, HORIZONS_DAYS
-from capacity_assets.forecast.results import LEAST_CHANGES, LEAST_ERRORS, ORIGIN_STEP_DAYS, SHARES
+from capacity_assets.forecast.results import DAY_PROBABILITIES, LEAST_CHANGES, LEAST_ERRORS, ORIGIN_STEP_DAYS
 
 Sizes: TypeAlias = NDArray[np.float64]
 
@@ -462,17 +462,17 @@ ROUNDING_DAYS = 1e-6
 
 
 def _first_days_reaching(forecasts: SizeForecasts, goal: Sizes, probability: Sizes) -> NDArray[np.int64]:
-    """Return the first day by which the goal is reached with each of SHARES, series by share.
+    """Return the first day by which the goal is reached with each of DAY_PROBABILITIES, series by probability.
 
     Between two of RISE_DAYS, days are interpolated by free space, not by probability, which jumps where the free space
     equals a past rise.
     """
     days = np.array([0, *RISE_DAYS])
-    first = np.sum(probability[:, :, None] < np.array(SHARES), axis=1)
+    first = np.sum(probability[:, :, None] < np.array(DAY_PROBABILITIES), axis=1)
     is_ahead = (forecasts.last < goal) & ~np.isnan(forecasts.upper[:, 0])
-    series, share = np.nonzero(is_ahead[:, None] & (first < len(RISE_DAYS)))
-    after = first[series, share] + 1
-    ends = _free_by_days(forecasts, series, share, after)
+    series, index = np.nonzero(is_ahead[:, None] & (first < len(RISE_DAYS)))
+    after = first[series, index] + 1
+    ends = _free_by_days(forecasts, series, index, after)
     low, high = (np.take_along_axis(ends, place[:, None], axis=1)[:, 0] for place in (after - 1, after))
     with np.errstate(invalid="ignore", divide="ignore"):
         grown = (goal[series] - forecasts.last[series] - low) / (high - low)
@@ -480,21 +480,21 @@ def _first_days_reaching(forecasts: SizeForecasts, goal: Sizes, probability: Siz
     # If free space is unbounded, the day between the two is unknown: it is the day after the first.
     steps = np.ceil(np.where(np.isfinite(grown), grown, 0.0) * width - ROUNDING_DAYS)
     reached_days = np.where(first < len(RISE_DAYS), 0, NOT_WITHIN_HORIZON)
-    reached_days[series, share] = days[after - 1] + np.clip(steps, 1, width).astype(np.int64)
+    reached_days[series, index] = days[after - 1] + np.clip(steps, 1, width).astype(np.int64)
     return reached_days
 
 
 def _free_by_days(
-    forecasts: SizeForecasts, series: NDArray[np.int64], share: NDArray[np.int64], until: NDArray[np.int64]
+    forecasts: SizeForecasts, series: NDArray[np.int64], index: NDArray[np.int64], until: NDArray[np.int64]
 ) -> Sizes:
     """Return the largest free space that is used up within 0 days and each of RISE_DAYS up to the `until`th.
 
-    `share` is the place of the probability in SHARES. Within more days the space is never smaller.
+    `index` is the place of the probability in DAY_PROBABILITIES. Within more days the space is never smaller.
     """
     ends = np.zeros((len(series), 1 + len(RISE_DAYS)))
     case, column = np.nonzero(np.arange(len(RISE_DAYS)) < until[:, None])
-    odds = np.log(np.array(SHARES) / (1 - np.array(SHARES)))
-    ends[case, column + 1] = _largest_free(forecasts, series[case], column, odds[share[case]])
+    odds = np.log(np.array(DAY_PROBABILITIES) / (1 - np.array(DAY_PROBABILITIES)))
+    ends[case, column + 1] = _largest_free(forecasts, series[case], column, odds[index[case]])
     return np.maximum.accumulate(ends, axis=1)
 
 

@@ -42,13 +42,13 @@ FASTER = 2
 """A recent change of this many times the forecast one is mentioned."""
 
 
-SHARES = (0.1, 0.5, 0.9)
+DAY_PROBABILITIES = (0.1, 0.5, 0.9)
 """Probabilities of being full by the early, the middle and the late day."""
 
 
-def probability_of(share: float) -> float:
-    """Return a probability with three decimals, rounded down, as one that reaches no share of SHARES has no day."""
-    return math.floor(1000 * share) / 1000
+def probability_of(exact: float) -> float:
+    """Return a probability with three decimals, rounded down, as one below all of DAY_PROBABILITIES has no day."""
+    return math.floor(1000 * exact) / 1000
 
 
 def day_text(day: date | None) -> str:

@@ -43,7 +43,7 @@ from capacity_assets.forecast.model import (
     forecast,
     with_growth,
 )
-from capacity_assets.forecast.results import DATABASE, SERVER, SHARES, VOLUME, Runway, RunwayList
+from capacity_assets.forecast.results import DATABASE, DAY_PROBABILITIES, SERVER, VOLUME, Runway, RunwayList
 from capacity_assets.forecast.runway import (
     BatchRunways,
     BindingLimit,
@@ -651,9 +651,9 @@ class _ScenarioForecaster:
         for place, row in enumerate(batch.subjects):
             every = [effect for effect in self._by_server.get(row.server, ()) if effect.day <= day]
             own = [effect for effect in every if _is_of(effect, row)]
-            share = _share_of_growth(own, base.drift[place])
+            fraction = _applied_fraction(own, base.drift[place])
             for effect in own:
-                rate = effect.mb_per_day * share if isinstance(effect.of, Growth) else effect.mb_per_day
+                rate = effect.mb_per_day * fraction if isinstance(effect.of, Growth) else effect.mb_per_day
                 drift[place] += rate
                 last[place] += effect.size_mb - rate * (effect.day - row.last_day).days
             rows[place] = self._limited_subject(row, every, own, day)
@@ -722,8 +722,8 @@ class _ScenarioForecaster:
         return replace(row, **changes)
 
 
-def _share_of_growth(effects: Sequence[Effect], drift: float) -> float:
-    """Return which share of growth changes applies: a decrease takes no more than the forecast growth."""
+def _applied_fraction(effects: Sequence[Effect], drift: float) -> float:
+    """Return which fraction of growth changes applies: a decrease takes no more than the forecast growth."""
     less = -sum(effect.mb_per_day for effect in effects if isinstance(effect.of, Growth))
     return min(max(drift, 0.0) / less, 1.0) if less > 0 else 1.0
 
@@ -761,9 +761,9 @@ def _combine(starts: Sequence[Sizes], every: Sequence[FillDays]) -> FillDays:
             has_begun = (start <= horizon) & (start < end)
             probability[:, place] = np.where(has_begun, np.fmax(probability[:, place], upto), probability[:, place])
     # An interval that ends between two horizons may have a day there.
-    for share, combined in zip(SHARES, days.values(), strict=True):
+    for least, combined in zip(DAY_PROBABILITIES, days.values(), strict=True):
         within = (combined != NOT_WITHIN_HORIZON)[:, None] & (combined[:, None] <= np.asarray(HORIZONS_DAYS))
-        probability = np.where(within, np.fmax(probability, share), probability)
+        probability = np.where(within, np.fmax(probability, least), probability)
     newest = every[-1]
     probability = np.where(
         (newest.is_known & newest.has_band)[:, None], np.maximum.accumulate(probability, axis=1), np.nan

@@ -118,12 +118,12 @@ def group_moves(  # noqa: PLR0913 -- a group is a key and a name
             before = period.previous(window)
             days = {"before": before.start, "before_end": before.end, "start": window.start, "end": window.end}
             which = {"by": by, "every": every, "name": name, "servers": list(servers), "shown": shown - len(moves)}
-            found: list[GroupMove] = []
+            in_window: list[GroupMove] = []
             # Of a hundred thousand databases, the largest are enough if many of them have moved.
             for most in (LARGEST_TRIED, None) if len(servers) > FEW_SERVERS else (None,):
-                if len(found) < shown - len(moves):
-                    found = records(GroupMove, connection, _MOVES, period=period.name, **days, **which, most=most)
-            moves += found
+                if len(in_window) < shown - len(moves):
+                    in_window = records(GroupMove, connection, _MOVES, period=period.name, **days, **which, most=most)
+            moves += in_window
     return moves
 
 
@@ -276,8 +276,8 @@ def out_of_service_note(connection: Connection, period: Period, window: Window, 
     # A server without totals is the sum of its databases.
     for statement in (_SUMS, _SUMS_OF_DATABASES):
         without = [server for server in left if server not in sums]
-        found = rows(connection, statement, days=window.dates, servers=without) if without else ()
-        sums |= {row.server_id: int(row.sum_mb) for row in found}
+        of_servers = rows(connection, statement, days=window.dates, servers=without) if without else ()
+        sums |= {row.server_id: int(row.sum_mb) for row in of_servers}
     if not sums:
         return None
     measured = rows(connection, _MEASURED_DAYS, **of_window)[0].days or len(window.dates)
@@ -478,15 +478,15 @@ def changes_of_databases(
           AND (CAST(:servers AS integer[]) IS NULL OR server_id = ANY (CAST(:servers AS integer[])))
         GROUP BY 1, 2"""
     parameters = {**of_windows(period, starts), "grouped_by": grouped_by, "servers": servers}
-    found = {
+    changes = {
         (row.window_start, row.name): (row.change_mb, row.size_mb) for row in rows(connection, statement, **parameters)
     }
     for row in _moved_sizes(connection, period, starts, grouped_by, servers):
-        change_mb, size_mb = found.get((row.window_start, row.name), (0, 0))
+        change_mb, size_mb = changes.get((row.window_start, row.name), (0, 0))
         # The sizes are rounded, not their difference, so that no size before is negative.
         change_mb += row.size_mb - row.before_mb
-        found[row.window_start, row.name] = (change_mb, size_mb + row.size_mb)
-    return found
+        changes[row.window_start, row.name] = (change_mb, size_mb + row.size_mb)
+    return changes
 
 
 def _moved_sizes(

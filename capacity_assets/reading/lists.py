@@ -212,8 +212,8 @@ def _most_changed_in_a_day(
     is_listed = sa.and_(_GROWTH.server_id == listed.c.server_id, _GROWTH.database == listed.c.database)
     of_row = _columns(_GROWTH, DatabaseRow.__dataclass_fields__)
     statement = sa.select(listed.c.is_growth, *of_row).where(*of_window, is_listed).order_by(listed.c.place)
-    found = records(lambda is_growth, **row: (is_growth, DatabaseRow(**row)), connection, statement)
-    return [row for is_growth, row in found if is_growth], [row for is_growth, row in found if not is_growth]
+    changed = records(lambda is_growth, **row: (is_growth, DatabaseRow(**row)), connection, statement)
+    return [row for is_growth, row in changed if is_growth], [row for is_growth, row in changed if not is_growth]
 
 
 def servers(  # noqa: PLR0913 -- one argument per filter

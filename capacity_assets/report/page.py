@@ -472,7 +472,7 @@ def render_bill(issued: BillByGroup) -> str:
         _environment()
         .get_template("bill.html.j2")
         .render(
-            found=issued,
+            bill_by_group=issued,
             title=bills.bill_title(issued),
             notes=bills.bill_notes(issued),
             quantity=bills.quantity_note(issued),
@@ -660,12 +660,12 @@ def _history(risk: StoredRunway, sizes: Mapping[date, int]) -> History:
 
 def band_bar(risk: StoredRunway) -> Markup:
     """Draw the fill dates of a risk on the year of its forecast; a date beyond it is at the edge."""
-    early, late = (_share_of_year(day, risk.last_day) for day in (risk.full_early, risk.full_late))
-    middle = None if risk.full_middle is None else _share_of_year(risk.full_middle, risk.last_day)
+    early, late = (_fraction_of_year(day, risk.last_day) for day in (risk.full_early, risk.full_late))
+    middle = None if risk.full_middle is None else _fraction_of_year(risk.full_middle, risk.last_day)
     return span_bar(early, late, middle)
 
 
-def _share_of_year(day: date | None, start: date) -> float:
+def _fraction_of_year(day: date | None, start: date) -> float:
     return 1 if day is None else min((day - start).days / YEAR_DAYS, 1)
 
 

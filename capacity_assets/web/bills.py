@@ -56,7 +56,7 @@ class BillPage:
     notes: Sequence[str] = ()
     is_outdated: bool = False
     """Whether labels or prices of the month were declared or removed after the bill was computed, so it may change."""
-    found: Annotated[BillByGroup | None, Field(exclude=True)] = None
+    bill_by_group: Annotated[BillByGroup | None, Field(exclude=True)] = None
     """The whole bill with the groups of all pages; not in JSON."""
     is_final: bool = True
     total: BillGroup | None = None
@@ -123,7 +123,7 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
         groups=groups,
         notes=[*bill_notes(issued), quantity_note(issued)],
         is_outdated=outdated,
-        found=issued,
+        bill_by_group=issued,
         is_final=bill.is_final,
         total=issued.total,
         compared_month=None if issued.compared_issue is None else MONTHLY.previous(window).start,

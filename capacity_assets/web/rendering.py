@@ -43,7 +43,7 @@ from capacity_assets.charts.drawing import (
     WaterfallStep,
     columns_chart,
     environment_of,
-    share_bar,
+    fraction_bar,
     treemap,
     waterfall_chart,
 )
@@ -111,7 +111,7 @@ class PageRoute:
     above: Sequence[str] = ()
     """Paths of the pages above it, for its breadcrumbs."""
     in_menu: bool = False
-    is_found: bool = False
+    in_search: bool = False
     """Whether the search finds the page by its title, as it finds the pages of the menu."""
     also: str = ""
     """A further word by which the search finds it."""
@@ -370,8 +370,8 @@ LISTS = {
 }
 """The names of lists of files for people, if they differ from the name of the field."""
 FUNCTIONS = (
-    share_bar, sparkline, decide_command, window_name, before, after, is_open, shared_labels, label_keys, label_heads,
-    billed_groups, is_left_out, menu_class, address, subject_address, table_address, dagster_partition,
+    fraction_bar, sparkline, decide_command, window_name, before, after, is_open, shared_labels, label_keys,
+    label_heads, billed_groups, is_left_out, menu_class, address, subject_address, table_address, dagster_partition,
 )  # fmt: skip
 
 
@@ -394,10 +394,10 @@ def page_templates(pages: tuple[PageRoute, ...], dagster_url: str | None, thresh
         periods={name: period.noun for name, period in PERIODS.items()},
         ranges={name: text for name, (text, _) in RANGES.items()},
         menu=[page for page in pages if page.in_menu],
-        pages_found=[
+        pages_in_search=[
             {"title": page.title, "path": page.path, "also": page.also}
             for page in pages
-            if page.in_menu or page.is_found
+            if page.in_menu or page.in_search
         ],
         lists=LISTS,
         file_formats=FILE_FORMATS,

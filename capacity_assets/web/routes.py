@@ -166,7 +166,7 @@ PAGES = (
         ("period", "window", "order", "engine", "label", "server", "page"),
         {"order": list(TABLE_ORDERS)},
         above=("/",),
-        is_found=True,
+        in_search=True,
     ),
     PageRoute(
         *("/server", "Server", read_server, "sizes"),

@@ -26,7 +26,7 @@ from capacity_assets.charts.drawing import (
     WaterfallStep,
     columns_chart,
     count_axis,
-    share_bar,
+    fraction_bar,
     size_axis,
     span_bar,
     squarified,
@@ -441,7 +441,7 @@ def test_names_of_steps_have_lines() -> None:
 
 @pytest.mark.parametrize(("part", "whole", "width"), [(1, 4, 25), (5, 4, 100), (0, 0, 0), (-1, 4, 0)])
 def test_a_bar_shows_a_share_within_its_ends(part: int, whole: int, width: int) -> None:
-    assert f'<rect class="part" x="0" width="{width}"' in share_bar(part, whole)
+    assert f'<rect class="part" x="0" width="{width}"' in fraction_bar(part, whole)
 
 
 def test_a_bar_of_a_span_has_a_mark_in_it() -> None:
@@ -455,7 +455,7 @@ def test_an_axis_is_cut_to_what_is_drawn() -> None:
     axis = size_axis(0, 110).cut_to(0, 110)
 
     assert [tick.label for tick in axis.ticks] == ["0 MiB", "50 MiB", "100 MiB"]
-    assert (axis.share(0), axis.share(55), axis.share(110)) == (0, 0.5, 1)
+    assert (axis.fraction(0), axis.fraction(55), axis.fraction(110)) == (0, 0.5, 1)
     assert Axis(0, 5, ()).cut_to(3, 3) == Axis(0, 5, ())
 
 
@@ -486,7 +486,7 @@ def test_the_marks_of_a_mail_are_as_high_as_the_sizes_are(sizes: list[int]) -> N
             for row, shown in enumerate(reversed(chart.rows))
             if (place := shown.places[number]) is not None
         ]
-        assert height == pytest.approx(axis.share(size) * len(chart.rows) * (ROW_HEIGHT - MARK_HEIGHT), abs=0.51)
+        assert height == pytest.approx(axis.fraction(size) * len(chart.rows) * (ROW_HEIGHT - MARK_HEIGHT), abs=0.51)
 
 
 @given(st.lists(st.integers(0, LARGEST_MB), max_size=40), st.integers(1, 2000), st.integers(1, 2000))

@@ -37,7 +37,13 @@ from capacity_assets.forecast.model import (
     without_steps,
 )
 from capacity_assets.forecast.reference import reference
-from capacity_assets.forecast.results import LEAST_CHANGES, LEAST_ERRORS, ORIGIN_STEP_DAYS, SHARES, probability_of
+from capacity_assets.forecast.results import (
+    DAY_PROBABILITIES,
+    LEAST_CHANGES,
+    LEAST_ERRORS,
+    ORIGIN_STEP_DAYS,
+    probability_of,
+)
 from tests.documents import ROOT
 
 MANY_DAYS = 500
@@ -79,7 +85,7 @@ def purged_growth(days: int, purge_days: int, purged: int, offset: int = 0) -> S
 
 
 def test_a_probability_that_has_no_day_is_not_stored_as_one_that_has() -> None:
-    shares = [share - less for share in SHARES for less in (0, 1e-4, 1e-9)]
+    shares = [share - less for share in DAY_PROBABILITIES for less in (0, 1e-4, 1e-9)]
 
     assert [probability_of(share) for share in shares] == [0.1, 0.099, 0.099, 0.5, 0.499, 0.499, 0.9, 0.899, 0.899]
 

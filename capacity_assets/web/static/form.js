@@ -22,9 +22,9 @@
       try {
         const answer = await fetch("/search?" + new URLSearchParams(query));
         if (!answer.ok || mine !== asked) return;
-        const found = (await answer.json()).found.filter(function (one) { return !on || one.server === on; });
+        const matches = (await answer.json()).found.filter(function (one) { return !on || one.server === on; });
         // A label is found with its key as the server.
-        const names = found.map(function (one) { return one.kind === "group" ? one.server + "=" + one.name : one.name; });
+        const names = matches.map(function (one) { return one.kind === "group" ? one.server + "=" + one.name : one.name; });
         input.list.replaceChildren(...[...new Set(names)].map(function (name) { return new Option("", name); }));
       } catch (error) {
         // Without names, the field can be filled all the same.

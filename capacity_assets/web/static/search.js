@@ -2,7 +2,7 @@
 (function () {
   "use strict";
   const input = document.getElementById("q");
-  const list = document.getElementById("found");
+  const list = document.getElementById("matches");
   if (!input || !list) return;
   const PAUSE_MILLISECONDS = 120;
   const SHOWN = 12;
@@ -19,7 +19,7 @@
   none.hidden = true;
   list.after(none);
   input.setAttribute("role", "combobox");
-  input.setAttribute("aria-controls", "found");
+  input.setAttribute("aria-controls", "matches");
   input.setAttribute("aria-autocomplete", "list");
   input.setAttribute("aria-expanded", "false");
 
@@ -51,11 +51,11 @@
     return parts[2] + " " + MONTHS[parts[1] - 1] + " " + parts[0];
   }
 
-  function show(found) {
-    list.replaceChildren(...found.map(function (one, number) {
+  function show(matches) {
+    list.replaceChildren(...matches.map(function (one, number) {
       const item = document.createElement("li");
       const link = document.createElement("a");
-      item.id = "found-" + number;
+      item.id = "matches-" + number;
       item.setAttribute("role", "option");
       item.setAttribute("aria-selected", "false");
       link.href = address(one);
@@ -75,9 +75,9 @@
     }));
     chosen = -1;
     input.removeAttribute("aria-activedescendant");
-    list.hidden = found.length === 0;
-    none.hidden = found.length > 0 || input.value.trim() === "";
-    input.setAttribute("aria-expanded", String(found.length > 0));
+    list.hidden = matches.length === 0;
+    none.hidden = matches.length > 0 || input.value.trim() === "";
+    input.setAttribute("aria-expanded", String(matches.length > 0));
   }
 
   function choose(number) {
