@@ -103,19 +103,17 @@ LARGEST_LISTED = 50
 FASTEST_LISTED = 50
 
 
+_OF_OBJECT = (
+    "kind", "schema", "table", "name", "size_bytes", "index_bytes", "free_bytes", "estimated_rows", "is_exact",
+    "written_rows", "counted_since",
+)  # fmt: skip
+
+
 def _object_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
     for outcome in outcomes:
         for database in outcome.objects.databases:
             for object_size in database.largest:
-                names = (object_size.kind, object_size.schema, object_size.table, object_size.name)
-                sizes = (object_size.size_bytes, object_size.index_bytes, object_size.free_bytes)
-                rows = (
-                    object_size.estimated_rows,
-                    object_size.is_exact,
-                    object_size.written_rows,
-                    object_size.counted_since,
-                )
-                yield outcome.instance_id, database.database, *names, *sizes, *rows
+                yield outcome.instance_id, database.database, *(getattr(object_size, name) for name in _OF_OBJECT)
 
 
 def _store_objects(connection: Connection, day: date, outcomes: Sequence[ProbeOutcome]) -> None:

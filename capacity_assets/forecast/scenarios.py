@@ -699,11 +699,10 @@ class _ScenarioForecaster:
             more_mb = (
                 float(limit_change.add_mb or 0) if limit_change.limit_mb is None else limit_change.limit_mb - before_mb
             )
-            if row.subject == VOLUME:
-                is_it = row.name == limit_change.volume and row.own_mb is not None
-                return replace(row, own_mb=(row.own_mb or 0) + more_mb) if is_it else row
-            is_on_it = limit_change.volume in (row.volumes or ()) and row.free_mb is not None
-            return replace(row, free_mb=(row.free_mb or 0) + more_mb) if is_on_it else row
+            volumes, name = ([row.name], "own_mb") if row.subject == VOLUME else (row.volumes or (), "free_mb")
+            known = getattr(row, name)
+            is_on_it = limit_change.volume in volumes and known is not None
+            return replace(row, **{name: known + more_mb}) if is_on_it else row
         known_mb, limit = row.own_mb, "own"
         if row.subject != (DATABASE if limit_change.database else SERVER) or limit_change.database not in {
             None,

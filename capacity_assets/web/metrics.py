@@ -182,13 +182,8 @@ def _of_servers(connection: Connection, today: date, zone: ZoneInfo) -> Iterator
     for server_facts in servers:
         server = _labels(server=server_facts.server)
         declared = {f"label_{key}": value for key, value in server_facts.labels.items()}
-        yield (
-            "server_info",
-            1,
-            _labels(
-                server=server_facts.server, server_id=server_facts.server_id, engine=server_facts.engine, **declared
-            ),
-        )
+        identity = {"server_id": server_facts.server_id, "engine": server_facts.engine}
+        yield "server_info", 1, _labels(server=server_facts.server, **identity, **declared)
         yield "server_measured", int(server_facts.server_id not in unmeasured), server
         size = sizes.get(server_facts.server_id)
         if size is not None:
