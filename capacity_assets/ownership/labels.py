@@ -390,7 +390,8 @@ FROM subjects s LEFT JOIN labels_held l USING (number)
 WHERE (CAST(:engine AS text) IS NULL OR s.engine = :engine)
   AND (CAST(:key AS text) IS NULL OR coalesce(l.labels ->> CAST(:key AS text), '') = :value)
 """
-KNOWN = "SELECT DISTINCT key, value FROM capacity_labels WHERE value IS NOT NULL ORDER BY key, value"
+# By the view: readers have no right on the table.
+KNOWN = "SELECT DISTINCT key, value FROM capacity_label_spans WHERE value IS NOT NULL ORDER BY key, value"
 ALIKE = """
 SELECT DISTINCT value FROM capacity_labels WHERE key = :key AND lower(value) = lower(:value) ORDER BY value
 """

@@ -80,6 +80,7 @@ NO_ADDRESSES = [
     ("/servers?window=0001-01-01&period=weekly", 400, "window must be in the years"),
     ("/bill?month=9999-12-31", 400, "month must be in the years"),
     ("/group?by=team&value=web", 400, "group has no parameter &#39;value&#39;; it has by, name"),
+    ("/scenario?growth_factor=2&growth_label=team%3Dnobody", 404, "Nothing has the label team=nobody."),
     ("/group?by=engine", 404, "The address lacks the parameter name: which engine is meant."),
 ]
 
@@ -561,6 +562,9 @@ def test_the_reader_role_is_enough_for_every_page_and_can_write_nothing(database
     filled(engine)
     with served_pages(database, role=READER_ROLE) as pages:
         assert [pages.ask(address).status for address in ADDRESSES] == [200] * len(ADDRESSES)
+        assert [pages.ask(address).status for address, _, _ in NO_ADDRESSES] == [
+            status for _, status, _ in NO_ADDRESSES
+        ]
         with engine.begin() as connection:
             connection.execute(text(f"REVOKE SELECT ON capacity_bills FROM {READER_ROLE}"))
         lacking = pages.ask("/bill?month=2020-01")
