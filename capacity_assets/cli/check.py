@@ -45,7 +45,7 @@ from capacity_assets.history.retention import Retention, parse_retention
 from capacity_assets.messages.transports import Receiver, SendingSettings, receivers_of, unreachable
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.ownership.labels import label_of_nothing
-from capacity_assets.reading.space import slots_named_on
+from capacity_assets.reading.space import retained_wal_on
 from capacity_assets.reading.windows import STOPPED_ADVICE, first_days_ahead, newest_samples, wrong_trends
 from capacity_assets.runtime import excluded_databases_of, open_engine, open_reading_engine, retention_service
 
@@ -254,7 +254,7 @@ def _findings_in_tables(engine: Engine, settings: Settings, today: date) -> Mapp
         "partitions": _partitions(engine, settings),
         "collection": _collection(engine, settings),
         "limits": _limits(engine, today),
-        "slots": _slots(engine, today),
+        "retained WAL": _retained_wal(engine, today),
         RECEIVERS: _labels_of_receivers(engine, settings),
         OBJECTS: _objects(engine, settings, today),
         METRICS: _labels_of_metrics(engine, settings),
@@ -423,10 +423,10 @@ def _limits(engine: Engine, today: date) -> Iterator[Finding]:
     yield _problem_or("limits", of_all, lack if unknown else None, Verdict.NOTE)
 
 
-def _slots(engine: Engine, today: date) -> Iterator[Finding]:
+def _retained_wal(engine: Engine, today: date) -> Iterator[Finding]:
     with engine.connect() as connection:
-        slots = slots_named_on(connection, today)
-    yield from (_note("replication slots", slot.text) for slot in slots)
+        retained = retained_wal_on(connection, today)
+    yield from (_note("retained WAL", one.text) for one in retained)
 
 
 def _dagster_storage(settings: Settings) -> Iterator[Finding]:

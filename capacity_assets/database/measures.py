@@ -55,9 +55,11 @@ class PartKind:
     """The kind whose bytes include these; None: no other kind does, so sums count them."""
 
 
-WAL, SLOT, TEMPORARY = "wal", "slot", "temporary"
+WAL, SLOT, ARCHIVER, TEMPORARY = "wal", "slot", "archiver", "temporary"
 DISCONNECTED = "its consumer is not connected"
 """Part of the detail of a slot that nothing reads."""
+ARCHIVING_FAILS = "archiving fails"
+"""Beginning of the detail of an archiver whose last attempt failed."""
 BINARY_LOG, RELAY_LOG, UNDO, REDO = "binary_log", "relay_log", "undo", "redo"
 TRANSACTION_LOG, ARCHIVED_LOG, RECOVERY_AREA = "transaction_log", "archived_log", "recovery_area"
 BACKUP = "backup"
@@ -66,6 +68,7 @@ PART_KINDS = {
     for kind in (
         PartKind(WAL, "WAL"),
         PartKind(SLOT, "Replication slot", held_by=WAL),
+        PartKind(ARCHIVER, "WAL archiver", held_by=WAL),
         PartKind(BINARY_LOG, "Binary logs"),
         PartKind(RELAY_LOG, "Relay logs"),
         PartKind(TRANSACTION_LOG, "Transaction logs"),

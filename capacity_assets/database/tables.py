@@ -494,7 +494,7 @@ server_part_stats = table(
     instance_id(),
     required("part_kind", String(20), "Kind: " + ", ".join(PART_KINDS)),
     required("part_name", String(255), "Which one of its kind, such as the slot; empty: all of its kind"),
-    optional("size_bytes", BigInteger, "Size, bytes; of a slot, the WAL that it retains; null: not known"),
+    optional("size_bytes", BigInteger, "Size, bytes; of a slot or archiver, the WAL that it retains; null: not known"),
     optional("volume_name", String(255), "Its volume; null: not known"),
     optional("detail", Text, "What the server reports about it, or why its size is not known; null: nothing"),
     timestamp("collected_at", "When the sample was taken"),

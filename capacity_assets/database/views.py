@@ -661,7 +661,7 @@ LEFT JOIN instances i ON i.id = d.instance_id;
     ),
     _beside_servers(
         "capacity_server_parts",
-        "The space on servers outside their databases. Bytes of slots are bytes of the WAL.",
+        "The space on servers outside their databases. Bytes of slots and of the archiver are bytes of the WAL.",
         tables.server_part_stats,
         "part_kind AS kind, part_name AS part, size_bytes, volume_name AS volume, detail, collected_at",
     ),

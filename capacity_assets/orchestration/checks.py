@@ -36,18 +36,18 @@ from capacity_assets.orchestration.metadata import (
     pages_metadata,
 )
 from capacity_assets.reading.forecasts import ForecastIssue, StoredRunway, needs_action
-from capacity_assets.reading.space import MOST_SLOT_PERCENT, slots_named_on
+from capacity_assets.reading.space import MOST_RETAINED_PERCENT, retained_wal_on
 from capacity_assets.reading.subjects import server_id_of, subject_address
 from capacity_assets.reading.windows import STOPPED_ADVICE, newest_samples
 
 STANDING_CHECK_JOB = "standing_check_job"
 NOTHING_FILLS_SOON = "nothing_fills_soon"
 DIGEST_SENT, DIGEST_SENT_DESCRIPTION = "digest_sent", "Every receiver got the newest digest."
-SERVERS_MEASURED, SLOTS_RETAIN_LITTLE, SAMPLES_RECENT = "servers_measured", "slots_retain_little", "samples_recent"
+SERVERS_MEASURED, LITTLE_WAL_RETAINED, SAMPLES_RECENT = "servers_measured", "little_wal_retained", "samples_recent"
 SERVERS_MEASURED_DESCRIPTION = "Every server that is registered for collection was measured on this day."
-SLOTS_RETAIN_LITTLE_DESCRIPTION = (
-    f"No replication slot retains more than {MOST_SLOT_PERCENT} % of its volume or, if no volume is known, of the "
-    "databases of its server."
+LITTLE_WAL_RETAINED_DESCRIPTION = (
+    f"No replication slot or WAL archiver retains more than {MOST_RETAINED_PERCENT} % of its volume or, if no "
+    "volume is known, of the databases of its server."
 )
 SAMPLES_RECENT_DESCRIPTION = "The newest sample is from today or yesterday."
 
@@ -126,24 +126,22 @@ def servers_result(
     return check_result(SERVERS_MEASURED, text, failing, is_error=True, places=failed, metadata=shown, asset=asset)
 
 
-def slots_result(engine: Engine, today: date, pages_url: str | None, asset: dg.AssetKey) -> dg.AssetCheckResult:
-    """Return the result that names slots that retain too much, by the newest measurements, not only of this run."""
+def retained_wal_result(engine: Engine, today: date, pages_url: str | None, asset: dg.AssetKey) -> dg.AssetCheckResult:
+    """Return the result that names what retains too much WAL, by the newest measurements, not only of this run."""
     try:
-        with database_errors(doing="looking up replication slots"), engine.connect() as connection:
-            slots = slots_named_on(connection, today)
+        with database_errors(doing="looking up retained WAL"), engine.connect() as connection:
+            retained = retained_wal_on(connection, today)
     except DatabaseError as error:
         # Only a warning, because the samples are stored and their aggregates must not wait for this.
-        text = "The replication slots could not be looked up."
-        return check_result(SLOTS_RETAIN_LITTLE, text, [str(error)], is_error=False, asset=asset)
-    pages = {slot.server: subject_address("server", slot.server_id) for slot in slots[:PAGES_LISTED]}
-    text = (
-        f"{counted(len(slots), 'replication slot')} retaining too much WAL." if slots else "No slot retains too much."
-    )
+        text = "Retained WAL could not be looked up."
+        return check_result(LITTLE_WAL_RETAINED, text, [str(error)], is_error=False, asset=asset)
+    pages = {one.server: subject_address("server", one.server_id) for one in retained[:PAGES_LISTED]}
+    text = f"{counted(len(retained), 'cause')} of too much WAL." if retained else "Nothing retains too much WAL."
     # The incident is named without sizes, which change every day.
-    incident = "\n".join(sorted(f"{slot.server}: {slot.slot}" for slot in slots))
+    incident = "\n".join(sorted(f"{one.server}: {one.part or one.holder}" for one in retained))
     metadata = {**pages_metadata(pages, pages_url), **({"incident": incident} if incident else {})}
-    lines = [slot.text for slot in slots]
-    return check_result(SLOTS_RETAIN_LITTLE, text, lines, is_error=True, metadata=metadata, asset=asset)
+    lines = [one.text for one in retained]
+    return check_result(LITTLE_WAL_RETAINED, text, lines, is_error=True, metadata=metadata, asset=asset)
 
 
 def samples_recent(graph: Graph) -> dg.AssetChecksDefinition:

@@ -29,13 +29,13 @@ from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.tables import server_part_stats
 from capacity_assets.forecast.limits import declare_limits
 from capacity_assets.orchestration.checks import (
+    LITTLE_WAL_RETAINED,
+    LITTLE_WAL_RETAINED_DESCRIPTION,
     SERVERS_MEASURED,
     SERVERS_MEASURED_DESCRIPTION,
-    SLOTS_RETAIN_LITTLE,
-    SLOTS_RETAIN_LITTLE_DESCRIPTION,
+    retained_wal_result,
     samples_recent,
     servers_result,
-    slots_result,
 )
 from capacity_assets.orchestration.graph import (
     COLLECTION_POOL,
@@ -205,7 +205,7 @@ def collected_assets(graph: Graph) -> dg.AssetsDefinition:
         specs=specs,
         check_specs=[
             dg.AssetCheckSpec(SERVERS_MEASURED, asset=servers, description=SERVERS_MEASURED_DESCRIPTION),
-            dg.AssetCheckSpec(SLOTS_RETAIN_LITTLE, asset=parts, description=SLOTS_RETAIN_LITTLE_DESCRIPTION),
+            dg.AssetCheckSpec(LITTLE_WAL_RETAINED, asset=parts, description=LITTLE_WAL_RETAINED_DESCRIPTION),
         ],
         pool=COLLECTION_POOL,
         retry_policy=graph.retries,
@@ -223,7 +223,7 @@ def collected_assets(graph: Graph) -> dg.AssetsDefinition:
             measured = done.summary if share is None else None
             checks = [
                 servers_result(measured, service.engine, settings.pages_url, servers),
-                slots_result(service.engine, service.clock.today(), settings.pages_url, parts),
+                retained_wal_result(service.engine, service.clock.today(), settings.pages_url, parts),
             ]
         if done.summary and len(done.days) == 1 and done.missing_days and done.summary.is_empty:
             # The step fails, so that nothing downstream takes the day as measured.

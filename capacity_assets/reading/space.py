@@ -14,22 +14,23 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.units import BYTES_PER_MB, human_day, human_mb
-from capacity_assets.database.measures import DISCONNECTED, PART_KINDS, SLOT
+from capacity_assets.database.measures import ARCHIVER, ARCHIVING_FAILS, DISCONNECTED, PART_KINDS, SLOT
 from capacity_assets.ownership.bills import CENT
 from capacity_assets.reading.access import WITHOUT_LOOPS, planned_with, rows
 from capacity_assets.reading.subjects import ServerVolume
 
 COMPARED_DAYS = 30
-MOST_SLOT_PERCENT = 10
-"""Replication slots that retain a larger part of their volume are named."""
-SMALLEST_SLOT_MB = 1024
-"""Without a known volume, a slot is compared with the databases of its server and named only if it retains more than
-this: on a small server, a healthy slot may retain more than a tenth."""
-SLOT_DAYS = 7
-"""Slots are listed if they were measured within this many days."""
+MOST_RETAINED_PERCENT = 10
+"""Replication slots and archivers that retain a larger part of their volume are named."""
+SMALLEST_RETAINED_MB = 1024
+"""Without a known volume, they are compared with the databases of their server and named only if they retain more
+than this: on a small server, a healthy slot may retain more than a tenth."""
+RETAINED_DAYS = 7
+"""They are listed if they were measured within this many days."""
 DATABASES = "databases"
 UNEXPLAINED_TITLE = "Unexplained"
 HELD = [kind.name for kind in PART_KINDS.values() if kind.held_by]
+RETAINING = [SLOT, ARCHIVER]
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,19 @@ class SpaceUse:
 
 
 @dataclass(frozen=True)
-class SlotUse:
-    """A replication slot with the WAL that it retains, MiB, and the state of its consumer."""
+class WalUse:
+    """WAL that a replication slot or the archiver retains, MiB, and the state of its consumer or of archiving."""
 
-    slot: str
+    kind: str
+    part: str
+    """Name of the slot; empty: the archiver."""
     retained_mb: int
     detail: str
+
+    @property
+    def holder(self) -> str:
+        """What retains it, as the beginning of a sentence."""
+        return _holder(self.kind, self.part)
 
 
 @dataclass(frozen=True)
@@ -67,21 +75,28 @@ class SpaceUsage:
     before: date
     uses: Sequence[SpaceUse]
     used_mb: int | None
-    slots: Sequence[SlotUse]
+    retained_wal: Sequence[WalUse]
 
 
 @dataclass(frozen=True)
-class LargeSlot:
-    """A replication slot that retains more than a tenth of its volume, or of the databases if that is unknown."""
+class RetainedWal:
+    """WAL that a slot or the archiver retains: over a tenth of its volume or, if that is unknown, of the databases."""
 
     server_id: int
     server: str
-    slot: str
+    kind: str
+    part: str
+    """Name of the slot; empty: the archiver."""
     day: date
     retained_mb: int
     of_mb: int
     volume: str | None
     detail: str
+
+    @property
+    def holder(self) -> str:
+        """What retains it, as the beginning of a sentence."""
+        return _holder(self.kind, self.part)
 
     @property
     def percent(self) -> int:
@@ -91,11 +106,13 @@ class LargeSlot:
     @property
     def advice(self) -> str:
         """What to do, with a statement in backquotes."""
+        if self.kind == ARCHIVER:
+            return f"The server deletes this WAL only once it is archived. {_ARCHIVER_ADVICE[ARCHIVING_FAILS in self.detail]}"
         if DISCONNECTED not in self.detail:
             return "Its consumer is behind. The server deletes this WAL once the consumer has read it."
         return (
             "The server deletes this WAL only once the slot is read or dropped. Start its consumer, or drop the slot "
-            f"if nothing needs it: `SELECT pg_drop_replication_slot('{self.slot}')`."
+            f"if nothing needs it: `SELECT pg_drop_replication_slot('{self.part}')`."
         )
 
     @property
@@ -103,9 +120,20 @@ class LargeSlot:
         """A line of text about it."""
         place = f"the disk {self.volume}" if self.volume else "the size of its databases"
         return (
-            f"Replication slot {self.slot} of {self.server} retains {human_mb(self.retained_mb)} of WAL, "
+            f"{self.holder} of {self.server} retains {human_mb(self.retained_mb)} of WAL, "
             f"{self.percent} % of {place} ({human_day(self.day)}): {self.detail}"
         )
+
+
+_ARCHIVER_ADVICE = {
+    True: "The server log says why it fails: an archive that is full or out of reach, or a wrong `archive_command`. "
+    "Do not delete files in `pg_wal`.",
+    False: "It is slower than the server writes WAL, or neither `archive_command` nor `archive_library` is set.",
+}
+
+
+def _holder(kind: str, part: str) -> str:
+    return f"Replication slot {part}" if kind == SLOT else "The WAL archiver"
 
 
 def space_usage(
@@ -124,7 +152,7 @@ def space_usage(
     parameters = {"server": server_id, "days": [day, before], "volume": volume, "is_only": len(volumes) == 1}
     sizes, used = _sizes(connection, parameters)
     in_parts = _days_in_parts(connection, parameters)
-    details = rows(connection, _DETAILS, **parameters, day=day, slot=SLOT)
+    details = rows(connection, _DETAILS, **parameters, day=day, retaining=RETAINING)
     reasons = {row.kind: row.detail for row in details if row.size_bytes is None}
     kinds = [kind for kind in (DATABASES, *PART_KINDS) if {(day, kind), (before, kind)} & {*sizes} or kind in reasons]
     uses = [
@@ -140,12 +168,12 @@ def space_usage(
     if day in used:
         used_before = used[before] - named[before] if before in used and before in in_parts else None
         uses.append(SpaceUse(UNEXPLAINED_TITLE, used[day] - named[day], used_before))
-    slots = [
-        SlotUse(row.part, row.size_bytes // BYTES_PER_MB, row.detail or "")
+    retained_wal = [
+        WalUse(row.kind, row.part, row.size_bytes // BYTES_PER_MB, row.detail or "")
         for row in details
-        if row.kind == SLOT and row.size_bytes is not None
+        if row.kind in RETAINING and row.size_bytes is not None
     ]
-    return SpaceUsage(day, before, uses, used.get(day), slots)
+    return SpaceUsage(day, before, uses, used.get(day), retained_wal)
 
 
 @dataclass(frozen=True)
@@ -197,14 +225,14 @@ def _title(kind: str) -> str:
     return "Databases" if kind == DATABASES else PART_KINDS[kind].title
 
 
-def large_slots(
+def much_retained_wal(
     connection: Connection,
     first: date,
     last: date,
     label: tuple[str, str] | None = None,
     server_id: int | None = None,
-) -> list[LargeSlot]:
-    """Return the slots that retain too much on the newest day of each server in a range of days, largest first.
+) -> list[RetainedWal]:
+    """Return the WAL of which too much is retained on the newest day of each server in a range of days, largest first.
 
     Only of servers in service; with `label` or `server_id`, only of these.
     """
@@ -216,30 +244,35 @@ def large_slots(
         return []
     parameters: dict[str, object] = {"servers": [row.server_id for row in newest], "first": first, "last": last}
     days = {row.server_id: row.day for row in newest}
-    slots = [row for row in rows(connection, _SLOTS, **parameters, slot=SLOT) if row.day == days[row.server_id]]
-    parameters["servers"] = list({row.server_id for row in slots})
+    found = rows(connection, _RETAINED, **parameters, retaining=RETAINING)
+    found = [row for row in found if row.day == days[row.server_id]]
+    parameters["servers"] = list({row.server_id for row in found})
     volumes: dict[int, dict[str, int]] = {}
-    for row in rows(connection, _VOLUMES, **parameters) if slots else ():
+    for row in rows(connection, _VOLUMES, **parameters) if found else ():
         if row.day == days[row.server_id]:
             volumes.setdefault(row.server_id, {})[row.volume] = row.total_mb
-    sizes = {(row.server_id, row.day): row.size_mb for row in (rows(connection, _SIZES, **parameters) if slots else ())}
+    sizes = {(row.server_id, row.day): row.size_mb for row in (rows(connection, _SIZES, **parameters) if found else ())}
     large = []
-    for row in slots:
+    for row in found:
         there = volumes.get(row.server_id, {})
         volume = (
             row.volume if row.volume in there else next(iter(there)) if len(there) == 1 and not row.volume else None
         )
         of_mb = there[volume] if volume else sizes.get((row.server_id, row.day), 0)
         retained_mb = row.size_bytes // BYTES_PER_MB
-        if of_mb and 100 * retained_mb > MOST_SLOT_PERCENT * of_mb and (volume or retained_mb >= SMALLEST_SLOT_MB):
-            about = (row.server_id, row.server, row.part, row.day, retained_mb, int(of_mb), volume, row.detail or "")
-            large.append(LargeSlot(*about))
-    return sorted(large, key=lambda slot: -slot.retained_mb)
+        if (
+            of_mb
+            and 100 * retained_mb > MOST_RETAINED_PERCENT * of_mb
+            and (volume or retained_mb >= SMALLEST_RETAINED_MB)
+        ):
+            about = (row.server_id, row.server, row.kind, row.part, row.day, retained_mb, int(of_mb), volume)
+            large.append(RetainedWal(*about, row.detail or ""))
+    return sorted(large, key=lambda one: -one.retained_mb)
 
 
-def slots_named_on(connection: Connection, today: date, server_id: int | None = None) -> list[LargeSlot]:
-    """Return the slots that retain too much by the newest measurements of the week that ends today, of all or one."""
-    return large_slots(connection, today - timedelta(days=SLOT_DAYS - 1), today, server_id=server_id)
+def retained_wal_on(connection: Connection, today: date, server_id: int | None = None) -> list[RetainedWal]:
+    """Return the same by the newest measurements of the week that ends today, of all servers or one."""
+    return much_retained_wal(connection, today - timedelta(days=RETAINED_DAYS - 1), today, server_id=server_id)
 
 
 _DATABASES_OF_SERVER = """
@@ -273,7 +306,7 @@ SELECT DISTINCT day FROM capacity_server_parts WHERE server_id = :server AND day
 """
 _DETAILS = """
 SELECT kind, part, size_bytes, detail FROM capacity_server_parts
-WHERE server_id = :server AND day = :day AND (size_bytes IS NULL OR kind = :slot)
+WHERE server_id = :server AND day = :day AND (size_bytes IS NULL OR kind = ANY (CAST(:retaining AS text[])))
   AND (CAST(:volume AS text) IS NULL OR volume = :volume OR volume IS NULL)
 ORDER BY size_bytes DESC NULLS LAST, kind, part
 """
@@ -289,10 +322,10 @@ SELECT server_id, max(day) AS day FROM capacity_server_parts
 WHERE day BETWEEN :first AND :last AND server_id = ANY (CAST(:servers AS integer[]))
 GROUP BY server_id
 """
-_SLOTS = """
-SELECT server_id, server, part, day, size_bytes, detail, volume FROM capacity_server_parts
-WHERE day BETWEEN :first AND :last AND server_id = ANY (CAST(:servers AS integer[])) AND kind = :slot
-  AND size_bytes IS NOT NULL
+_RETAINED = """
+SELECT server_id, server, kind, part, day, size_bytes, detail, volume FROM capacity_server_parts
+WHERE day BETWEEN :first AND :last AND server_id = ANY (CAST(:servers AS integer[]))
+  AND kind = ANY (CAST(:retaining AS text[])) AND size_bytes IS NOT NULL
 """
 _VOLUMES = """
 SELECT server_id, day, volume, total_mb FROM capacity_volumes

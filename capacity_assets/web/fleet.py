@@ -32,7 +32,7 @@ from capacity_assets.reading.sizes import (
     fleet_now,
     with_gaps,
 )
-from capacity_assets.reading.space import LargeSlot, slots_named_on
+from capacity_assets.reading.space import RetainedWal, retained_wal_on
 from capacity_assets.reading.subjects import DeclaredStep, steps_between
 from capacity_assets.reading.table_growth import are_measured
 from capacity_assets.reading.windows import complete_window, newest_window
@@ -134,8 +134,8 @@ class FleetPage:
     """Periods with stored windows, each with its newest one."""
     declared_since: Sequence[str] = ()
     """Servers whose limits, steps or plans changed after the newest forecast."""
-    slots: Sequence[LargeSlot] = ()
-    """Replication slots that retain too much WAL, the largest first."""
+    retained_wal: Sequence[RetainedWal] = ()
+    """Too much WAL that slots or archivers retain, the largest first."""
 
     @property
     def is_empty(self) -> bool:
@@ -228,5 +228,5 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
         currency=currency,
         decisions=decision_rows(connection, today),
         periods={name: window.key for name, window in newest.items()},
-        slots=slots_named_on(connection, today),
+        retained_wal=retained_wal_on(connection, today),
     )

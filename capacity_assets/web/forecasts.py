@@ -44,7 +44,7 @@ from capacity_assets.reading.accuracy import FleetAccuracy, ForecastScores, accu
 from capacity_assets.reading.forecasts import StoredRunway, fills_first, free_capacity, median_database_mb
 from capacity_assets.reading.groups import groups_of
 from capacity_assets.reading.risks import Headline, next_to_fill
-from capacity_assets.reading.space import LargeSlot, slots_named_on
+from capacity_assets.reading.space import RetainedWal, retained_wal_on
 from capacity_assets.reading.subjects import active_servers, address, server_facts, server_ids_of
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.reader import (
@@ -75,8 +75,8 @@ class FillingPage:
     runways: Sequence[StoredRunway]
     declared_since: Sequence[str]
     """Servers whose limits, steps or plans changed after the newest forecast."""
-    slots: Sequence[LargeSlot]
-    """Replication slots that retain too much WAL, the largest first."""
+    retained_wal: Sequence[RetainedWal]
+    """Too much WAL that slots or archivers retain, the largest first."""
     page: int
     has_more: bool
 
@@ -95,9 +95,9 @@ def read_filling(reader: Reader, query: PageQuery) -> FillingPage:
         first = next(iter(filling), None)
     with reader.transaction() as connection:
         free = None if first else free_capacity(connection, reader.thresholds)
-        slots = slots_named_on(connection, query.today)
+        retained = retained_wal_on(connection, query.today)
     sentence = next_to_fill(first, reader.thresholds, issued=free.as_of if free else None, free=free)
-    return FillingPage(sentence, filling[:shown], shared_outdated(reader), slots, query.page, len(filling) > shown)
+    return FillingPage(sentence, filling[:shown], shared_outdated(reader), retained, query.page, len(filling) > shown)
 
 
 @dataclass(frozen=True)

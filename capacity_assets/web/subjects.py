@@ -44,11 +44,11 @@ from capacity_assets.reading.lists import (
 from capacity_assets.reading.risks import Headline, PageSubject, headline_of
 from capacity_assets.reading.sizes import SizeInWindow, database_history, server_history, used_history, volume_history
 from capacity_assets.reading.space import (
-    LargeSlot,
+    RetainedWal,
     SpaceDay,
     SpaceUsage,
     in_cents,
-    slots_named_on,
+    retained_wal_on,
     space_history,
     space_usage,
 )
@@ -128,8 +128,8 @@ class SubjectPage:
     """Decisions on it, and on the server or volumes that it shares, whether or not they are open."""
     origins: Sequence[subjects.SampleOrigin] = ()
     """Origins of imported samples."""
-    slots: Sequence[LargeSlot] = ()
-    """Replication slots that retain too much WAL: of the server, or on the volume that is shown or binds."""
+    retained_wal: Sequence[RetainedWal] = ()
+    """Too much WAL that slots or the archiver retain: of the server, or on the volume that is shown or binds."""
     behind: WindowSamples | None = None
 
 
@@ -348,9 +348,9 @@ def _values(  # noqa: PLR0913, PLR0917 -- the subject, and what its headline say
     headline = headline_of(about, own, first, thresholds, issued=issued, also=also)
     volume = name if subject == "volume" else None if binding is None else binding.name
     is_server = subject == "server"
-    large = slots_named_on(connection, query.today, number) if is_server or volume else ()
-    slots = [slot for slot in large if is_server or slot.volume == volume]
-    return {"server": server, "headline": headline, "runway": own, "binding": binding, "slots": slots}
+    large = retained_wal_on(connection, query.today, number) if is_server or volume else ()
+    retained_wal = [one for one in large if is_server or one.volume == volume]
+    return {"server": server, "headline": headline, "runway": own, "binding": binding, "retained_wal": retained_wal}
 
 
 def _history(

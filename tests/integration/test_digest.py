@@ -421,7 +421,7 @@ def test_the_command_shows_a_week_as_text_json_and_a_file(tmp_path: Path, engine
     digest = read_digest(engine, WEEK)
     assert shown.split() == as_text(digest).split()
     assert found["counts"] == {
-        **dict.fromkeys(("soon", "shrinkers", "declines", "later", "slots", "came", "went"), 0),
+        **dict.fromkeys(("soon", "shrinkers", "declines", "later", "retained_wal", "came", "went"), 0),
         **NEWS_OF_THE_WEEK,
     }
     assert (tmp_path / "digest.html").read_text() == as_html(digest)

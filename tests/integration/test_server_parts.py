@@ -14,7 +14,7 @@ from capacity_assets.collection import measuring
 from capacity_assets.collection.servers import register_servers
 from tests.collecting import Collection, at, granting
 from tests.mysql_servers import MariaDBServer, MySQLServer, mariadb_server
-from tests.servers import ADMIN_PASSWORD, PostgresServer, postgres_server
+from tests.servers import ADMIN_PASSWORD, PostgresServer, postgres_server, wait_for_server
 
 
 def bytes_in(folder: Path, pattern: str) -> int:
@@ -65,6 +65,47 @@ def test_a_slot_whose_consumer_is_gone_is_told_from_one_that_is_read(
     assert found["slot", "read"][1] == "physical, its consumer is connected"
     assert found["temporary", "pg_default"] == (0, "0 files")
     assert done.total_size_mb == collection.sizes("pg")["orders"], "parts are added to no size"
+
+
+WRITE_A_SEGMENT = (
+    "CREATE TABLE IF NOT EXISTS t AS SELECT 1 AS n",
+    "INSERT INTO t VALUES (1)",
+    "SELECT pg_switch_wal()",
+)
+
+
+def wait_until(server: PostgresServer, query: str) -> None:
+    def answer() -> None:
+        with server.admin() as connection:
+            assert connection.execute(query.encode()).fetchone() == (True,)
+
+    wait_for_server(answer, AssertionError)
+
+
+def test_wal_that_is_not_archived_is_measured_with_whether_archiving_fails(collection: Collection) -> None:
+    options = ("archive_mode=on", "archive_command=test -e reachable")
+    with postgres_server(tls=False, options=options) as server:
+        data = server.folder / "data"
+        server.execute(*granting("postgresql"), "CREATE DATABASE orders", *WRITE_A_SEGMENT, *WRITE_A_SEGMENT)
+        register_servers(collection.engine, [at(server, collection, tls="off")])
+        without_right = collection.collect()
+        server.execute("GRANT pg_monitor TO capacity_probe")
+        wait_until(server, "SELECT last_failed_time IS NOT NULL FROM pg_stat_archiver")
+        collection.collect(again=True)
+        failing = parts(collection)["archiver", ""]
+        waiting = len([*(data / "pg_wal" / "archive_status").glob("*.ready")])
+        (data / "reachable").touch()
+        server.execute(*WRITE_A_SEGMENT)
+        wait_until(server, "SELECT count(*) = 0 FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'")
+        wait_until(server, "SELECT last_archived_time > last_failed_time FROM pg_stat_archiver")
+        collection.collect(again=True)
+        working = parts(collection)["archiver", ""]
+
+    assert "pg: WAL archiver: its login may not see it: pg_monitor is missing" in without_right.unknown_parts
+    assert waiting >= 2
+    assert failing[0] == waiting * 16 * 1024**2
+    assert str(failing[1]).startswith(f"{waiting} segments not archived; archiving fails, none archived since ")
+    assert working == (0, "0 segments not archived; archiving does not fail")
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,10 @@
-"""What fills a server and its volumes: databases, parts and the unexplained add up to what is used; slots are named."""
+"""What fills a server and its volumes: databases, parts and the unexplained add up; what retains WAL is named."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,9 +15,9 @@ from sqlalchemy import Engine, text
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.demo import UNREAD_SLOT_OF, load_sample_fleet
 from capacity_assets.digest import read_digest, sections
-from capacity_assets.orchestration.checks import slots_result
+from capacity_assets.orchestration.checks import retained_wal_result
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.reading.space import LargeSlot, large_slots, slots_named_on, space_usage
+from capacity_assets.reading.space import RetainedWal, much_retained_wal, retained_wal_on, space_usage
 from capacity_assets.reading.subjects import server_id_of, volumes_of
 from tests.clocks import TODAY
 from tests.command import capacity
@@ -32,6 +33,7 @@ PART = """
 INSERT INTO server_part_stats (collected_date, instance_id, part_kind, part_name, size_bytes, volume_name, detail)
 VALUES (:day, :server, :kind, :name, CAST(:mb AS bigint) * 1048576, :volume, :detail)
 """
+FAILING = "14 segments not archived; archiving fails, none archived since 18 Jul 2025"
 CEILING = """
 INSERT INTO database_limit_stats (collected_date, instance_id, database_name, is_unlimited, volumes, source)
 VALUES (:day, 2, :database, true, :volumes, 'measured')
@@ -65,6 +67,7 @@ def fleet(engine: Engine) -> Engine:
     part(engine, 1, "wal", 320)
     part(engine, 1, "slot", 201, name="gone", detail="logical, its consumer is not connected")
     part(engine, 1, "slot", 200, name="read", detail="logical, its consumer is connected")
+    part(engine, 1, "archiver", 220, detail=FAILING)
     part(engine, 1, "temporary", None, detail="its login may not see it: pg_monitor is missing")
     for volume, used in (("D:\\", 600), ("L:\\", 90)):
         write(engine, VOLUME, day=TODAY, server=2, volume=volume, total=1000, used=used)
@@ -72,6 +75,7 @@ def fleet(engine: Engine) -> Engine:
     write(engine, CEILING, day=TODAY, database="log", volumes=["D:\\", "L:\\"])
     part(engine, 2, "transaction_log", 80, name="orders", volume="L:\\")
     part(engine, 3, "wal", 60)
+    part(engine, 3, "archiver", 1023, detail="64 segments not archived; archiving does not fail")
     part(engine, 3, "slot", 1025, name="late", detail="physical, its consumer is not connected")
     part(engine, 3, "slot", 1023, name="small", detail="physical, its consumer is connected")
     return engine
@@ -122,17 +126,18 @@ def test_the_page_names_the_slots_and_what_is_not_known(own_pages: Pages) -> Non
 
     assert "Replication slot gone retains" in shown
     assert "of the WAL: logical, its consumer is not connected" in shown
+    assert f"The WAL archiver retains 220 MiB of the WAL: {FAILING}" in re.sub("<[^>]+>", "", shown)
     assert "its login may not see it: pg_monitor is missing" in shown
 
 
 @pytest.mark.usefixtures("fleet")
-def test_pages_begin_with_the_slots_that_keep_a_disk_full_and_say_what_to_do(own_pages: Pages) -> None:
+def test_pages_begin_with_who_retains_wal_and_say_what_to_do(own_pages: Pages) -> None:
     command = "<code>SELECT pg_drop_replication_slot(&#39;gone&#39;)</code>"
     places = ("/", "/filling", "/server?server=1", "/volume?server=1&name=/data", "/volume?server=2&name=D:%5C")
     shown = {place: own_pages.ask(place).text for place in places}
-    named = {place: [one["slot"] for one in own_pages.document(place)["slots"]] for place in places}
+    named = {place: [one["part"] for one in own_pages.document(place)["retained_wal"]] for place in places}
 
-    assert list(named.values()) == [["late", "gone"], ["late", "gone"], ["gone"], ["gone"], []]
+    assert list(named.values()) == [["late", "", "gone"], ["late", "", "gone"], ["", "gone"], ["", "gone"], []]
     for place in places[1:4]:
         begins = re.sub("<[^>]+>", "", shown[place].split('<p class="warning">Replication slot gone')[1])
         assert begins.startswith(
@@ -140,32 +145,45 @@ def test_pages_begin_with_the_slots_that_keep_a_disk_full_and_say_what_to_do(own
             "connected. The server deletes this WAL only once the slot is read or dropped. Start its consumer, or drop"
         ), place
         assert command in shown[place]
+        archiver = re.sub("<[^>]+>", "", shown[place].split('<p class="warning">The WAL archiver')[1]).split("\n")[0]
+        assert archiver == (
+            f" on server-1 retains 220 MiB of WAL, 11 % of disk /data on 20 Jul 2025: {FAILING}. The server deletes "
+            "this WAL only once it is archived. The server log says why it fails: an archive that is full or out of "
+            "reach, or a wrong archive_command. Do not delete files in pg_wal."
+        ), place
 
 
 @pytest.mark.usefixtures("settings", "today")
-def test_a_slot_that_retains_more_than_a_tenth_is_named_by_check_and_digest(fleet: Engine) -> None:
+def test_who_retains_more_than_a_tenth_is_named_by_check_and_digest(fleet: Engine) -> None:
     declare_labels(fleet, [Label("server-3", None, "team", "payments")], BEFORE)
     week = PERIODS["weekly"].window_of(TODAY)
     with fleet.connect() as connection:
-        found = large_slots(connection, week.start, TODAY)
-        of_team = large_slots(connection, week.start, TODAY, ("team", "payments"))
-        earlier = large_slots(connection, BEFORE, TODAY - timedelta(days=1))
+        found = much_retained_wal(connection, week.start, TODAY)
+        of_team = much_retained_wal(connection, week.start, TODAY, ("team", "payments"))
+        earlier = much_retained_wal(connection, BEFORE, TODAY - timedelta(days=1))
 
-    gone = LargeSlot(1, "server-1", "gone", TODAY, 201, 2000, "/data", "logical, its consumer is not connected")
-    late = LargeSlot(3, "server-3", "late", TODAY, 1025, 400, None, "physical, its consumer is not connected")
-    assert (found, of_team, earlier) == ([late, gone], [late], [])
+    gone = RetainedWal(
+        1, "server-1", "slot", "gone", TODAY, 201, 2000, "/data", "logical, its consumer is not connected"
+    )
+    late = RetainedWal(3, "server-3", "slot", "late", TODAY, 1025, 400, None, "physical, its consumer is not connected")
+    archiver = RetainedWal(1, "server-1", "archiver", "", TODAY, 220, 2000, "/data", FAILING)
+    assert (found, of_team, earlier) == ([late, archiver, gone], [late], [])
+    assert "neither `archive_command` nor `archive_library` is set" in replace(archiver, detail="").advice
     texts = [
         "Replication slot late of server-3 retains 1.0 GiB of WAL, 256 % of the size of its databases (20 Jul 2025): "
         "physical, its consumer is not connected",
+        f"The WAL archiver of server-1 retains 220 MiB of WAL, 11 % of the disk /data (20 Jul 2025): {FAILING}",
         "Replication slot gone of server-1 retains 201 MiB of WAL, 10 % of the disk /data (20 Jul 2025): logical, its "
         "consumer is not connected",
     ]
-    result = slots_result(fleet, TODAY, "https://capacity.example", dg.AssetKey("server_part_stats"))
-    assert (result.passed, result.metadata["places"].value) == (False, 2)
-    assert result.metadata["incident"].value == "server-1: gone\nserver-3: late", "whatever they retain"
+    result = retained_wal_result(fleet, TODAY, "https://capacity.example", dg.AssetKey("server_part_stats"))
+    assert (result.passed, result.metadata["places"].value) == (False, 3)
+    assert result.metadata["incident"].value == "server-1: The WAL archiver\nserver-1: gone\nserver-3: late", (
+        "whatever they retain"
+    )
     checked = json.loads(capacity("check", "--json").output)
-    assert [one["text"] for one in checked if one["subject"] == "replication slots"] == texts
-    [section] = [one for one in sections(read_digest(fleet, week)) if "slots" in one.heading]
+    assert [one["text"] for one in checked if one["subject"] == "retained WAL"] == texts
+    [section] = [one for one in sections(read_digest(fleet, week)) if "WAL" in one.heading]
     assert [line.text for line in section.lines] == texts
 
 
@@ -173,7 +191,7 @@ def test_the_demo_has_a_slot_that_nobody_reads_and_no_volume_holds_more_than_is_
     load_sample_fleet(engine, BEFORE, TODAY)
 
     with engine.connect() as connection:
-        [slot] = slots_named_on(connection, TODAY)
+        [slot] = retained_wal_on(connection, TODAY)
         number = server_id_of(connection, UNREAD_SLOT_OF)
         assert number is not None
         volumes = volumes_of(connection, number, TODAY)

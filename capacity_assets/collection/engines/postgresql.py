@@ -61,7 +61,7 @@ from capacity_assets.collection.engines.base import (
     too_much,
     volume_of,
 )
-from capacity_assets.database.measures import DISCONNECTED, SLOT, TEMPORARY, WAL
+from capacity_assets.database.measures import ARCHIVER, ARCHIVING_FAILS, DISCONNECTED, SLOT, TEMPORARY, WAL
 from capacity_assets.database.sql import quoted
 
 if TYPE_CHECKING:
@@ -169,6 +169,17 @@ CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                         ELSE pg_current_wal_lsn() END AS lsn) AS here
 ORDER BY s.slot_name
 """
+ARCHIVE_MODE = "SELECT setting FROM pg_settings WHERE name = 'archive_mode' AND setting <> 'off'"
+# Segments that wait to be archived. It fails if its last attempt did.
+# https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ARCHIVER-VIEW
+ARCHIVING = """
+SELECT waiting.files, waiting.files * pg_size_bytes(current_setting('wal_segment_size')),
+       coalesce(a.last_failed_time > coalesce(a.last_archived_time, '-infinity'), false),
+       coalesce(a.last_archived_time, a.stats_reset)::date
+FROM pg_stat_archiver a
+CROSS JOIN (SELECT count(*) AS files FROM pg_ls_archive_statusdir()
+            WHERE name ~ '^[0-9A-F]{24}(\\.partial)?\\.ready$') AS waiting
+"""
 # pg_global would list the files of pg_default again.
 TEMPORARY_FILES = """
 SELECT t.oid::bigint, t.spcname, coalesce(sum(f.size), 0)::bigint, count(f.name)
@@ -195,6 +206,17 @@ def slots_of(connection: psycopg.Connection, scope: PartScope) -> list[ServerPar
         # A lost slot retains nothing: the WAL that it needs has been removed.
         parts.append(ServerPart(SLOT, name, 0 if status == "lost" else retained_bytes, detail, volume))
     return parts
+
+
+def archiver_of(connection: psycopg.Connection, scope: PartScope) -> list[ServerPart]:
+    """Return the archiver with the WAL that it has not archived yet, and whether it fails; none if it is off."""
+    if not _rows(connection, ARCHIVE_MODE):
+        return []
+    [(files, retained_bytes, is_failing, archived_on)] = _rows(connection, ARCHIVING)
+    state = ARCHIVING_FAILS if is_failing else "archiving does not fail"
+    since = f", none archived since {human_day(archived_on)}" if archived_on and files else ""
+    detail = f"{counted(files, 'segment')} not archived; {state}{since}"
+    return [ServerPart(ARCHIVER, "", retained_bytes, detail, scope.limits.places.get(WAL_FOLDER))]
 
 
 def temporary_files_of(connection: psycopg.Connection, scope: PartScope) -> list[ServerPart]:
@@ -300,7 +322,7 @@ class PostgreSQL(EngineAdapter):
         "CREATE ROLE capacity_probe LOGIN PASSWORD '...';\nGRANT pg_read_all_stats TO capacity_probe;\n"
         "-- for sizing = statistics, where CONNECT was revoked from PUBLIC, on each database:\n"
         "-- GRANT CONNECT ON DATABASE ... TO capacity_probe;\n"
-        "-- for WAL and temporary files:\n-- GRANT pg_monitor TO capacity_probe;\n"
+        "-- for WAL, archiving and temporary files:\n-- GRANT pg_monitor TO capacity_probe;\n"
         "-- for limits by the extension system_stats (pgnodemx needs no right):\n"
         "-- GRANT monitor_system_stats, pg_read_all_settings TO capacity_probe;"
     )
@@ -316,10 +338,12 @@ class PostgreSQL(EngineAdapter):
     part_sources: ClassVar[Mapping[str, PartSource]] = {
         WAL: PartSource(wal_of, "pg_monitor"),
         SLOT: PartSource(slots_of, "SELECT on pg_replication_slots"),
+        ARCHIVER: PartSource(archiver_of, "pg_monitor"),
         TEMPORARY: PartSource(temporary_files_of, "pg_monitor"),
     }
     parts_definition: ClassVar[str] = (
-        "WAL by `pg_ls_waldir`; for each replication slot the WAL from its `restart_lsn` on, which is part of the WAL; "
+        "WAL by `pg_ls_waldir`; parts of it: for each replication slot the WAL from its `restart_lsn` on, and the "
+        "segments that wait to be archived, by `pg_ls_archive_statusdir` (PostgreSQL 12 and later); "
         "temporary files by `pg_ls_tmpdir` (PostgreSQL 12 and later), except those that parallel workers share"
     )
     objects_definition: ClassVar[str] = (
