@@ -226,6 +226,10 @@ class Period:
         """Return the window that is computed regularly on `today`: the current or the last one."""
         return self.current(today) if self.scheduled_current else self.last(today)
 
+    def is_open(self, window: Window, today: date) -> bool:
+        """Whether a window is not over; one that is computed while it lasts, such as a measured day, is over."""
+        return not self.scheduled_current and window.end >= today
+
     def windows_between(self, first_day: date, last_day: date) -> tuple[Window, ...]:
         """Return every window with a day of the range, in order; raises ValueError if the range is reversed."""
         if first_day > last_day:

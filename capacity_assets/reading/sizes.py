@@ -85,13 +85,14 @@ def mark_partial(sizes: Sequence[SizeInWindow], partial: Collection[date]) -> li
     ]
 
 
-def change_sentence(whose: str, period: Period, window_size: SizeInWindow) -> str:
-    """Return size and change of a window as a sentence; `whose` is *the fleet* or a label."""
+def change_sentence(whose: str, period: Period, window_size: SizeInWindow, *, is_open: bool = False) -> str:
+    """Return size and change of a window as a sentence; `whose` is *the fleet* or a label, `is_open`: not over."""
     window = Window(window_size.window_start, window_size.window_end)
     within = "on" if period.days == 1 else "in"
     when = f"{within} {'the week of ' if period.days == DAYS_PER_WEEK else ''}{period.name_of(window)}"
     if not window_size.size_mb:
         return f"Nothing was measured of {whose} {when}."
+    when += " so far" if is_open else ""
     size = f"{'The fleet' if whose == fleet_or_label(None) else whose}: {human_mb(window_size.size_mb)}"
     if window_size.is_change_partial:
         which = f"that {period.noun}" if window_size.is_partial else f"the {period.noun} before"

@@ -107,7 +107,8 @@ class RetainedWal:
     def advice(self) -> str:
         """What to do, with a statement in backquotes."""
         if self.kind == ARCHIVER:
-            return f"The server deletes this WAL only once it is archived. {_ARCHIVER_ADVICE[ARCHIVING_FAILS in self.detail]}"
+            todo = _ARCHIVER_ADVICE[ARCHIVING_FAILS in self.detail]
+            return f"The server deletes this WAL only once it is archived. {todo}"
         if DISCONNECTED not in self.detail:
             return "Its consumer is behind. The server deletes this WAL once the consumer has read it."
         return (

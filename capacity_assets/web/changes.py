@@ -163,7 +163,7 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
     rounding_mb = len(groups) + sum(group.servers for group in groups)
     return replace(
         page,
-        headline=change_sentence(fleet_or_label(None), period, size),
+        headline=change_sentence(fleet_or_label(None), period, size, is_open=period.is_open(window, query.today)),
         size=None if size.size_mb is None else size,
         before_mb=before.size_mb,
         grouped_by=by,

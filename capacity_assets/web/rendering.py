@@ -274,8 +274,8 @@ def after(period: str, start: date) -> date:
 
 
 def is_open(period: str, day: date, today: date) -> bool:
-    """Whether the window that contains a day is not over, as `complete_window` sees it; a measured day is over."""
-    return not PERIODS[period].scheduled_current and PERIODS[period].window_of(day).end >= today
+    """Whether the window that contains a day is not over; a measured day is over."""
+    return PERIODS[period].is_open(PERIODS[period].window_of(day), today)
 
 
 def menu_class(number: int) -> str:

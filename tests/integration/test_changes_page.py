@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.units import human_mb
 from capacity_assets.digest import message_of, read_digest
 from capacity_assets.forecast.issuing import issue_runways
 from tests.clocks import TODAY, fixed_clock
@@ -54,6 +57,16 @@ def test_the_change_of_the_fleet_is_that_of_the_first_page_and_groups_add_up_to_
     assert page["headline"] == "The fleet: 17.6 GiB, +350 MiB (+2.0 %) in the week of 7 to 13 Jul 2025."
 
 
+def fleet_row(pages: Pages, path: str) -> list[str]:
+    """The cells of the total below the groups, as a reader sees them."""
+    row = pages.ask(path).text.split("<td>Fleet</td>")[1].split("</tr>")[0]
+    return [" ".join(re.sub("<[^>]+>", " ", cell).split()) for cell in re.findall("<td[^>]*>(.*?)</td>", row)]
+
+
+def size_of(page: Any) -> str:
+    return human_mb(page["size"]["size_mb"])
+
+
 def test_a_window_names_what_came_went_moved_was_decided_and_was_not_measured(pages: Pages) -> None:
     page = pages.document(YESTERDAY)
 
@@ -72,6 +85,9 @@ def test_a_window_names_what_came_went_moved_was_decided_and_was_not_measured(pa
     assert today["decisions"] == []
     assert (today["gone_databases"], today["new_databases"]) == (0, 0), "nothing is known of a server that was missed"
     assert "Not everything was measured on that day, so no change is shown." in today["headline"]
+    unknown = "The change of the fleet is unknown: not everything was measured in this window."
+    assert fleet_row(pages, "/changes?period=daily") == [f"○ partly measured {size_of(today)}", "unknown", ""]
+    assert unknown in pages.ask("/changes?period=daily").text
 
 
 def test_a_date_that_moved_is_only_counted_if_a_decision_leaves_it_out(pages: Pages, engine: Engine) -> None:
@@ -111,6 +127,7 @@ def test_a_window_that_is_not_over_is_a_click_away_and_marked(pages: Pages) -> N
         assert f'rel="next" href="{path.replace("&", "&amp;")}&amp;window={week.start}">This week so far →</a>' in html
         assert "<strong>so far</strong>" not in html
         current = pages.ask(f"{path}&window={week.start}").text
+        assert path[1] != "c" or "in the week of 14 to 20 Jul 2025 so far." in current
         assert '<p class="under">14 to 20 Jul 2025 <strong>so far</strong>, change since' in current
         assert 'rel="next"' not in current
 
@@ -129,7 +146,10 @@ def test_a_window_without_a_measurement_says_so_and_has_no_zeros(pages: Pages) -
     first = pages.document(f"/changes?period=daily&window={FIRST}")
     assert first["size"]["size_mb"] > 0
     assert (first["new_databases"], first["missed_servers"]) == (None, 0), "nothing to compare with"
-    assert "nothing measured in the day before" in pages.ask(f"/changes?period=daily&window={FIRST}").text
+    shown = pages.ask(f"/changes?period=daily&window={FIRST}").text
+    assert "nothing measured in the day before" in shown
+    assert fleet_row(pages, f"/changes?period=daily&window={FIRST}") == [size_of(first), "unknown", ""]
+    assert "The change of the fleet is unknown: nothing was measured in the day before." in shown
 
 
 def test_each_group_has_what_fills_first_as_in_the_list_of_groups(pages: Pages) -> None:
