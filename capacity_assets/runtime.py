@@ -88,9 +88,9 @@ def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False)
     if own is None:
         refuse_an_absent_embedded_server(settings)
     variable = "CAPACITY_DATABASE_URL" if own is None else "CAPACITY_WEB_DATABASE_URL"
-    given = settings.capacity_url if own is None else url_for_driver(own, CAPACITY_DRIVER)
-    with _serve(settings, given, CAPACITY_DATABASE) as url:
-        if given is None:
+    configured_url = settings.capacity_url if own is None else url_for_driver(own, CAPACITY_DRIVER)
+    with _serve(settings, configured_url, CAPACITY_DATABASE) as url:
+        if configured_url is None:
             _make_reader_role(url)
         with disposed(refuse_a_newer_schema(reading_engine(url))) as plain:
             ensure_reachable(plain, variable)

@@ -66,9 +66,9 @@ def reference_figures(
             yield measure.further.yearly_rate_percent, _yearly_rate(now, before, period.windows_per_year)
         total = (f"sum of {counted(len(now), 'value')}", Decimal(sum(now.values()))) if now else UNMEASURED
         count = UNMEASURED if measure.since and not now else ("values measured", len(now))
-        kept = {f"sum_{measure.source}": total, f"count_{measure.source}": count}
-        for name in kept.keys() & level.sums:
-            yield name, kept[name] if window.days > 1 else ("not kept for a single day", None)
+        sums = {f"sum_{measure.source}": total, f"count_{measure.source}": count}
+        for name in sums.keys() & level.sums:
+            yield name, sums[name] if window.days > 1 else ("not kept for a single day", None)
         if measure is level.headline:
             percent, total_before = _percent(now, before), sum(before.values()) if before else None
             yield "growth_rate", (f"the same as {measure.change_percent}", percent)

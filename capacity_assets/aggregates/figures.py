@@ -222,8 +222,8 @@ def _unite(level: Level, sources: StatementSources) -> Subquery:
             is_stored = and_(is_stored, rows.c.period_start == func.any(StatementParameters.unread_starts))
         # The values for comparisons: those of the stored row if it was built from more samples than exist. They are in
         # one array, because each access to another row costs as much as reading it.
-        kept = array([columns["bucket"], *(stored[f"stored_{name}"] for name in names)])
-        columns["valid"] = case((is_stored, kept), else_=own)
+        values = array([columns["bucket"], *(stored[f"stored_{name}"] for name in names)])
+        columns["valid"] = case((is_stored, values), else_=own)
     united = select(*keys, *(column.label(name) for name, column in columns.items()))
     return (united if sources.are_disjoint else united.group_by(*keys)).subquery("united")
 
@@ -409,9 +409,9 @@ def window_figures(level: Level, sources: StatementSources, *, fenced: bool) -> 
     }
     uncounted = {state_column("count", measure) for measure in level.measures if measure.since}
     for name in level.sums:
-        kept = func.nullif(measured.c[name], 0) if name in uncounted else measured.c[name]
+        value = func.nullif(measured.c[name], 0) if name in uncounted else measured.c[name]
         # A day's sum is its value.
-        derived[name] = case((end > measured.c.period_start, kept))
+        derived[name] = case((end > measured.c.period_start, value))
     columns = [derived[name] if name in derived else measured.c[name] for name in level.figures]
     return select(
         *(measured.c[key] for key in level.keys),
@@ -712,10 +712,12 @@ def _classify(level: Level, sources: StatementSources = EVERY_SOURCE, *, fenced:
     false still locks the row on its page.
     """
     joined = _beside_stored(level, sources, fenced=fenced)
-    taken: dict[str, Element] = {name: joined.c[name] for name in level.figures}
+    values: dict[str, Element] = {name: joined.c[name] for name in level.figures}
     for comparison in level.comparisons:
-        kept = joined.c[f"keeps_{comparison.figures[0]}"]
-        taken |= {name: case((kept, joined.c[f"stored_{name}"]), else_=joined.c[name]) for name in comparison.figures}
+        is_kept = joined.c[f"keeps_{comparison.figures[0]}"]
+        values |= {
+            name: case((is_kept, joined.c[f"stored_{name}"]), else_=joined.c[name]) for name in comparison.figures
+        }
     as_stored = tuple_(*(joined.c[f"stored_{name}"] for name in level.figures))
     computed = tuple_(*(joined.c[name] for name in level.figures))
     action = case(
@@ -724,11 +726,11 @@ def _classify(level: Level, sources: StatementSources = EVERY_SOURCE, *, fenced:
         (~computed.is_distinct_from(as_stored), UNCHANGED),
         (and_(joined.c.stored_data_count > joined.c.data_count, ~StatementParameters.overwrite), PROTECTED),
         # Only the kept comparison would have changed.
-        (~tuple_(*taken.values()).is_distinct_from(as_stored), PROTECTED),
+        (~tuple_(*values.values()).is_distinct_from(as_stored), PROTECTED),
         else_=UPDATE,
     ).label("action")
     keys = [joined.c[name] for name in (*level.keys, "period_start")]
-    return select(*keys, *(value.label(name) for name, value in taken.items()), action)
+    return select(*keys, *(value.label(name) for name, value in values.items()), action)
 
 
 def _beside_stored(level: Level, sources: StatementSources, *, fenced: bool) -> Subquery:

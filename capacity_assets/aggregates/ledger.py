@@ -140,7 +140,7 @@ class Ledger:
         listed = sorted((level.name, *window) for level, some in windows.items() for window in some)
         parameters: dict[str, Any] = {
             "levels": [name for name, _, _ in listed],
-            "asked_types": [name for _, name, _ in listed],
+            "period_types": [name for _, name, _ in listed],
             "starts": [window.start for _, _, window in listed],
         }
         stored = " ".join(f"WHEN '{level.name}' THEN {self._lookup('stored', level)}" for level in windows)
@@ -313,7 +313,7 @@ _LOOKUPS = {
 # On distributed rows, a subquery must not depend on the row of the outer query.
 _DISTRIBUTED_LOOKUPS = {
     "stored": "(w.period_type, w.period_start) IN (SELECT DISTINCT a.period_type, a.period_start FROM {table} a "
-    "WHERE a.period_type = ANY (CAST(:asked_types AS text[])) AND a.period_start = ANY (CAST(:starts AS date[])))",
+    "WHERE a.period_type = ANY (CAST(:period_types AS text[])) AND a.period_start = ANY (CAST(:starts AS date[])))",
     "sampled": "EXISTS (SELECT FROM (SELECT DISTINCT r.collected_date FROM {table} r WHERE r.collected_date BETWEEN "
     "(SELECT min(s) FROM unnest(CAST(:starts AS date[])) s) AND (SELECT max(e) FROM unnest(CAST(:ends AS date[])) e)"
     ") AS days WHERE days.collected_date BETWEEN given.period_start AND given.period_end)",
@@ -325,7 +325,7 @@ SELECT w.level, w.period_start, w.period_end, w.period_type, w.fingerprint, w.pr
        w.protected_records, w.unsampled_records,
        w.computed IS NOT NULL AND w.failed_instances = 0 AND (w.total_records = 0 OR {stored}) AND tracking.is_on,
        stale.level IS NOT NULL, coalesce(stale.has_its_sums, true)
-FROM unnest(CAST(:levels AS text[]), CAST(:asked_types AS text[]), CAST(:starts AS date[]))
+FROM unnest(CAST(:levels AS text[]), CAST(:period_types AS text[]), CAST(:starts AS date[]))
     AS given (level, period_type, period_start)
 JOIN capacity_computed_windows w USING (level, period_type, period_start)
 LEFT JOIN stale USING (level, period_type, period_start) CROSS JOIN tracking

@@ -38,20 +38,20 @@ def insert_samples(level: Level, source: str, *, replace: bool = True) -> str:
     With `replace`, a row of the same key gets the new values; otherwise it stays unchanged.
     """
     raw, key, values = level.source, [*level.keys, "collected_date"], (*level.values, *level.exact)
-    given: dict[str, Any] = {name: sa.literal_column(f"r.{name}") for name in (*key, *values, "collected_at")}
-    given |= {"created_at": sa.func.now(), "updated_at": sa.func.now()}
-    given |= {level.void_flag: sa.false()} if level.void_flag else {}
+    columns: dict[str, Any] = {name: sa.literal_column(f"r.{name}") for name in (*key, *values, "collected_at")}
+    columns |= {"created_at": sa.func.now(), "updated_at": sa.func.now()}
+    columns |= {level.void_flag: sa.false()} if level.void_flag else {}
     # Escaped, so that parameters of the source stay parameters.
-    rows = sa.select(*given.values()).select_from(sa.text(f"{source} AS r".replace(":", r"\:")))
-    insertion = insert(raw).from_select(list(given), rows, include_defaults=False)
+    rows = sa.select(*columns.values()).select_from(sa.text(f"{source} AS r".replace(":", r"\:")))
+    insertion = insert(raw).from_select(list(columns), rows, include_defaults=False)
     condition = sa.text(f"{level.void_flag} = false") if level.void_flag else None
     of_key: dict[str, Any] = {"index_elements": key, "index_where": condition}
     if not replace:
         return sql_text(insertion.on_conflict_do_nothing(**of_key))
     new = insertion.excluded
     differs = sa.tuple_(*(raw.c[name] for name in values)).is_distinct_from(sa.tuple_(*(new[name] for name in values)))
-    taken = {name: new[name] for name in (*values, "collected_at", "updated_at")}
-    return sql_text(insertion.on_conflict_do_update(**of_key, set_=taken, where=differs))
+    changes = {name: new[name] for name in (*values, "collected_at", "updated_at")}
+    return sql_text(insertion.on_conflict_do_update(**of_key, set_=changes, where=differs))
 
 
 class Comparison(NamedTuple):

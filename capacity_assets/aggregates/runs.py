@@ -123,8 +123,8 @@ class AggregationWork:
         """The stored shorter windows to read, and the ranges of days whose samples to read, in order."""
         summed_windows: list[StoredWindow] = []
         days: list[Window] = []
-        asked_for, unread = set(self.windows), self._unread
-        for window in sorted(asked_for | compared_windows(self.period, self.windows)):
+        targets, unread = set(self.windows), self._unread
+        for window in sorted(targets | compared_windows(self.period, self.windows)):
             if window in unread:
                 continue
             stored, left = self._own_row(window) or self._cover(window, self.shorter)
@@ -182,15 +182,15 @@ class AggregationWork:
         period = self.period
         first, last = period.previous(self.windows[0]), self.windows[-1]
         year_first, year_last = period.year_before(self.windows[0]), period.year_before(last)
-        asked_for = set(self.windows)
-        windows = sorted(asked_for | compared_windows(period, self.windows))
+        targets = set(self.windows)
+        windows = sorted(targets | compared_windows(period, self.windows))
         summed_windows, days = self.inputs
         return {
             "period": period.name,
             "instance_ids": [instance.id for instance in self.instances],
             "starts": [window.start for window in windows],
             "ends": [window.end for window in windows],
-            "wanted": [window in asked_for for window in windows],
+            "wanted": [window in targets for window in windows],
             "wanted_starts": [window.start for window in self.windows],
             "wanted_first": self.windows[0].start,
             "wanted_last": last.start,

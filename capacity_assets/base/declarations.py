@@ -54,14 +54,14 @@ def declaration(kind: type[T], values: Mapping[str, object]) -> T:
 
     Raises ValidationError: a required value is missing, a name is unknown, or a value is invalid.
     """
-    given = {name: value for name, value in values.items() if value is not None and value != ""}
+    filled = {name: value for name, value in values.items() if value is not None and value != ""}
     # PostgreSQL stores no such text.
-    unfit = [name for name, value in given.items() if isinstance(value, str) and "\0" in value]
+    unfit = [name for name, value in filled.items() if isinstance(value, str) and "\0" in value]
     if unfit:
         raise ValidationError(f"{' and '.join(unfit)} must not contain a NUL character.")
     adapter: TypeAdapter[T] = _adapter(kind)
     try:
-        return adapter.validate_python(given)
+        return adapter.validate_python(filled)
     except PydanticValidationError as error:
         sentences = list(_sentences(kind, error))
     raise ValidationError(" ".join(sentences))

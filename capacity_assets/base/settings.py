@@ -475,9 +475,9 @@ class Variables(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_former_names(cls, given: dict[str, object]) -> dict[str, object]:
-        present = {FORMER_NAMES[name]: value for name, value in given.items() if name in FORMER_NAMES}
-        return present | given
+    def _read_former_names(cls, values: dict[str, object]) -> dict[str, object]:
+        present = {FORMER_NAMES[name]: value for name, value in values.items() if name in FORMER_NAMES}
+        return present | values
 
 
 # CAPACITY_TIMEZOEN is; CAPACITY_HOST, which container platforms set, is not.

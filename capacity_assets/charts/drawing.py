@@ -453,11 +453,11 @@ class TileOnMap:
 
 def treemap(title: str, tiles: Sequence[Tile]) -> Markup:
     """Draw tiles with their parts; empty if no tile has a size."""
-    placed = list(_place_nested(tiles))
-    if not placed:
+    areas = list(_place_nested(tiles))
+    if not areas:
         return Markup()
     description = "; ".join(f"{tile.name}: {human_mb(tile.size_mb)}" for tile in tiles)
-    return draw("treemap", title=title, description=description, placed=placed, height=MAP_HEIGHT)
+    return draw("treemap", title=title, description=description, areas=areas, height=MAP_HEIGHT)
 
 
 def _place_nested(tiles: Sequence[Tile]) -> Iterator[TileOnMap]:

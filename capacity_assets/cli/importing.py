@@ -82,10 +82,10 @@ class ImportOptions:
         """Whether samples replace stored ones."""
         return self.on_conflict == "replace"
 
-    def refuse_others(self, taken: Collection[str], kind: str) -> None:
+    def refuse_others(self, accepted: Collection[str], kind: str) -> None:
         """Refuse options that this kind of source does not take; raises ValidationError."""
         for attribute in fields(self):
-            if attribute.name not in taken and getattr(self, attribute.name) != attribute.default:
+            if attribute.name not in accepted and getattr(self, attribute.name) != attribute.default:
                 option = OPTION_NAMES.get(attribute.name, attribute.name.replace("_", "-"))
                 others = "databases" if attribute.name == "password_from" else "monitoring"
                 whose = "files" if attribute.name in OF_FILES else others
@@ -168,8 +168,8 @@ def import_(settings: Settings, /, *, source: str, **values: Any) -> int:
       capacity import env:ZABBIX_DATABASE_URL --origin zabbix
     """
     chosen = ImportOptions(**values)
-    work_of, taken, kind = _kind_of(source, chosen)
-    chosen.refuse_others(taken, kind)
+    work_of, accepted, kind = _kind_of(source, chosen)
+    chosen.refuse_others(accepted, kind)
     with options.open_database(settings) as engine:
         refuse_the_sample_fleet(engine)
         # A dry run writes nothing, and must not delay a collection.

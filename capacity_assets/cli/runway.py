@@ -161,13 +161,13 @@ def _only(
     Raises NotFoundError if nothing ever had the label.
     """
     subjects = list(dict.fromkeys((row.server, row.database) for row in forecasts.rows))
-    kept = labels_of_each(engine, subjects, today, label=label, of_engine=of_engine)
+    labels = labels_of_each(engine, subjects, today, label=label, of_engine=of_engine)
     # Also the row of the limit that one of these databases reaches first: of its volume, or of the server.
-    bound = {(row.server, row.binds) for row in forecasts.rows if row.database and (row.server, row.database) in kept}
+    bound = {(row.server, row.binds) for row in forecasts.rows if row.database and (row.server, row.database) in labels}
     rows = [
         row
         for row in forecasts.rows
-        if (row.server, row.database) in kept
+        if (row.server, row.database) in labels
         or (row.database is None and (row.server, VOLUME_LIMIT if row.volume else SERVER_LIMIT) in bound)
     ]
     if label is not None and not rows:

@@ -295,10 +295,10 @@ class CollectionService:
         self._refuse_another_day(day)
         refuse_an_unfit_database(self.engine, self.clock.zone)
         began = time.monotonic()
-        with self.locks.job_lock(samples_lock(share.name) if share else SAMPLES) as held:
+        with self.locks.job_lock(samples_lock(share.name) if share else SAMPLES) as lock:
             tasks, skipped, elsewhere = self._tasks(day, names, again=again, share=share)
             known = CollectionSummary(day, skipped_instances=skipped, filled_elsewhere=elsewhere)
-            summary = self._with_imported(self._measure(known, tasks, held, progress))
+            summary = self._with_imported(self._measure(known, tasks, lock, progress))
             forget_old_attempts(self.engine, self.clock)
         databases, size_mb = self._count_stored(day)
         seconds = time.monotonic() - began

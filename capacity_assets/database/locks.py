@@ -155,9 +155,9 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
     since = datetime.now(tz=UTC).isoformat(timespec="seconds")
     token = json.dumps({"owner": owner_name(), "since": since, "nonce": os.urandom(8).hex()})
     with _redis_errors(period):
-        taken = _call(client, lambda: lock.acquire(token=token))
-        holder = None if taken else _call(client, lambda: client.get(lock.name))
-    if not taken:
+        is_taken = _call(client, lambda: lock.acquire(token=token))
+        holder = None if is_taken else _call(client, lambda: client.get(lock.name))
+    if not is_taken:
         client.close()
         raise lock_held_error(period, _readable_token(holder))
     stopped = threading.Event()
@@ -265,14 +265,14 @@ def _row_lock(engine: Engine, period: str) -> Iterator[HeldLock]:
     with ExitStack() as opened:
         with database_errors(doing=f"taking the lock of {period}"):
             connection = opened.enter_context(engine.connect())
-            taken = _take_row(connection, parameters)
-            if not taken:
+            is_taken = _take_row(connection, parameters)
+            if not is_taken:
                 # The first lock of a period has no row yet.
                 connection.execute(text(_ENTER), parameters)
                 connection.commit()
-                taken = _take_row(connection, parameters)
-            holder = None if taken else connection.execute(text(_HOLDER), parameters).first()
-        if not taken:
+                is_taken = _take_row(connection, parameters)
+            holder = None if is_taken else connection.execute(text(_HOLDER), parameters).first()
+        if not is_taken:
             raise lock_held_error(period, _readable_holder(holder) if holder else None)
 
         def ensure_held() -> None:

@@ -111,14 +111,14 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
     with _schema_lock(engine) as (connection, created):
         revision = _revision(connection)
         # A column that a view reads cannot be widened.
-        taken = _drop_blocking_views(connection, ours=revision != SCHEMA_REVISION)
+        dropped_views = _drop_blocking_views(connection, ours=revision != SCHEMA_REVISION)
         done = [*locks, *created, *_adopt(connection)]
         if distributed_tables(connection):
             prepare_nodes(connection)
         # Before migrations read recorded changes: the locks of new triggers keep writers out until the commit.
         done += _track_changes(connection, revision)
         _migrate(connection, revision)
-        done += _restore_views(connection, *taken)
+        done += _restore_views(connection, *dropped_views)
         comments = [*comment_statements(existing_tables(connection, metadata.sorted_tables))]
         # Four hundred if all are missing.
         execute(connection, ["; ".join(comments)] if comments else ())

@@ -98,8 +98,8 @@ def current_schema(connection: Connection) -> str:
 
 def free_name(connection: Connection, name: str) -> str:
     """Return the name for a table or index, or a longer one if it is taken."""
-    taken = connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": name}).scalar()
-    return f"{name}_capacity" if taken else name
+    is_taken = connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": name}).scalar()
+    return f"{name}_capacity" if is_taken else name
 
 
 def quoted(name: str) -> str:

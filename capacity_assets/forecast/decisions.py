@@ -430,21 +430,26 @@ def stored_decisions(engine: Engine, day: date, *, every: bool = False) -> list[
 
 
 def read_decisions(
-    connection: Connection, day: date, *, every: bool = False, server_id: int | None = None, taken: Window | None = None
+    connection: Connection,
+    day: date,
+    *,
+    every: bool = False,
+    server_id: int | None = None,
+    taken_in: Window | None = None,
 ) -> list[StoredDecision]:
     """Return the decisions as `stored_decisions`, of all servers or of one, or of a window; raises DBAPIError."""
     server_ids = None if server_id is None else [server_id]
-    return _with_risks(connection, _select_decisions(connection, None if every else day, server_ids, taken))
+    return _with_risks(connection, _select_decisions(connection, None if every else day, server_ids, taken_in))
 
 
 def _select_decisions(
     connection: Connection,
     day: date | None = None,
     server_ids: Sequence[int] | None = None,
-    taken: Window | None = None,
+    taken_in: Window | None = None,
 ) -> list[StoredDecision]:
     """Return decisions: all, or only those open on a day, of some servers, or taken in a window."""
-    span = {"first": taken and taken.start, "last": taken and taken.end}
+    span = {"first": taken_in and taken_in.start, "last": taken_in and taken_in.end}
     return [_decision(row) for row in connection.execute(text(_LIST), {"day": day, "server_ids": server_ids, **span})]
 
 

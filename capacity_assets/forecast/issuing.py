@@ -289,33 +289,33 @@ def _stage(connection: Connection, scope: history.HistoryScope, kinds: Sequence[
     with history.open_history_reader(connection, scope, kinds) as reader:
         for kind in kinds:
             for batch in reader.series(kind):
-                made = runways_of_batch(batch, plans)
-                rows = _rows(scope.as_of, batch, made.rows, made.made, left_out)
+                runways = runways_of_batch(batch, plans)
+                rows = _rows(scope.as_of, batch, runways.rows, runways.forecasts, left_out)
                 copy_rows(connection, "COPY issued_runway FROM STDIN", rows)
     return sorted(left_out)
 
 
 def _rows(
-    as_of: date, batch: history.SeriesBatch, rows: Sequence[Runway], made: SizeForecasts, left_out: set[str]
+    as_of: date, batch: history.SeriesBatch, rows: Sequence[Runway], forecasts: SizeForecasts, left_out: set[str]
 ) -> Iterator[tuple[object, ...]]:
     """Yield the rows of runways, with the ends of bands rounded outwards.
 
     If another program stored an impossible size or limit, its server is added to `left_out` instead.
     """
-    every_middle = made.middle
+    every_middle = forecasts.middle
     largest = np.nanmax(batch.sizes, axis=1)
     for place, (subject, row) in enumerate(zip(batch.subjects, rows, strict=True)):
         if max(largest[place], row.limit_mb or 0) > LARGEST_MB:
             left_out.add(row.server)
             continue
-        has_band = made.upper[place, 0] == made.upper[place, 0]
-        forecasts: list[object] = []
+        has_band = forecasts.upper[place, 0] == forecasts.upper[place, 0]
+        figures: list[object] = []
         for number, days in enumerate(HORIZONS_DAYS):
-            middle, lower, upper = (size[place, number] for size in (every_middle, made.lower, made.upper))
+            middle, lower, upper = (size[place, number] for size in (every_middle, forecasts.lower, forecasts.upper))
             sizes = (round(float(middle)), int(lower), -int(-upper // 1)) if has_band else (None, None, None)
-            forecasts += [*sizes, row.probabilities.get(days)]
+            figures += [*sizes, row.probabilities.get(days)]
         planned = _PLANNED(row.planned) if row.planned else [None] * len(STORED_PLANS)
-        yield as_of, subject.instance_id, subject.subject, subject.name, *_FIGURES(row), *forecasts, *planned
+        yield as_of, subject.instance_id, subject.subject, subject.name, *_FIGURES(row), *figures, *planned
 
 
 _FIGURES, _PLANNED = attrgetter(*STORED.values()), attrgetter(*STORED_PLANS.values())

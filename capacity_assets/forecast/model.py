@@ -192,8 +192,8 @@ def _running_sum(changes: Sizes, known: NDArray[np.int64]) -> Sizes:
     """Return the running sum of the winsorised changes of each series; NaN counts as no change."""
     ordered = np.sort(changes, axis=1)  # NaN comes last
     low, high = (_quantile(ordered, known, share) for share in (WINSORISED_SHARE, 1 - WINSORISED_SHARE))
-    kept = np.clip(changes, low[:, None], high[:, None])
-    total = np.cumsum(np.nan_to_num(kept), axis=1)
+    bounded = np.clip(changes, low[:, None], high[:, None])
+    total = np.cumsum(np.nan_to_num(bounded), axis=1)
     return np.concatenate([np.zeros((len(total), 1)), total], axis=1)
 
 

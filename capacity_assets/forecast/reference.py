@@ -163,11 +163,11 @@ def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | 
     floors = levels if measured is None else _fill_gaps(measured[-HISTORY_DAYS:])
     changes = [after - before for before, after in pairwise(levels)]
     lowest, highest = (_quantile(sorted(changes), share) for share in (WINSORISED_SHARE, 1 - WINSORISED_SHARE))
-    kept = [min(max(change, lowest), highest) for change in changes]
-    errors = [_errors(levels, floors, partial(_change, method, levels, kept)) for method in METHODS]
+    bounded = [min(max(change, lowest), highest) for change in changes]
+    errors = [_errors(levels, floors, partial(_change, method, levels, bounded)) for method in METHODS]
     method = _best_method(errors, max(levels))
-    drift = _change(method, levels, kept, len(levels) - 1) if len(changes) >= LEAST_CHANGES else 0.0
-    cut = sum(before != after for before, after in zip(changes, kept, strict=True))
+    drift = _change(method, levels, bounded, len(levels) - 1) if len(changes) >= LEAST_CHANGES else 0.0
+    cut = sum(before != after for before, after in zip(changes, bounded, strict=True))
     week = min(WEEK_DAYS, len(changes))
     lately = levels[-1 - SPREAD_DAYS :]
     return ReferenceForecast(
@@ -214,12 +214,12 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
-def _change(method: int, levels: Sequence[float], kept: Sequence[float], origin: int) -> float:
+def _change(method: int, levels: Sequence[float], changes: Sequence[float], origin: int) -> float:
     """Return the change per day that a method forecasts from a day; NaN: too little history for the slope."""
     if method == LAST_SIZE:
         return 0.0
     if method == MEAN_CHANGE:
-        return _mean(kept[max(0, origin - DRIFT_DAYS) : origin])
+        return _mean(changes[max(0, origin - DRIFT_DAYS) : origin])
     days = range(max(0, origin - DRIFT_DAYS), origin + 1)
     if len(days) <= LEAST_SLOPE_CHANGES:
         return math.nan

@@ -204,7 +204,7 @@ class BatchRunways:
     """The runways of a batch and their forecasts, one row each."""
 
     rows: Sequence[Runway]
-    made: SizeForecasts
+    forecasts: SizeForecasts
 
 
 def runways_of_batch(batch: history.SeriesBatch, plans: Plans) -> BatchRunways:

@@ -231,8 +231,8 @@ class Scenario:
     @property
     def is_of_all(self) -> bool:
         """Whether an assumption concerns every server."""
-        placed: list[NewDatabase | LimitChange] = [*self.new_database, *self.limit]
-        return any(change.server is None for change in placed) or any(
+        additions: list[NewDatabase | LimitChange] = [*self.new_database, *self.limit]
+        return any(change.server is None for change in additions) or any(
             growth.server is None and growth.label is None and growth.database is None for growth in self.growth
         )
 
@@ -377,7 +377,7 @@ def compare_within(  # noqa: PLR0913 -- what is read, and what is made of it
         pairs = [
             pair
             for kind in kinds
-            for batch in (measured.held if kind == DATABASE and measured.held else reader.series(kind))
+            for batch in (measured.batches if kind == DATABASE and measured.batches else reader.series(kind))
             for base in (runways_of_batch(batch, plans),)
             for pair in zip(base.rows, changes.of_batch(batch, base).rows, strict=True)
             if _is_shown(pair[0], *shown)
@@ -388,11 +388,11 @@ def compare_within(  # noqa: PLR0913 -- what is read, and what is made of it
         unknown = {name: count for name, count in unknown.items() if name == server}
     if database is not None:
         unknown = {} if any(before.database == database and before.binds for before, _ in pairs) else unknown
-    kept = [pair for pair in pairs if server is not None or any(runway.binds is not None for runway in pair)]
-    kept.sort(key=lambda pair: _order(pair[1]))
-    every = (sorted((pair[place] for pair in kept), key=_order) for place in (0, 1))
+    shown_pairs = [pair for pair in pairs if server is not None or any(runway.binds is not None for runway in pair)]
+    shown_pairs.sort(key=lambda pair: _order(pair[1]))
+    every = (sorted((pair[place] for pair in shown_pairs), key=_order) for place in (0, 1))
     base, changed = (RunwayList(scope.as_of, rows, sum(unknown.values()), unknown) for rows in every)
-    return ScenarioComparison(scope.as_of, base, changed, kept, effects, [*notes, *changes.notes])
+    return ScenarioComparison(scope.as_of, base, changed, shown_pairs, effects, [*notes, *changes.notes])
 
 
 def _order(row: Runway) -> tuple[object, ...]:
@@ -421,7 +421,7 @@ class _Measurements:
     volumes: Mapping[str, Mapping[str, float]]
     """Capacity by server and volume, MiB."""
     servers: Collection[str]
-    held: Sequence[history.SeriesBatch] = ()
+    batches: Sequence[history.SeriesBatch] = ()
     """The series of the databases, to spare a second reading; empty if they are more than MOST_HELD, or not needed."""
 
 
@@ -440,18 +440,18 @@ def _measurements(reader: history.HistoryReader, scenario: Scenario, kinds: Sequ
                 volumes.setdefault(row.server, {})[row.name] = row.own_mb or 0.0
     new_databases = any(database.server for database in scenario.new_database)
     limits = any(limit.database for limit in scenario.limit)
-    held: list[history.SeriesBatch] = []
+    batches: list[history.SeriesBatch] = []
     if scenario.growth or scenario.move or scenario.purge or new_databases or limits:
         for batch in reader.series(DATABASE):
             if len(databases) < MOST_HELD:
-                held.append(batch)
-            made = forecast(batch.smooth, batch.sizes)
+                batches.append(batch)
+            forecasts = forecast(batch.smooth, batch.sizes)
             for place, row in enumerate(batch.subjects):
-                figures = (float(made.last[place]), float(made.drift[place]))
+                figures = (float(forecasts.last[place]), float(forecasts.drift[place]))
                 databases[row.server, row.name] = _MeasuredDatabase(row.last_day, *figures, row.volumes)
     if scenario.new_database or scenario.move or any(limit.server for limit in scenario.limit):
         servers = {row.server for batch in reader.series(SERVER) for row in batch.subjects}
-    return _Measurements(databases, volumes, servers, held if len(databases) <= MOST_HELD else ())
+    return _Measurements(databases, volumes, servers, batches if len(databases) <= MOST_HELD else ())
 
 
 def _refuse_unknown(scenario: Scenario, measured: _Measurements) -> None:
@@ -464,8 +464,8 @@ def _refuse_unknown(scenario: Scenario, measured: _Measurements) -> None:
     for server, database in (*named, *limited):
         if (server, database) not in measured.databases:
             raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}.")
-    placed: list[NewDatabase | LimitChange] = [*scenario.new_database, *scenario.limit]
-    on_servers = (change.server for change in placed if change.server)
+    additions: list[NewDatabase | LimitChange] = [*scenario.new_database, *scenario.limit]
+    on_servers = (change.server for change in additions if change.server)
     for name in (*on_servers, *(one.to for one in scenario.move)):
         if name not in measured.servers:
             raise NotFoundError(f"Server {name!r} is out of service, or was not measured within the last month.")
@@ -520,11 +520,11 @@ def _effects(
             effects.append(Effect(server, new.database, volume, new.day or as_of, float(new.size_mb), rate, new))
     notes = []
     for subject, takings in _takings(scenario, as_of).items():
-        taken = list(_effects_of_takings(takings, measured, subject, rates[subject], as_of))
-        effects += [effect for _, effect in taken]
+        effects_of_takings = list(_effects_of_takings(takings, measured, subject, rates[subject], as_of))
+        effects += [effect for _, effect in effects_of_takings]
         notes += [
             f"{purge.text}: {purge.database} has only {human_mb(round(-effect.size_mb))} then."
-            for purge, effect in taken
+            for purge, effect in effects_of_takings
             if isinstance(purge, Purge) and -effect.size_mb < purge.size_mb
         ]
     return effects, notes
@@ -585,7 +585,7 @@ class _Interval:
     """The series, forecasts and binding limits of a batch from some day on."""
 
     batch: history.SeriesBatch
-    made: SizeForecasts
+    forecasts: SizeForecasts
     bound: Sequence[BindingLimit]
 
 
@@ -623,26 +623,28 @@ class _ScenarioForecaster:
 
     def of_batch(self, batch: history.SeriesBatch, without: BatchRunways) -> BatchRunways:
         """Return the runways of a batch with the assumptions; untouched ones are those of the base case."""
-        base = without.made
+        base = without.forecasts
         if not any(row.server in self._by_server or self._limits_on(row.server, date.max) for row in batch.subjects):
             return without
         last_days = np.array([row.last_day.toordinal() for row in batch.subjects])
         starts = [np.maximum(day.toordinal() - last_days, 0) for day in self._days]
         intervals = [self._interval(batch, base, day) for day in self._days]
-        ends = _combine(starts, [compute_fill_days(interval.made, limits_of(interval.bound)) for interval in intervals])
+        ends = _combine(
+            starts, [compute_fill_days(interval.forecasts, limits_of(interval.bound)) for interval in intervals]
+        )
         newest = intervals[-1]
         # The interval of today is the last one that has begun.
         now = np.sum([start == 0 for start in starts], axis=0) - 1
         is_full = np.array(
             [
-                one.made.last[place] >= limits_of([one.bound[place]])[0]
+                one.forecasts.last[place] >= limits_of([one.bound[place]])[0]
                 for place, one in enumerate(intervals[number] for number in now)
             ]
         )
-        shown = replace(base, drift=newest.made.drift)
+        shown = replace(base, drift=newest.forecasts.drift)
         rows = runway_rows(batch, shown, ends, newest.bound, is_full)
         return BatchRunways(
-            with_plans(rows, newest.batch, newest.made, self._plans, self._higher_by(date.max)), newest.made
+            with_plans(rows, newest.batch, newest.forecasts, self._plans, self._higher_by(date.max)), newest.forecasts
         )
 
     def _interval(self, batch: history.SeriesBatch, base: SizeForecasts, day: date) -> _Interval:

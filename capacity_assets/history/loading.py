@@ -330,7 +330,7 @@ class Loader:
     engine: Engine
     level: Level
     reader: RowReader
-    held: HeldLock
+    lock: HeldLock
     progress: Callable[[int], None] = lambda _rows: None
     rehearsal: Callable[[Connection], None] = lambda _connection: None
     """Called first in a dry run, because it precedes a real import."""
@@ -387,7 +387,7 @@ class Loader:
                 recorded = {"source": source.description, "target": self.level.source.name, "position": part[-1][0]}
                 recorded["origin"] = self.origin.name
                 connection.execute(text(NOTE), {**this, **recorded, "counts": report.recorded()})
-                self.held.ensure_held()
+                self.lock.ensure_held()
             self.progress(report.counts["read"])
         with self.engine.begin() as connection:
             if self.level is DATABASE:

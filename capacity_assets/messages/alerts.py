@@ -60,7 +60,7 @@ class AlertUpdate:
     kind: str
     key: SubjectKey
     opened: date
-    told: SentAlert | None = None
+    earlier: SentAlert | None = None
     risk: AlertRisk | None = None
     alert: OpenAlert | None = None
     reason: str = ""
@@ -86,14 +86,16 @@ def send_alerts(
     """
     now = clock.local_now()
     with one_at_a_time(engine, "alerts"):
-        told = _open_alerts(engine, [one.name for one in receivers], clock)
-        risks = read_risks(engine, clock.today(), settings.thresholds, {key for sent in told.values() for key in sent})
+        open_alerts = _open_alerts(engine, [one.name for one in receivers], clock)
+        risks = read_risks(
+            engine, clock.today(), settings.thresholds, {key for sent in open_alerts.values() for key in sent}
+        )
         risks = risks.all_resolved(off_because) if off_because else risks
         due, ends = [], []
         for receiver in receivers:
             for channel in receiver.channels:
                 destination = Destination(receiver.name, channel)
-                updates = list(updates_for(receiver, risks, told.get(destination, {})))
+                updates = list(updates_for(receiver, risks, open_alerts.get(destination, {})))
                 unsent = _open_alerts_for(engine, destination, updates)
                 quiet_until = receiver.quiet_until(now)
                 if unsent and quiet_until is not None:
@@ -204,9 +206,9 @@ def _lines(update: AlertUpdate, risk: AlertRisk, within_days: int) -> Iterator[M
         yield MessageLine(risk.range_text, name="80 % range")
     if not risk.is_full:
         yield MessageLine(_probability_text(risk, within_days), name="Probability")
-    if update.kind == WORSE and update.told is not None and update.told.sent_on:
-        before = "no date" if update.told.full_by is None else human_day(update.told.full_by)
-        yield MessageLine(f"{before}, sent on {human_day(update.told.sent_on)}", name="Last message")
+    if update.kind == WORSE and update.earlier is not None and update.earlier.sent_on:
+        before = "no date" if update.earlier.full_by is None else human_day(update.earlier.full_by)
+        yield MessageLine(f"{before}, sent on {human_day(update.earlier.sent_on)}", name="Last message")
     growth = f"{human_change_mb(round(runway.change_mb_per_day))} per day"
     yield MessageLine(growth + ("" if runway.sooner_day is None else f". {runway.remark}"), name="Forecast growth")
     if risk.growers:
@@ -270,25 +272,25 @@ def _open_alerts(
     engine: Engine, receivers: Sequence[str], clock: Clock
 ) -> dict[Destination, dict[SubjectKey, SentAlert]]:
     """Return the open alerts by receiver and channel."""
-    told: dict[Destination, dict[SubjectKey, SentAlert]] = {}
+    open_alerts: dict[Destination, dict[SubjectKey, SentAlert]] = {}
     alerts = capacity_alerts.c
     open_ones = select(capacity_alerts).where(alerts.receiver.in_(receivers), alerts.resolved.is_(None))
     with database_errors(doing="reading what was sent"), engine.connect() as connection:
         for row in connection.execute(open_ones):
             sent_on = None if row.sent_at is None else row.sent_at.astimezone(clock.zone).date()
-            of_destination = told.setdefault(Destination(row.receiver, row.channel), {})
+            of_destination = open_alerts.setdefault(Destination(row.receiver, row.channel), {})
             key = SubjectKey(row.instance_id, row.subject, row.name)
             of_destination[key] = SentAlert(row.opened, sent_on, row.full_by)
-    return told
+    return open_alerts
 
 
 def _open_alerts_for(engine: Engine, destination: Destination, updates: Sequence[AlertUpdate]) -> list[AlertUpdate]:
     """Store alerts of new risks, delete those resolved before anything was sent, and return the updates to send."""
-    new = [_row(destination, update.key) | {"opened": update.opened} for update in updates if update.told is None]
+    new = [_row(destination, update.key) | {"opened": update.opened} for update in updates if update.earlier is None]
     unsaid = [
         update
         for update in updates
-        if update.kind == RESOLVED and update.told is not None and update.told.sent_on is None
+        if update.kind == RESOLVED and update.earlier is not None and update.earlier.sent_on is None
     ]
     again = {"sent_at": None, "probability": None, "full_by": None, "resolved": None}
     with database_errors(doing="storing what is to be sent"), engine.begin() as connection:

@@ -237,15 +237,15 @@ class _Outbox:
                 if not self._look_is_due(engine, off_because):
                     return ""
                 digest = threads.submit(self._send_digest, engine)
-                told = send_alerts(engine, self._clock, self._receivers, self._sending, off_because=off_because)
+                deliveries = send_alerts(engine, self._clock, self._receivers, self._sending, off_because=off_because)
                 ends = digest.result()
         except CapacityError as error:
             return str(error)
-        ends += [told.quiet_until] if told.quiet_until else []
+        ends += [deliveries.quiet_until] if deliveries.quiet_until else []
         next_end = min((end.timestamp() for end in ends), default=None)
-        state.next_look = self._clock.now().timestamp() if told.failed else next_end
-        reached = f"What fills soon: sent to {', '.join(told.sent) or 'nobody'}."
-        failures = " ".join(f"{name}: {reason} The next tick sends again." for name, reason in told.failed)
+        state.next_look = self._clock.now().timestamp() if deliveries.failed else next_end
+        reached = f"What fills soon: sent to {', '.join(deliveries.sent) or 'nobody'}."
+        failures = " ".join(f"{name}: {reason} The next tick sends again." for name, reason in deliveries.failed)
         return f"{reached} {failures}".rstrip()
 
     def _look_is_due(self, engine: Engine, off_because: str) -> bool:
@@ -311,8 +311,8 @@ class _Events:
                 state.retried[entry.run_id] = job
             else:
                 self._record(runs, entry.run_id, job)
-        told = [self._check_text(name, failed) for name, failed in checks.items()]
-        return told + [self._runs_text(text, run_ids) for text, run_ids in runs.items()]
+        texts = [self._check_text(name, failed) for name, failed in checks.items()]
+        return texts + [self._runs_text(text, run_ids) for text, run_ids in runs.items()]
 
     def _new(self) -> list[tuple[int, EventLogEntry]]:
         events = [

@@ -122,13 +122,13 @@ class RequestedDays:
     """The days of a run, those that already had samples, and the measurements of today."""
 
     days: tuple[date, ...]
-    kept: frozenset[date]
+    earlier_days: frozenset[date]
     summary: CollectionSummary | None
 
     @property
     def missing_days(self) -> list[date]:
         """The days that have no samples after the run either."""
-        return [day for day in self.days if day not in self.kept and self.measured_on(day) is None]
+        return [day for day in self.days if day not in self.earlier_days and self.measured_on(day) is None]
 
     def measured_on(self, day: date) -> CollectionSummary | None:
         """Return the measurements of this day, if there are any."""
@@ -147,15 +147,15 @@ def measure_requested(
     """
     days = tuple(sorted(date.fromisoformat(key) for key in keys))
     today = service.clock.today()
-    kept = _days_with_samples(service, days)
-    measurable = today in days and (today not in kept or service.has_servers())
-    if not measurable and kept.issuperset(days):
-        return RequestedDays(days, kept, None)
+    earlier_days = _days_with_samples(service, days)
+    measurable = today in days and (today not in earlier_days or service.has_servers())
+    if not measurable and earlier_days.issuperset(days):
+        return RequestedDays(days, earlier_days, None)
     day = today if measurable else days[0]
     summary = service.collect(day, again=again, share=share) if measurable or len(days) == 1 else None
     # Samples of today that another application wrote count even if every server measured here failed.
     measured = {today} if summary is not None and not summary.is_empty else set[date]()
-    return RequestedDays(days, kept - measured, summary)
+    return RequestedDays(days, earlier_days - measured, summary)
 
 
 def _days_with_samples(service: CollectionService, days: Sequence[date]) -> frozenset[date]:

@@ -120,9 +120,9 @@ def whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.As
     rendered once too often, never once too little.
     """
     condition = dg.AutomationCondition
-    made = condition.any_deps_updated().since(condition.newly_requested() & ~condition.any_deps_updated())
+    has_new_aggregates = condition.any_deps_updated().since(condition.newly_requested() & ~condition.any_deps_updated())
     quiet = ~condition.any_deps_missing() & ~condition.any_deps_in_progress() & ~condition.in_progress()
-    return (made & quiet).with_label("whenever the aggregates of its window are made")
+    return (has_new_aggregates & quiet).with_label("whenever the aggregates of its window are made")
 
 
 REPORT_DESCRIPTION = """\

@@ -117,9 +117,9 @@ def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet:
         return set.intersection(*(instance.get_materialized_partitions(dg.AssetKey(asset)) for asset in assets))
 
     def chunks(period: Period, assets: Sequence[str], job: str, subject: str) -> list[PlannedRun]:
-        made = materialized_partitions(assets)
+        keys = materialized_partitions(assets)
         windows = period.windows_between(first_day, today)
-        left = [window for window in windows if window.key not in made or _reads_new_samples(period, window, fleet)]
+        left = [window for window in windows if window.key not in keys or _reads_new_samples(period, window, fleet)]
         return [PlannedRun(job, subject, part) for part in bounded_spans(adjacent_spans(left))]
 
     aggregates = [

@@ -122,16 +122,16 @@ def declare_budgets(
     refuse_repeated(subjects, lambda key: f"{key[0]} for {month_named(key[1])}", "More than one budget of")
     with declaring(engine, "storing budgets", dry_run=dry_run) as connection:
         currency = connection.execute(text(_CURRENCY)).scalar()
-        given = {budget.currency for budget in budgets if budget.currency is not None} | (
+        currencies = {budget.currency for budget in budgets if budget.currency is not None} | (
             {currency} if currency else set()
         )
-        if len(given) != 1:
+        if len(currencies) != 1:
             if currency is None:
                 raise ValidationError("No price is declared, so all budgets need one currency.")
-            wrong = " and ".join(sorted(given - {currency}))
+            wrong = " and ".join(sorted(currencies - {currency}))
             raise ValidationError(f"Budgets are in the currency of the price list, {currency}, not in {wrong}.")
-        refuse_currencies(given)
-        stored = [replace(budget, currency=min(given)) for budget in budgets]
+        refuse_currencies(currencies)
+        stored = [replace(budget, currency=min(currencies)) for budget in budgets]
         replaced = dict(replace_rows(connection, capacity_budgets, [budget.row for budget in stored], by))
     return [(budget, replaced[number].amount if number in replaced else None) for number, budget in enumerate(stored)]
 
@@ -622,16 +622,16 @@ def _added_sizes(
         size = max(changed, -max(left[name] - groups[name].size_mb, Fraction()))
         left[name] += size
         yield name, size
-    taken: dict[Move, Fraction] = {}
+    moved_sizes: dict[Move, Fraction] = {}
     for name, effect in assumed:
         if isinstance(effect.of, Growth):
             continue
         size = max(_mean_added(effect, first, last), -left[name])
         if isinstance(effect.of, Move) and effect.server == effect.of.server:
             size = min(size, Fraction())
-            taken[effect.of] = -size
+            moved_sizes[effect.of] = -size
         elif isinstance(effect.of, Move):
-            size = taken.get(effect.of, max(size, Fraction()))
+            size = moved_sizes.get(effect.of, max(size, Fraction()))
         left[name] += size
         yield name, size
 

@@ -92,17 +92,19 @@ def declare_labels(
     refuse_repeated(subjects, lambda one: f"{one[2]} of {subject_text(one[0], one[1])}", "Given more than once:")
     with places_in_errors(labels), declaring(engine, "storing labels", dry_run=dry_run) as connection:
         rows = _rows(connection, labels)
-        placed = _changes(labels, _first_days_of(connection, rows, today))
-        changes = [change for change in placed if change is not None]
+        possible_changes = _changes(labels, _first_days_of(connection, rows, today))
+        changes = [change for change in possible_changes if change is not None]
         removed = [subject_text(label.server, label.database) for label in labels if label.value is None]
         if removed and not changes:
             raise NotFoundError(f"{first_of(removed, 1)} has no such label on these days.")
         changed = [
-            {**row, "valid_from": change.label.valid_from} for row, change in zip(rows, placed, strict=True) if change
+            {**row, "valid_from": change.label.valid_from}
+            for row, change in zip(rows, possible_changes, strict=True)
+            if change
         ]
         clear_history(connection, capacity_labels, changed)
-        kept = [row for row in changed if row["value"] is not None or row["valid_from"] != ALWAYS]
-        replace_rows(connection, capacity_labels, kept, by)
+        rows_to_store = [row for row in changed if row["value"] is not None or row["valid_from"] != ALWAYS]
+        replace_rows(connection, capacity_labels, rows_to_store, by)
     return changes
 
 
@@ -133,30 +135,30 @@ def _first_days_of(connection: Connection, rows: Sequence[Mapping[str, object]],
     return connection.execute(text(PLACED), parameters).all()
 
 
-def _changes(labels: Sequence[Label], placed: Sequence[Row[Any]]) -> list[LabelChange | None]:
+def _changes(labels: Sequence[Label], histories: Sequence[Row[Any]]) -> list[LabelChange | None]:
     """Return the change by each label; None: it already applies."""
-    given: dict[tuple[object, ...], dict[date, str | None]] = {}
-    for label, row in zip(labels, placed, strict=True):
-        given.setdefault((label.server, label.database, label.key), {})[row.first_day] = label.value
+    values_by_day: dict[tuple[object, ...], dict[date, str | None]] = {}
+    for label, row in zip(labels, histories, strict=True):
+        values_by_day.setdefault((label.server, label.database, label.key), {})[row.first_day] = label.value
     return [
-        _change(label, row, given[label.server, label.database, label.key])
-        for label, row in zip(labels, placed, strict=True)
+        _change(label, row, values_by_day[label.server, label.database, label.key])
+        for label, row in zip(labels, histories, strict=True)
     ]
 
 
-def _change(label: Label, placed: Row[Any], given: Mapping[date, str | None]) -> LabelChange | None:
-    """Return the change by a label, of all that are given of its subject and key by first day."""
-    history: dict[date, str | None] = dict(zip(placed.days or (), placed.held or (), strict=True))
+def _change(label: Label, stored: Row[Any], values_by_day: Mapping[date, str | None]) -> LabelChange | None:
+    """Return the change by a label, of all values of its subject and key by first day."""
+    history: dict[date, str | None] = dict(zip(stored.days or (), stored.held or (), strict=True))
     if label.valid_from == ALWAYS:
         is_change = bool(history) if label.value is None else history != {ALWAYS: label.value}
     else:
         # One that applies to all of history removes what was stored.
-        others = {day: value for day, value in given.items() if day != placed.first_day}
+        others = {day: value for day, value in values_by_day.items() if day != stored.first_day}
         history = others if ALWAYS in others else {**history, **others}
-        is_change = _value_on(history, placed.first_day) != label.value
-    later = tuple((day, history[day]) for day in sorted(history) if day > placed.first_day)
-    before = _value_on(history, placed.first_day)
-    return LabelChange(replace(label, valid_from=placed.first_day), before, later) if is_change else None
+        is_change = _value_on(history, stored.first_day) != label.value
+    later = tuple((day, history[day]) for day in sorted(history) if day > stored.first_day)
+    before = _value_on(history, stored.first_day)
+    return LabelChange(replace(label, valid_from=stored.first_day), before, later) if is_change else None
 
 
 def _value_on(history: Mapping[date, str | None], day: date) -> str | None:
@@ -278,8 +280,8 @@ def labels_of_file(path: Path, keys: Sequence[str]) -> list[Label]:
         return labels_from_values(row["server"], row.get("database"), values, keys, valid_from)
 
     rows = declarations(path, (*SUBJECT_COLUMNS, *keys), ("server",), read)
-    placed = [(label, place) for labels, place in zip(rows, rows.places, strict=True) for label in labels]
-    return DeclaredItems((label for label, _ in placed), (place for _, place in placed))
+    items = [(label, place) for labels, place in zip(rows, rows.places, strict=True) for label in labels]
+    return DeclaredItems((label for label, _ in items), (place for _, place in items))
 
 
 def labels_from_values(
@@ -305,14 +307,14 @@ def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
             f"{suggestion(column, columns)}"
         )
     registry = table("instances", sql_column("name"), sql_column(column))
-    taken = select(registry.c.name, cast(registry.c[column], Text)).order_by(registry.c.name)
+    query = select(registry.c.name, cast(registry.c[column], Text)).order_by(registry.c.name)
     with database_errors(doing="reading the registry"), engine.connect() as connection:
-        values = {name: (value or "").strip() for name, value in connection.execute(taken)}
-    held = {row.name for row in rows_of(engine, "labels", HELD, key=key)}
+        values = {name: (value or "").strip() for name, value in connection.execute(query)}
+    servers = {row.name for row in rows_of(engine, "labels", HELD, key=key)}
     return [
         Label(name, None, *checked_label(key, value or None, [key]))
         for name, value in values.items()
-        if value or name in held
+        if value or name in servers
     ]
 
 

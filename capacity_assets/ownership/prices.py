@@ -171,9 +171,9 @@ def _store(
     known = connection.execute(text("SELECT DISTINCT currency FROM capacity_prices")).scalars()
     refuse_currencies({*known, *(price.currency for price in prices)})
     days = {"always": ALWAYS, "this_month": today.replace(day=1)}
-    given = {**columns_of([asdict(price) for price in prices]), **days}
-    placed = connection.execute(text(_PLACED), given).scalars()
-    dated = [replace(price, valid_from=day) for price, day in zip(prices, placed, strict=True)]
+    parameters = {**columns_of([asdict(price) for price in prices]), **days}
+    first_days = connection.execute(text(_PLACED), parameters).scalars()
+    dated = [replace(price, valid_from=day) for price, day in zip(prices, first_days, strict=True)]
     rows = [asdict(price) for price in dated]
     clear_history(connection, capacity_prices, rows)
     replace_rows(connection, capacity_prices, rows, by)

@@ -71,13 +71,13 @@ def rows(connection: Connection, statement: str | Executable, **parameters: obje
         return connection.execute(statement, parameters).all()
     if ":with_derived" in statement:
         parameters["with_derived"] = has_derived(connection, str(parameters["period"]))
-    kept: dict[object, Sequence[Row[Any]]] = connection.get_execution_options().get(KEPT_ROWS, {})
+    known_rows: dict[object, Sequence[Row[Any]]] = connection.get_execution_options().get(KEPT_ROWS, {})
     key = None if any(isinstance(value, list) for value in parameters.values()) else (statement, repr(parameters))
-    if key in kept:
-        return kept[key]
+    if key in known_rows:
+        return known_rows[key]
     result = connection.execute(text(statement), parameters).all()
     if key is not None and len(result) <= MOST_KEPT_ROWS:
-        kept[key] = result
+        known_rows[key] = result
     return result
 
 

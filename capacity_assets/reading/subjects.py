@@ -340,8 +340,8 @@ def is_outdated(connection: Connection, issue: BillIssue, month: Window) -> bool
 
 def address(path: str, /, **values: object) -> str:
     """Return the address of a page, without values that are None."""
-    given = "&".join([f"{name}={quote_plus(str(value))}" for name, value in values.items() if value is not None])
-    return f"{path}?{given}" if given else path
+    query = "&".join([f"{name}={quote_plus(str(value))}" for name, value in values.items() if value is not None])
+    return f"{path}?{query}" if query else path
 
 
 def subject_address(subject: str, server_id: int, name: str = "") -> str:

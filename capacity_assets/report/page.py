@@ -386,10 +386,10 @@ def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
 
 def path_of_issue(path: Path, issue: ReportIssue) -> Path:
     """Return the file name of an earlier issue, which differs from that of every window."""
-    kept = path.with_name(f"{path.stem}-issue-{issue.number}{path.suffix}")
-    existing = issue_of(kept)
+    earlier_page = path.with_name(f"{path.stem}-issue-{issue.number}{path.suffix}")
+    existing = issue_of(earlier_page)
     if existing is None or existing.is_of(issue):
-        return kept
+        return earlier_page
     digest = hashlib.sha256(issue.subject.encode()).hexdigest()[:8]
     return path.with_name(f"{path.stem}-{digest}-issue-{issue.number}{path.suffix}")
 
@@ -420,9 +420,9 @@ def write_report(report: Report, path: Path, edition: Edition) -> None:
     """Write the page atomically, and keep the issue that it replaces in the same folder; raises OSError."""
     page = render(report, edition)
     if edition.kept_as:
-        kept = path.with_name(edition.kept_as)
-        if not kept.exists():
-            with atomic_write(kept) as begun:
+        earlier_page = path.with_name(edition.kept_as)
+        if not earlier_page.exists():
+            with atomic_write(earlier_page) as begun:
                 shutil.copyfile(path, begun)
     with atomic_write(path) as begun:
         begun.write_text(page, encoding="utf-8")

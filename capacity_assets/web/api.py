@@ -96,9 +96,9 @@ def arguments_schema(page: PageRoute) -> dict[str, Any]:
     }
 
 
-def refuse_unknown_parameters(page: PageRoute, given: Iterable[str]) -> None:
+def refuse_unknown_parameters(page: PageRoute, names: Iterable[str]) -> None:
     """Raise ValidationError for a parameter that a page does not read."""
-    for name in given:
+    for name in names:
         if name not in page.parameters:
             known = ", ".join(page.parameters)
             raise ValidationError(

@@ -220,11 +220,11 @@ class PageServer:
 
         return answer
 
-    def json_of(self, page: PageRoute, given: Mapping[str, str]) -> bytes:
+    def json_of(self, page: PageRoute, parameters: Mapping[str, str]) -> bytes:
         """Return an answer of the API as JSON; raises REFUSED_ERRORS."""
-        refuse_unknown_parameters(page, given)
+        refuse_unknown_parameters(page, parameters)
         self._reader.refuse_a_newer_schema()
-        return page.json(self._read(page, self._query(page.path, given)).content)
+        return page.json(self._read(page, self._query(page.path, parameters)).content)
 
     def metrics(self, request: Request) -> Response:
         """Answer with the metrics, or a sentence in plain text."""
@@ -281,8 +281,8 @@ class PageServer:
         text = "This page has a defect; see the server's log. The other pages work."
         return self._refuse(request, 500, text)
 
-    def _query(self, path: str, given: Mapping[str, str]) -> PageQuery:
-        known = {name: value for name, value in given.items() if name in PARAMETERS or name in OF_FILES}
+    def _query(self, path: str, parameters: Mapping[str, str]) -> PageQuery:
+        known = {name: value for name, value in parameters.items() if name in PARAMETERS or name in OF_FILES}
         return PageQuery(path, known, self._serving.label_keys, self._serving.clock.today())
 
     def _answer(self, request: Request, page: PageRoute, *, is_api: bool) -> Response:
@@ -488,11 +488,11 @@ class AccessGuard:
 
 def _token_in(headers: Headers) -> bytes:
     """Return the token, sent by a script as Bearer or by a browser as password; empty if there is none."""
-    scheme, _, given = headers.get("authorization", "").partition(" ")
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "basic":
         with suppress(ValueError):
-            return b64decode(given, validate=True).partition(b":")[2]
-    return given.encode() if scheme.lower() == "bearer" else b""
+            return b64decode(credentials, validate=True).partition(b":")[2]
+    return credentials.encode() if scheme.lower() == "bearer" else b""
 
 
 LARGEST_HEAD_BYTES = 32 * 1024

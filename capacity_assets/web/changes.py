@@ -223,7 +223,7 @@ def _of_any_grouping(
         forecast_as_of=dates.as_of,
         compared_as_of=dates.compared_as_of,
         decided_dates=dates.decided,
-        decisions=decision_rows(connection, today, every=True, taken=window),
+        decisions=decision_rows(connection, today, every=True, taken_in=window),
         has_tables=are_measured(connection, today),
     )
     if last is None or last < window.start:

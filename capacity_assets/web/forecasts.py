@@ -150,15 +150,15 @@ def decision_rows(
     *,
     every: bool = False,
     server_id: int | None = None,
-    taken: Window | None = None,
+    taken_in: Window | None = None,
 ) -> list[DecisionRow]:
     """Return the decisions that are open today, or `every` one, by server and subject; raises DBAPIError.
 
-    With `taken`, only decisions made in a window.
+    With `taken_in`, only decisions made in a window.
     """
     return [
         DecisionRow(**{name: getattr(decision, name) for name in DECISION_FIELDS}, state=decision.state(today))
-        for decision in read_decisions(connection, today, every=every, server_id=server_id, taken=taken)
+        for decision in read_decisions(connection, today, every=every, server_id=server_id, taken_in=taken_in)
     ]
 
 
@@ -317,11 +317,11 @@ def read_scenario(reader: Reader, query: PageQuery) -> ScenarioPage:
 
 def tables_of(query: PageQuery) -> Tables:
     """Return the assumptions in an address as the tables of a file; raises ValidationError."""
-    given = {
+    tables = {
         kind: {name.removeprefix(f"{kind}_"): value for name in names if (value := query.text(name))}
         for kind, names in ASSUMPTION_NAMES.items()
     }
-    return {kind: [values] for kind, values in given.items() if values}
+    return {kind: [values] for kind, values in tables.items() if values}
 
 
 def toml_of(tables: Tables) -> str:

@@ -99,15 +99,15 @@ def call_tool(answers: PageServer, name: str, arguments: dict[str, Any]) -> Call
     """Return an answer, or a refusal in a sentence."""
     from mcp.types import CallToolResult, TextContent
 
-    given = {key: str(value) for key, value in arguments.items() if value is not None}
-    with_series = given.pop("series", "false").lower() == "true"
-    written = given.get("shown", "") if name == "search" else given.pop("shown", "")
+    parameters = {key: str(value) for key, value in arguments.items() if value is not None}
+    with_series = parameters.pop("series", "false").lower() == "true"
+    written = parameters.get("shown", "") if name == "search" else parameters.pop("shown", "")
     shown = min(int(written), MOST_SHOWN) if written.isdecimal() and int(written) else SHOWN
     if name not in PAGE_BY_NAME:
         text = f"There is no tool {name!r}; there are {', '.join(PAGE_BY_NAME)}."
         return CallToolResult(content=[TextContent(text=text)], is_error=True)
     try:
-        answer = json.loads(answers.json_of(PAGE_BY_NAME[name], given))
+        answer = json.loads(answers.json_of(PAGE_BY_NAME[name], parameters))
     except REFUSED_ERRORS as error:
         return CallToolResult(content=[TextContent(text=refusal_of(error)[1])], is_error=True)
     left_out: dict[str, int] = {}

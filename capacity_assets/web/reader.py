@@ -171,12 +171,12 @@ class Reader:
         """
         now = time.monotonic()
         with self._lock:
-            kept = self._cache.get(key)
-            if kept is not None and now < kept.shown_until:
-                if now - kept.read_at >= seconds and key not in self._reading:
+            entry = self._cache.get(key)
+            if entry is not None and now < entry.shown_until:
+                if now - entry.read_at >= seconds and key not in self._reading:
                     self._reading[key] = Future()
                     self._background.submit(self._read, key, read, seconds, stale_times)
-                value: T = kept.value
+                value: T = entry.value
                 return value
             reading = self._reading.get(key)
             is_first = reading is None
@@ -238,9 +238,9 @@ class Reader:
         """Cache a value; drop expired values, and if the cache is full, those that expire first."""
         now = time.monotonic()
         self._cache.pop(key, None)
-        for old in [old for old, kept in self._cache.items() if kept.shown_until <= now]:
+        for old in [old for old, entry in self._cache.items() if entry.shown_until <= now]:
             del self._cache[old]
-        total_bytes = size_bytes + sum(kept.size_bytes for kept in self._cache.values())
+        total_bytes = size_bytes + sum(entry.size_bytes for entry in self._cache.values())
         while self._cache and total_bytes > MOST_KEPT_BYTES:
             first = min(self._cache, key=lambda kept_key: self._cache[kept_key].shown_until)
             total_bytes -= self._cache.pop(first).size_bytes

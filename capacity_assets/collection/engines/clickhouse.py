@@ -297,8 +297,8 @@ class ClickHouse(EngineAdapter):
         if version_of(connection) < WITH_DISKS:
             return Limits(unknown=TOO_OLD)
         disks = {
-            name: Volume(path.rstrip("/") or "/", int(total), max(int(free) - int(kept), 0), int(total) - int(free))
-            for name, path, total, free, kept in query_server(connection, DISKS)
+            name: Volume(path.rstrip("/") or "/", int(total), max(int(free) - int(reserved), 0), int(total) - int(free))
+            for name, path, total, free, reserved in query_server(connection, DISKS)
             if 0 < int(total) < LARGEST_DISK_BYTES and int(free) <= int(total)
         }
         places = {database: [disk for disk in on if disk in disks] for database, on in query_server(connection, PLACES)}
