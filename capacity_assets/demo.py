@@ -231,8 +231,7 @@ def _samples(known: dict[str, Registration], first_day: date, today: date) -> It
     for server in FLEET:
         instance_id, retired_on = known[server.name]
         for day in _measured_days(server, first_day, retired_on or today):
-            for number in range(server.databases):
-                yield _sample(server, instance_id, number, day)
+            yield from (_sample(server, instance_id, number, day) for number in range(server.databases))
 
 
 def _measured_days(server: SampleServer, first_day: date, last_day: date) -> Iterator[date]:

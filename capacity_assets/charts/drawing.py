@@ -466,8 +466,7 @@ def _place_nested(tiles: Sequence[Tile]) -> Iterator[TileOnMap]:
         yield TileOnMap(tile, area._replace(height=HEADING) if has_heading else area, is_heading=has_heading)
         if has_heading:
             inside = TileArea(area.x, area.y + HEADING, area.width, area.height - HEADING)
-            for part, part_area in squarified(tile.parts, inside):
-                yield TileOnMap(part, part_area)
+            yield from (TileOnMap(part, part_area) for part, part_area in squarified(tile.parts, inside))
 
 
 def squarified(tiles: Sequence[Tile], area: TileArea) -> Iterator[tuple[Tile, TileArea]]:

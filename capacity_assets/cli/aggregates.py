@@ -375,8 +375,7 @@ def _explanation_lines(
     if labels:
         yield f"Labels: {', '.join(f'{key}={value}' for key, value in sorted(labels.items()))}"
     yield _samples(f"Samples of the window: {len(samples.own)}", samples.own, list_all=list_all)
-    for origin in origins:
-        yield origin.sentence
+    yield from (origin.sentence for origin in origins)
     if not explanation.subject.active:
         yield "The server is not active: it is no longer aggregated, and its stored rows are kept."
     missing = explanation.missing_days

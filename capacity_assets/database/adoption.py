@@ -413,8 +413,7 @@ def _key_steps(
     former = [index for index in others if index.is_primary or wanted.has_columns_of(index)]
     staying = [index for index in former if index.is_referred_to or is_by_number(index)]
     replaced = [index for index in former if index not in staying]
-    for index in replaced:
-        yield SchemaStep(reason, _drop(table, index))
+    yield from (SchemaStep(reason, _drop(table, index)) for index in replaced)
     by_name = [index.name for index in replaced if wanted.has_columns_of(index) and index.is_constraint]
     by_name += [index.name for index in replaced if wanted.has_columns_of(index) or index.name == wanted.name]
     name = quoted(next(iter(by_name), None) or free_name(connection, wanted.name))

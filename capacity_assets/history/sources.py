@@ -239,9 +239,7 @@ class ParquetSource:
             batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(names.values()))
             rows = chain.from_iterable(self._texts(batch, names) for batch in batches)
             try:
-                for position, row in enumerate(rows, start=1):
-                    if position > after:
-                        yield position, row
+                yield from ((position, row) for position, row in enumerate(rows, start=1) if position > after)
             except (OSError, ArrowException, UnicodeDecodeError) as error:
                 raise ValidationError(
                     f"{self._path} cannot be read past row {position}: {str(error).splitlines()[0]}."

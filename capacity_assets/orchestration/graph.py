@@ -124,8 +124,7 @@ def windows_of(period: Period, partition_keys: Sequence[str]) -> list[Window]:
 def bounded_spans(spans: Iterable[Sequence[Window]]) -> Iterator[Sequence[Window]]:
     """Split ranges of windows into those that one run computes."""
     for span in spans:
-        for first in range(0, len(span), PARTITIONS_PER_RUN):
-            yield span[first : first + PARTITIONS_PER_RUN]
+        yield from (span[first : first + PARTITIONS_PER_RUN] for first in range(0, len(span), PARTITIONS_PER_RUN))
 
 
 def range_tags(windows: Sequence[Window]) -> dict[str, str]:

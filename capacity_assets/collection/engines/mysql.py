@@ -561,8 +561,7 @@ class _Table:
         is_exact = bool(self.file_bytes) and not indexes
         known = self.others_bytes if self.rows is not None else None
         yield ObjectSize("", name, TABLE, whole - apart, "", known, None, self.rows, is_exact)
-        for index, size_bytes in indexes.items():
-            yield ObjectSize("", index, INDEX, size_bytes, name)
+        yield from (ObjectSize("", index, INDEX, size_bytes, name) for index, size_bytes in indexes.items())
 
 
 class MySQL(EngineAdapter):
