@@ -11,7 +11,7 @@ import click
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.task_runner import follow_labels
-from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.periods import Clock, Period, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_change_mb, human_day, human_mb, whole_mb
@@ -19,13 +19,13 @@ from capacity_assets.cli import options
 from capacity_assets.cli.declaring import update_group_forecasts
 from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.collection.servers import refuse_unknown_engine
+from capacity_assets.database.declared_rows import keys_of
 from capacity_assets.database.engine import snapshot
 from capacity_assets.ownership import labels as ownership
 from capacity_assets.ownership.bills import group_heading, group_named
 from capacity_assets.ownership.labels import refuse_unknown_label
 from capacity_assets.reading.groups import Group, groups_of, measured_notes, out_of_service_note
 from capacity_assets.reading.lists import DatabaseRow, databases
-from capacity_assets.reading.subjects import was_ever_sampled
 from capacity_assets.reading.table_growth import (
     DatabaseGrowth,
     ObjectChange,
@@ -220,8 +220,8 @@ def inside(
         [server_id] = runner.service.ids_of([server])
         with snapshot(runner.service.engine) as connection:
             growth = growth_inside(connection, server_id, database, first_day, last_day)
-            if growth is None and not was_ever_sampled(connection, server_id, database):
-                raise NotFoundError(f"No database {database!r} was ever measured on {server}.")
+            if growth is None:
+                keys_of(connection, [(server, database)])  # refuses an unknown name
     if growth is None:
         raise ValidationError(
             f"The tables and indexes of {database} were not measured twice between {human_day(first_day)}, or the "

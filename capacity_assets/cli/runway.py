@@ -5,6 +5,7 @@ An explanation shows how a forecast was computed, compared with a second, indepe
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import date, timedelta
@@ -32,6 +33,7 @@ from capacity_assets.cli import options
 from capacity_assets.cli.limits import decision_json, limit_text
 from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.collection.servers import refuse_unknown_engine, registered_servers
+from capacity_assets.database.declared_rows import UnknownSubjectError, keys_of
 from capacity_assets.forecast import model, scenarios
 from capacity_assets.forecast import runway as forecasting
 from capacity_assets.forecast.decisions import OpenDecisions, StoredDecision, open_decisions, stored_decisions
@@ -112,7 +114,8 @@ def runway(
         raise click.UsageError("Give either --issue or --add-gb.")
     with options.open_database(settings, settings.zone) as opened:
         if server is not None:
-            registered_servers(opened, [server])  # refuses an unknown name
+            with database_errors(doing="looking up names"), opened.connect() as connection:
+                _refuse_unknown(connection, server, database)
         if engine is not None:
             refuse_unknown_engine(opened, engine)
         clock = Clock(settings.zone)
@@ -145,11 +148,22 @@ def runway(
     return Report(document, lines)
 
 
+def _refuse_unknown(connection: Connection, server: str, database: str | None) -> None:
+    try:
+        keys_of(connection, [(server, database)])
+    except UnknownSubjectError as error:
+        if database is None or (server, database) not in error.subjects:
+            raise
+        raise NotFoundError(
+            f"{error} `capacity runway {shlex.quote(server)}` lists its databases and volumes."
+        ) from error
+
+
 def _refuse_unmeasured(forecasts: RunwayList, server: str, database: str | None) -> None:
     if forecasts.rows or forecasts.unknown_limits:
         return
     if database is not None:
-        raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}.")
+        raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}: it was dropped or renamed.")
     raise NotFoundError(f"Server {server!r} is out of service, or was not measured within the last month.")
 
 

@@ -134,7 +134,7 @@ def test_what_was_not_measured_twice_is_refused_with_what_to_do() -> None:
 
     assert (refused.exit_code, unknown.exit_code) == (2, 2)
     assert "were not measured twice between 1 Jul 2025" in refused.stderr
-    assert "No database 'nothing' was ever measured on server-1" in unknown.stderr
+    assert "No database 'nothing' on server-1 was ever measured." in unknown.stderr
 
 
 def test_an_object_that_was_not_listed_is_compared_with_the_most_that_it_can_have_been(

@@ -158,14 +158,14 @@ def test_an_installation_whose_only_server_fails_says_since_when_and_why_on_ever
 ) -> None:
     add_instances(engine, [1])
     with engine.begin() as connection:
-        connection.execute(text(FAILED.replace("2,", "1,")), {"today": TODAY})
+        connection.execute(text(FAILED.replace("2,", "1,").replace(":5432'", ":5432.'")), {"today": TODAY})
     with served_pages(database) as never:
         for path in ("/", "/servers", "/databases"):
             html = never.ask(path).text
             assert "No server could be measured yet" in html, path
             assert '<a href="/server?server=1">server-1</a>: no answer from 192.0.2.1:5432.</p>' in html, path
             assert "<code>capacity instances test server-1</code>" in html, path
-            assert "<td>never</td><td>no answer from 192.0.2.1:5432</td>" in html, path
+            assert "<td>never</td><td>no answer from 192.0.2.1:5432.</td>" in html, path
     last = TODAY - timedelta(days=5)
     add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(413, 1)] * (DAYS - 5)))
     compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
@@ -177,7 +177,7 @@ def test_an_installation_whose_only_server_fails_says_since_when_and_why_on_ever
             assert (one["server"], one["last_day"], one["failure"]) == ("server-1", str(last), "unreachable"), path
             html = pages.ask(path).text
             assert f'Not measured on {shown(TODAY)}: <a href="#unmeasured">1 server</a>.' in html, path
-            assert f"<td>{shown(last)}</td><td>no answer from 192.0.2.1:5432</td>" in html, path
+            assert f"<td>{shown(last)}</td><td>no answer from 192.0.2.1:5432.</td>" in html, path
 
 
 def test_a_server_that_was_lost_stands_on_the_first_page_of_each_list_of_the_newest_window(
@@ -663,8 +663,10 @@ def test_names_are_text_wherever_they_stand(pages: Pages) -> None:
 
 def test_an_empty_database_says_how_to_begin(database: URL) -> None:
     with served_pages(database) as empty:
-        for path in ("/", "/servers", "/databases", "/groups"):
+        for path in ("/", "/servers", "/databases"):
             assert "capacity collect" in empty.ask(path).text, path
+        for path in ("/groups", "/changes"):
+            assert 'The <a href="/">first page</a> says what was measured.' in empty.ask(path).text, path
         assert "capacity limits set" in empty.ask("/filling").text
         assert "capacity prices set" in empty.ask("/bill").text
         assert empty.ask("/search").status == 200
