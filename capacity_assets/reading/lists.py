@@ -284,18 +284,26 @@ def with_usage_of_servers(  # noqa: PLR0913, PLR0917 -- what is listed, and how 
         numbers = [row.server_id for row in listed]
         partial = partial_servers(connection, period, window, numbers)
         before = partial_servers(connection, period, period.previous(window), numbers)
+    labels = _labels_of_servers(connection, [row.server_id for row in listed if isinstance(row, UnmeasuredServer)])
     servers_listed = []
     for row, subject in zip(listed, subjects, strict=True):
         missed = row if isinstance(row, UnmeasuredServer) else unmeasured.get(row.server_id)
         values = {
             **vars(row),
             **({name: getattr(missed, name) for name in _SINCE} if missed else {}),
+            **({"labels": labels[row.server_id]} if row.server_id in labels else {}),
             "is_partial": row.server_id in partial,
             "is_change_partial": row.server_id in partial | before,
         }
         usage = replace(usages.get(subject, Usage()), recent=recent.get(subject, ()))
         servers_listed.append(ServerInList(**values, **vars(usage)))
     return servers_listed
+
+
+def _labels_of_servers(connection: sa.Connection, servers: Sequence[int]) -> dict[int, dict[str, str]]:
+    """Return the present labels of registered servers."""
+    statement = "SELECT server_id, labels FROM capacity_servers WHERE server_id = ANY (CAST(:servers AS integer[]))"
+    return {row.server_id: row.labels for row in rows(connection, statement, servers=servers)} if servers else {}
 
 
 def _recent_sizes(

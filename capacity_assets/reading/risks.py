@@ -277,7 +277,7 @@ def headline_of(  # noqa: PLR0913 -- what the sentence is made of
     """
     if not about.is_active:
         gone = "No longer registered" if about.is_active is None else "Out of service"
-        return Headline(f"{gone}, so there is no forecast.")
+        return Headline(f"{gone}, so there is no forecast{_last_measured(about)}.")
     if first is not None and not _is(first, about):
         notes = (*([_sentence(also, _name_of(also))] if also else []), *_alone(about, own))
         text = " ".join([_sentence(first, _name_of(first)), *notes])
@@ -385,10 +385,13 @@ def _without_date(about: PageSubject, own: StoredRunway) -> str:
     return ""
 
 
+def _last_measured(about: PageSubject) -> str:
+    return f"; last measured on {human_day(about.last_measured)}" if about.last_measured else ""
+
+
 def _without_forecast(about: PageSubject, issued: date | None) -> str:
     if about.is_gone:
-        last = f"; last measured on {human_day(about.last_measured)}" if about.last_measured else ""
-        return f"No longer on its server{last}."
+        return f"No longer on its server{_last_measured(about)}."
     if about.last_measured is None:
         return "Never measured, so there is no forecast."
     if issued is None:

@@ -316,6 +316,7 @@ def test_servers_that_were_not_measured_stand_first_with_since_when_and_why(data
     yesterday = TODAY - timedelta(days=1)
     add_instance_sizes(engine, totals(4, TODAY.isoformat(), [(40, 1)]))
     add_database_sizes(engine, sizes(5, "old", (TODAY - timedelta(days=9)).isoformat(), [50] * 3))
+    declare_labels(engine, [Label("server-5", None, "team", "payments")], TODAY)
     for period in ("daily", "monthly"):
         compute_windows(AggregationService(engine, fixed_clock()), period, FIRST, TODAY)
 
@@ -335,6 +336,7 @@ def test_servers_that_were_not_measured_stand_first_with_since_when_and_why(data
         ("server-3", GROWING[-1], None, None),
         ("server-4", 40, None, None),
     ]
+    assert [one["labels"].get("team") for one in newest["servers"][:3]] == [None, "payments", None]
     assert f"never measured: no sample arrived for {shown(TODAY)}<" in html, "no address of it is registered"
     assert by_name == ["server-6", "server-5", "server-2", "server-1", "server-3", "server-4"]
     assert [row["server"] for row in of_file] == values_of(newest["servers"], "server")

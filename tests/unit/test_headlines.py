@@ -131,6 +131,11 @@ def test_a_server_names_the_database_that_fills_first_and_its_disk() -> None:
         (BILLING, None, "No forecast yet. `capacity runway --issue` issues one now; `capacity up` does it daily."),
         (PageSubject("db-7", "server"), None, "Never measured, so there is no forecast."),
         (PageSubject("db-7", "server", is_active=False), DISK, "Out of service, so there is no forecast."),
+        (
+            PageSubject("db-7", "server", is_active=False, last_measured=DAY),
+            None,
+            "Out of service, so there is no forecast; last measured on 29 Nov 2026.",
+        ),
         (PageSubject("db-7", "server", is_active=None), None, "No longer registered, so there is no forecast."),
         (
             PageSubject("db-7", "server", last_measured=DAY - timedelta(days=57)),
