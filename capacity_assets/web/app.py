@@ -359,7 +359,10 @@ class PageServer:
         return self._page_of_text(request, status, text, TITLES.get(status, "No answer"))
 
     def _page_of_text(self, request: Request, status: int, text: str, title: str) -> Response:
-        shown = {"title": title, "status": status, "text": text, "user": None}
+        page = PAGE_OF.get(request.url.path)
+        paths = dict.fromkeys(("/", *((*page.above, page.path) if page else ())))
+        leads_to = [PAGE_OF[path] for path in paths if PAGE_OF[path].in_menu]
+        shown = {"title": title, "status": status, "text": text, "user": None, "leads_to": leads_to}
         query = self._query(request.url.path, request.query_params)
         html = self._templates.get_template("refusal.html.j2").render(**shown, query=query)
         return HTMLResponse(html, status_code=status)

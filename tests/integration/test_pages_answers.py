@@ -98,6 +98,13 @@ def test_invalid_addresses_are_answered_with_a_sentence(pages: Pages) -> None:
         assert answer.status == status, path
         assert said in answer.text, path
         assert "Traceback" not in answer.text, path
+    for path, leads_to in (
+        ("/nothing", '<a href="/">Fleet</a>'),
+        ("/server?server=99", '<a href="/">Fleet</a> · <a href="/servers">Servers</a>'),
+        ("/group?by=team&name=nobody", '<a href="/">Fleet</a> · <a href="/groups">Groups</a>'),
+        ("/databases?order=colour", '<a href="/">Fleet</a> · <a href="/databases">Databases</a>'),
+    ):
+        assert f"<p>{leads_to}</p>" in pages.ask(path).text
 
 
 def test_a_token_is_asked_for_as_a_password_and_no_cookie_carries_it(database: URL) -> None:
