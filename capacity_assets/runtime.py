@@ -160,7 +160,7 @@ def prepare_database(
         DatabaseError: a partition could not be added; the schema was created; run it again to continue.
         sqlalchemy.exc.DBAPIError: the database refused a step of the schema; nothing was changed.
     """
-    done = initialise(engine, on_step)
+    steps = initialise(engine, on_step)
     record_zone(engine, settings.timezone, chosen=settings.zone_is_chosen)
     if settings.capacity_url is None:
         _make_reader_role(engine.url)
@@ -170,8 +170,8 @@ def prepare_database(
     report = retention_service(engine, settings).prepare()
     if report.created:
         moved = f", {counted(report.moved_records, 'row')} moved there" if report.moved_records else ""
-        done += (f"added {counted(len(report.created), 'partition')}{moved}",)
-    return done
+        steps += (f"added {counted(len(report.created), 'partition')}{moved}",)
+    return steps
 
 
 def collection_service(engine: Engine, settings: Settings, *, clock: Clock | None = None) -> CollectionService:

@@ -289,12 +289,12 @@ PARTITIONS_COMPLETE_DESCRIPTION = (
 )
 
 
-def partitions_complete(left: Sequence[IncompleteWindow], severity: CheckSeverity) -> CheckOutcome:
+def partitions_complete(incomplete: Sequence[IncompleteWindow], severity: CheckSeverity) -> CheckOutcome:
     """Build the outcome from the remaining windows, with adjacent windows joined."""
     stretches = [
         (reason, span)
-        for reason in dict.fromkeys(window.reason for window in left)
-        for span in adjacent_spans(sorted(window.window for window in left if window.reason == reason))
+        for reason in dict.fromkeys(window.reason for window in incomplete)
+        for span in adjacent_spans(sorted(window.window for window in incomplete if window.reason == reason))
     ]
     listed = []
     for reason, span in stretches[:MAXIMUM_LISTED_ERRORS]:

@@ -127,9 +127,9 @@ class AggregationWork:
         for window in sorted(targets | compared_windows(self.period, self.windows)):
             if window in unread:
                 continue
-            stored, left = self._own_row(window) or self._cover(window, self.shorter)
+            stored, spans = self._own_row(window) or self._cover(window, self.shorter)
             summed_windows += stored
-            days += [Window(max(span.start, self.since), span.end) for span in left if span.end >= self.since]
+            days += [Window(max(span.start, self.since), span.end) for span in spans if span.end >= self.since]
         return summed_windows, [Window(span[0].start, span[-1].end) for span in adjacent_spans(sorted(days))]
 
     @property
@@ -156,9 +156,9 @@ class AggregationWork:
             if cut and (longest.name, piece) in self.usable:
                 summed_windows.append((longest.name, piece))
             else:
-                stored, left = self._cover(piece, others)
+                stored, rest = self._cover(piece, others)
                 summed_windows += stored
-                days += left
+                days += rest
         return summed_windows, days
 
     def reads_a_year_before(self, stored: Collection[date]) -> bool:
@@ -371,19 +371,19 @@ class AggregationRunner:
         """
         started = time.perf_counter()
         summaries: list[PeriodSummary] = [self._empty(whole.period, window) for window in whole.windows]
-        done, logged_at = 0, started
+        instances_written, logged_at = 0, started
         with database_errors(doing="reading where the tables are"):
             self._distributed = self.level.has_servers and is_distributed(self.engine)
         slices = list(self._slices(whole))
         for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
             summaries += written
-            done += len(work.instances)
+            instances_written += len(work.instances)
             if whole.options.progress:
                 whole.options.progress(len(work.instances))
-            if time.perf_counter() - logged_at >= SECONDS_BETWEEN_LINES and done < len(whole.instances):
+            if time.perf_counter() - logged_at >= SECONDS_BETWEEN_LINES and instances_written < len(whole.instances):
                 logged_at = time.perf_counter()
                 line = "%s %s aggregates: %s of %s servers written so far"
-                logger.info(line, whole.period.name, self.level.name, done, len(whole.instances))
+                logger.info(line, whole.period.name, self.level.name, instances_written, len(whole.instances))
         share = (time.perf_counter() - started) / len(whole.windows)
         return tuple(replace(summary, duration_seconds=share) for summary in combine(summaries))
 

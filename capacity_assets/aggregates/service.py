@@ -252,13 +252,13 @@ class AggregationService:
                 for window in whole.windows
                 if window in before and before[window].is_unchanged(mark)
             }
-        left = [window for window in whole.windows if window not in summaries]
-        if left:
+        changed_windows = [window for window in whole.windows if window not in summaries]
+        if changed_windows:
             stored_before = frozenset(window.start for window in whole.windows if window in before)
-            computed = runner.aggregate(replace(whole, windows=left, computed=stored_before))
+            computed = runner.aggregate(replace(whole, windows=changed_windows, computed=stored_before))
             if begun:
                 self.ledger.finish(begun, computed, mark)
-            summaries |= dict(zip(left, computed, strict=True))
+            summaries |= dict(zip(changed_windows, computed, strict=True))
         return (summaries[window] for window in whole.windows)
 
     def period(self, period: str | Period, *others: str) -> Period:

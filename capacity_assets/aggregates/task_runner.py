@@ -192,15 +192,17 @@ def follow_labels(
     """
     began = time.monotonic()
     stale = [window for window in runner.stale_windows() if window.level == GROUP.name]
-    left: dict[str, list[Window]] = {}
+    windows_by_period: dict[str, list[Window]] = {}
     for window in sorted(stale, key=lambda stale_window: stale_window.window, reverse=True):
-        left.setdefault(window.period_type, []).append(window.window)
+        windows_by_period.setdefault(window.period_type, []).append(window.window)
     # Shorter ones first, because longer ones are computed from them.
-    periods = sorted((runner.service.periods[name] for name in left), key=lambda one: (one.months, one.days))
+    periods = sorted(
+        (runner.service.periods[name] for name in windows_by_period), key=lambda one: (one.months, one.days)
+    )
     computed = 0
     while periods:
         for period in tuple(periods):
-            windows = sorted(left[period.name][:WINDOWS_AT_ONCE])
+            windows = sorted(windows_by_period[period.name][:WINDOWS_AT_ONCE])
             if not windows or (seconds is not None and time.monotonic() - began >= seconds):
                 periods.remove(period)
                 continue
@@ -209,7 +211,7 @@ def follow_labels(
             except LockHeldError:
                 periods.remove(period)
                 continue
-            del left[period.name][:WINDOWS_AT_ONCE]
+            del windows_by_period[period.name][:WINDOWS_AT_ONCE]
             computed += len(windows)
             if on_progress:
                 on_progress(computed, len(stale))

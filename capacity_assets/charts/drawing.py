@@ -474,15 +474,15 @@ def squarified(tiles: Sequence[Tile], area: TileArea) -> Iterator[tuple[Tile, Ti
 
     Tiles smaller than the rest by many orders of magnitude may find no area and are left out.
     """
-    left = sorted((tile for tile in tiles if tile.size_mb > 0), key=lambda tile: -tile.size_mb)
-    total_mb = sum(tile.size_mb for tile in left)
-    while left and min(area.width, area.height) > 0:
+    rest = sorted((tile for tile in tiles if tile.size_mb > 0), key=lambda tile: -tile.size_mb)
+    total_mb = sum(tile.size_mb for tile in rest)
+    while rest and min(area.width, area.height) > 0:
         scale = area.width * area.height / total_mb
         side = min(area.width, area.height)
         count = 1
-        while count < len(left) and _worst(left[: count + 1], side, scale) <= _worst(left[:count], side, scale):
+        while count < len(rest) and _worst(rest[: count + 1], side, scale) <= _worst(rest[:count], side, scale):
             count += 1
-        row, left = left[:count], left[count:]
+        row, rest = rest[:count], rest[count:]
         row_mb = sum(tile.size_mb for tile in row)
         total_mb -= row_mb
         thickness = row_mb * scale / side

@@ -146,17 +146,17 @@ def issue_bills(session: DeclarationSession, months: Iterable[date]) -> None:
     """
     clock = Clock(session.settings.zone)
     until = time.monotonic() + SECONDS_PER_COMMAND
-    left, issued = sorted(set(months)), list[date]()
+    remaining, issued = sorted(set(months)), list[date]()
     try:
-        while left and time.monotonic() <= until:
-            bills.issue_bill(session.engine, bills.MONTHLY.window_of(left[-1]), clock, session.settings.label_keys)
-            issued.append(left.pop())
+        while remaining and time.monotonic() <= until:
+            bills.issue_bill(session.engine, bills.MONTHLY.window_of(remaining[-1]), clock, session.settings.label_keys)
+            issued.append(remaining.pop())
     except CapacityError as error:
         raise type(error)(f"The declaration is stored, but not every bill was computed. {error}") from error
     if issued:
         say(f"Bills recomputed: {first_of(map(bills.month_named, issued), NAMES_SHOWN)}.")
-    if left:
-        named = [f"{month:%Y-%m}" for month in reversed(left)]
+    if remaining:
+        named = [f"{month:%Y-%m}" for month in reversed(remaining)]
         say(
             f"Bills still to be recomputed: {first_of(named, NAMES_SHOWN)}. `capacity bill --month {named[0]}` "
             "computes one."

@@ -301,9 +301,9 @@ def _distribution(engine: Engine) -> Iterator[Finding]:
         yield _bad(
             "distribution", "a node was removed, and changes recorded on it may be lost; run `capacity distribute`"
         )
-    left = ", ".join(placement.table for placement in tables if not placement.is_distributed)
-    again = f"{left}: still on the coordinator; nothing is computed until `capacity distribute` has run again"
-    yield _problem_or("distribution", text, again if left else None)
+    undistributed = ", ".join(placement.table for placement in tables if not placement.is_distributed)
+    again = f"{undistributed}: still on the coordinator; nothing is computed until `capacity distribute` has run again"
+    yield _problem_or("distribution", text, again if undistributed else None)
 
 
 def _samples(engine: Engine, settings: Settings, today: date) -> Iterator[Finding]:

@@ -113,28 +113,28 @@ def _update_forecasts(session: DeclarationSession, servers: Collection[str]) -> 
     """Update the forecasts of servers, so that pages show a declaration, and report them; raises DatabaseError."""
     from capacity_assets.forecast.issuing import update_forecasts
 
-    done = update_forecasts(session.engine, servers, Clock(session.settings.zone))
-    if done.later:
-        say(f"The forecasts of {first_of(sorted(servers), NAMES_SHOWN)} are not updated yet: {done.later}")
-        return done
-    if len(done.updated) == 1:
-        say(f"Forecast of {done.updated[0]} updated.")
-    elif done.updated:
-        say(f"Forecasts of {counted(len(done.updated), 'server')} updated.")
-    if done.not_measured:
-        names = first_of(done.not_measured, NAMES_SHOWN)
+    update = update_forecasts(session.engine, servers, Clock(session.settings.zone))
+    if update.later:
+        say(f"The forecasts of {first_of(sorted(servers), NAMES_SHOWN)} are not updated yet: {update.later}")
+        return update
+    if len(update.updated) == 1:
+        say(f"Forecast of {update.updated[0]} updated.")
+    elif update.updated:
+        say(f"Forecasts of {counted(len(update.updated), 'server')} updated.")
+    if update.not_measured:
+        names = first_of(update.not_measured, NAMES_SHOWN)
         say(f"No forecast yet: {names}. A forecast needs an active server measured within the last month.")
-    return done
+    return update
 
 
 def update_group_forecasts(engine: Engine, clock: Clock) -> None:
     """Update the forecasts of groups whose sums changed, so that budgets show them; raises DatabaseError."""
     from capacity_assets.forecast.issuing import update_forecasts
 
-    done = update_forecasts(engine, None, clock)
-    if done.later:
-        say(f"The forecasts of groups are not updated yet: {done.later}")
-    elif done.as_of:
+    update = update_forecasts(engine, None, clock)
+    if update.later:
+        say(f"The forecasts of groups are not updated yet: {update.later}")
+    elif update.as_of:
         say("Forecasts of groups updated.")
 
 

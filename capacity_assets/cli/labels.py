@@ -116,15 +116,15 @@ def _compute(session: DeclarationSession, *, now: bool, changes: Sequence[LabelC
     runner = task_runner(session.engine, session.settings)
     seconds = None if now else SECONDS_PER_COMMAND
     with options.progress_bar("windows of groups") as update:
-        done = follow_labels(runner, seconds, lambda computed, total: update(completed=computed, total=total))
-    if done.computed:
-        say(f"{counted(done.computed, 'window')} of groups computed.")
-    if done.left:
+        outcome = follow_labels(runner, seconds, lambda computed, total: update(completed=computed, total=total))
+    if outcome.computed:
+        say(f"{counted(outcome.computed, 'window')} of groups computed.")
+    if outcome.left:
         say(
-            f"The late data sensor will compute the groups of {counted(done.left, 'window')}. "
+            f"The late data sensor will compute the groups of {counted(outcome.left, 'window')}. "
             "`capacity groups --now` computes them and their forecasts now."
         )
-    elif done.computed:
+    elif outcome.computed:
         declaring.update_group_forecasts(session.engine, Clock(session.settings.zone))
     first = min(change.label.valid_from or ALWAYS for change in changes)
     issue_bills(session, unfinished_months(session.engine, first))

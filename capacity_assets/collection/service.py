@@ -327,8 +327,8 @@ class CollectionService:
         """Count the servers in service, or in a share, that remain to be measured on a day; raises DatabaseError."""
         refuse_an_unfit_database(self.engine, self.clock.zone)
         query = with_queries(_UNMEASURED, in_service=SERVERS_IN_SERVICE)
-        left = [row.instance_id for row in self._read(query, {"day": day}, "counting the remaining servers")]
-        return len(left if share is None else servers_of_share(self.engine, share, left, day))
+        remaining = [row.instance_id for row in self._read(query, {"day": day}, "counting the remaining servers")]
+        return len(remaining if share is None else servers_of_share(self.engine, share, remaining, day))
 
     def _refuse_another_day(self, day: date) -> None:
         today = self.clock.today()
@@ -351,23 +351,23 @@ class CollectionService:
         if names is not None:
             _refuse_unmeasurable(servers)
         wanted = [registered for registered in servers if registered.active and registered.is_collected]
-        history, done = self._history(day)
-        left = [registered for registered in wanted if again or registered.id not in done]
-        due = self._due_objects(left, day)
+        history, measured_ids = self._history(day)
+        remaining = [registered for registered in wanted if again or registered.id not in measured_ids]
+        due = self._due_objects(remaining, day)
         tasks = [
             ServerToMeasure(
                 registered.id,
                 registered.server,
                 history.get(registered.id, ProbeHistory()),
-                registered.id in done,
+                registered.id in measured_ids,
                 registered.id in due,
             )
-            for registered in left
+            for registered in remaining
         ]
         elsewhere = [
             registered.server.name for registered in servers if registered.active and not registered.is_collected
         ]
-        return tasks, len(wanted) - len(left), elsewhere
+        return tasks, len(wanted) - len(remaining), elsewhere
 
     def _due_objects(self, servers: Sequence[RegisteredServer], day: date) -> set[int]:
         """Return the servers whose tables and indexes are due on `day`."""
@@ -404,7 +404,7 @@ class CollectionService:
     ) -> CollectionSummary:
         fleet = FleetMeasurement(self.context, self.clock, self.workers, self.connect_seconds)
         waiting: list[ProbeOutcome] = []
-        day, left, written_at = summary.day, len(tasks), time.monotonic()
+        day, remaining, written_at = summary.day, len(tasks), time.monotonic()
 
         def write() -> None:
             nonlocal summary, written_at
@@ -419,9 +419,9 @@ class CollectionService:
         try:
             for outcome in fleet.outcomes(tasks, may_begin=lambda: self.clock.today() == day):
                 if outcome is not None:
-                    left -= 1
+                    remaining -= 1
                     waiting.append(outcome)
-                    progress(outcome, left)
+                    progress(outcome, remaining)
                 is_late = time.monotonic() - written_at > BATCH_SECONDS
                 if len(waiting) >= BATCH_SERVERS or (waiting and is_late):
                     write()

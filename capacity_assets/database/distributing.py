@@ -68,14 +68,18 @@ def placements(engine: Engine, *, with_sizes: bool = True) -> list[TablePlacemen
 
 def distribution_text(placements: Sequence[TablePlacement]) -> str | None:
     """Return a sentence on where tables are; None if no table is distributed."""
-    done = [placement for placement in placements if placement.is_distributed]
-    if not done:
+    distributed = [placement for placement in placements if placement.is_distributed]
+    if not distributed:
         return None
-    nodes = counted(max(placement.nodes for placement in done), "node")
-    names = ", ".join(placement.table for placement in done)
-    left = ", ".join(placement.table for placement in placements if not placement.is_distributed)
-    rest = f"{left} not yet: run `capacity distribute` again" if left else "all other tables are on the coordinator"
-    return f"{names}: {counted(done[0].shards, 'shard')} each on {nodes}; {rest}"
+    nodes = counted(max(placement.nodes for placement in distributed), "node")
+    names = ", ".join(placement.table for placement in distributed)
+    undistributed = ", ".join(placement.table for placement in placements if not placement.is_distributed)
+    rest = (
+        f"{undistributed} not yet: run `capacity distribute` again"
+        if undistributed
+        else "all other tables are on the coordinator"
+    )
+    return f"{names}: {counted(distributed[0].shards, 'shard')} each on {nodes}; {rest}"
 
 
 def distribution_problem(engine: Engine) -> str | None:
@@ -111,10 +115,10 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTabl
     with engine.begin() as connection:
         execute(connection, [_ROW_NUMBER])
         prepare_nodes(connection)
-        done = distributed_tables(connection, [table.name for table in BY_SERVER])
-    left = [table for table in BY_SERVER if table.name not in done]
+        distributed = distributed_tables(connection, [table.name for table in BY_SERVER])
+    tables = [table for table in BY_SERVER if table.name not in distributed]
     first = BY_SERVER[0].name
-    for table in left:
+    for table in tables:
         how = "shard_count => :shards" if table.name == first else "colocate_with => :first"
         values: dict[str, object] = {"table": table.name, "column": DISTRIBUTION_COLUMN}
         values |= {"shards": shards} if table.name == first else {"first": first}
@@ -133,7 +137,7 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTabl
     forget_distribution(engine)
     with engine.begin() as connection:
         create_views(connection, outdated_views(connection))
-    return [table.name for table in left]
+    return [table.name for table in tables]
 
 
 def _has_citus(connection: Connection) -> bool:

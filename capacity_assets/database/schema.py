@@ -112,17 +112,17 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
         revision = _revision(connection)
         # A column that a view reads cannot be widened.
         dropped_views = _drop_blocking_views(connection, ours=revision != SCHEMA_REVISION)
-        done = [*locks, *created, *_adopt(connection)]
+        steps_taken = [*locks, *created, *_adopt(connection)]
         if distributed_tables(connection):
             prepare_nodes(connection)
         # Before migrations read recorded changes: the locks of new triggers keep writers out until the commit.
-        done += _track_changes(connection, revision)
+        steps_taken += _track_changes(connection, revision)
         _migrate(connection, revision)
-        done += _restore_views(connection, *dropped_views)
+        steps_taken += _restore_views(connection, *dropped_views)
         comments = [*comment_statements(existing_tables(connection, metadata.sorted_tables))]
         # Four hundred if all are missing.
         execute(connection, ["; ".join(comments)] if comments else ())
-    return tuple(done)
+    return tuple(steps_taken)
 
 
 def _migrate(connection: Connection, revision: str | None) -> None:
@@ -170,11 +170,11 @@ def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list
         if not tables or distributed_tables(connection):
             return []
     # The first upgrade creates the table of locks.
-    with _schema_lock(engine) as (_, done):
+    with _schema_lock(engine) as (_, steps_taken):
         pass
     with _schema_lock(engine, is_checked=True):
         build_ahead(engine, tables, on_step)
-    return done
+    return steps_taken
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def _schema_lock(engine: Engine, *, is_checked: bool = False) -> Iterator[tuple[
             # Before the first write, which could run triggers of other roles.
             if not is_checked:
                 _refuse(_cell_problems(connection) or _untrusted_objects(connection, is_init=True))
-            done = _create_locks(connection)
+            steps_taken = _create_locks(connection)
             if try_lock(connection, "schema"):
                 if not is_checked:
                     present = existing_tables(connection, metadata.sorted_tables)
@@ -205,7 +205,7 @@ def _schema_lock(engine: Engine, *, is_checked: bool = False) -> Iterator[tuple[
                 connection.execute(text(NO_TIME_LIMIT))
                 # The last statement, because the snapshot of a SELECT lasts until the next statement.
                 connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
-                yield connection, done
+                yield connection, steps_taken
                 return
         time.sleep(SECONDS_BETWEEN_TRIES)
 
@@ -268,18 +268,18 @@ def _restore_views(connection: Connection, back: list[str], dropped: list[str]) 
 def _adopt(connection: Connection) -> list[str]:
     """Create missing tables, and bring the others to their definitions; return the steps."""
     present = {table.name: table for table in existing_tables(connection, metadata.sorted_tables)}
-    done: list[str] = []
+    steps_taken: list[str] = []
     for table in metadata.sorted_tables:
         if table.name in present:
             steps = table_steps(connection, present[table.name])
             execute_steps(connection, steps)
-            done += dict.fromkeys(f"changed: {step.reason}" for step in steps)
+            steps_taken += dict.fromkeys(f"changed: {step.reason}" for step in steps)
         else:
             table.create(connection)
             if table.dialect_options["postgresql"]["partition_by"]:
                 execute_steps(connection, default_partition_steps(connection, table))
-            done.append(f"created table {table.name}")
-    return done
+            steps_taken.append(f"created table {table.name}")
+    return steps_taken
 
 
 def _another_schema(connection: Connection) -> list[str]:

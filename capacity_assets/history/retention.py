@@ -184,10 +184,10 @@ class RetentionPlan:
                 return self._sentence(lost)
         return None
 
-    def _sentence(self, left: IncompleteWindow) -> str:
-        period = self.periods[left.period_type]
-        before = " (it is before CAPACITY_START_DATE)" if left.window.start < self._first(period) else ""
-        return f"the {period.name} window from {left.window.start} reads them and {left.reason}{before}"
+    def _sentence(self, window: IncompleteWindow) -> str:
+        period = self.periods[window.period_type]
+        before = " (it is before CAPACITY_START_DATE)" if window.window.start < self._first(period) else ""
+        return f"the {period.name} window from {window.window.start} reads them and {window.reason}{before}"
 
     def _first(self, period: Period) -> date:
         return period.window_of(self.first_day).start

@@ -218,35 +218,35 @@ def collected_assets(graph: Graph) -> dg.AssetsDefinition:
         with dagster_failures():
             service = Services.of(context).collection
             share = parse_share(config.share) if config.share else None
-            done = measure_requested(service, context.partition_keys, again=config.again, share=share)
+            run_days = measure_requested(service, context.partition_keys, again=config.again, share=share)
             # A share contains no other servers, so the check then uses the newest day.
-            measured = done.summary if share is None else None
+            measured = run_days.summary if share is None else None
             checks = [
                 servers_result(measured, service.engine, settings.pages_url, servers),
                 retained_wal_result(service.engine, service.clock.today(), settings.pages_url, parts),
             ]
-        if done.summary and len(done.days) == 1 and done.missing_days and done.summary.is_empty:
+        if run_days.summary and len(run_days.days) == 1 and run_days.missing_days and run_days.summary.is_empty:
             # The step fails, so that nothing downstream takes the day as measured.
-            shown = collection_metadata(done.summary)
-            raise dg.Failure(description=done.summary.message, metadata=shown, allow_retries=False)
-        if done.missing_days:
+            shown = collection_metadata(run_days.summary)
+            raise dg.Failure(description=run_days.summary.message, metadata=shown, allow_retries=False)
+        if run_days.missing_days:
             # One result would apply to all requested days, so those that have samples are reported one by one.
-            _warn_of_missing(context, done)
-            for day in sorted({*done.days} - {*done.missing_days}):
+            _warn_of_missing(context, run_days)
+            for day in sorted({*run_days.days} - {*run_days.missing_days}):
                 for raw in RAW_TABLES:
-                    if _has_samples(raw, done.measured_on(day)):
+                    if _has_samples(raw, run_days.measured_on(day)):
                         context.log_event(
                             dg.AssetMaterialization(
-                                graph.key(raw.name), metadata=_metadata_of(done, day), partition=day.isoformat()
+                                graph.key(raw.name), metadata=_metadata_of(run_days, day), partition=day.isoformat()
                             )
                         )
             yield from checks
             return
         for raw in RAW_TABLES:
-            if _has_samples(raw, done.summary):
+            if _has_samples(raw, run_days.summary):
                 key = graph.key(raw.name)
-                for day in done.days:
-                    context.add_asset_metadata(_metadata_of(done, day), key, partition_key=day.isoformat())
+                for day in run_days.days:
+                    context.add_asset_metadata(_metadata_of(run_days, day), key, partition_key=day.isoformat())
                 yield dg.MaterializeResult(
                     asset_key=key, check_results=[check for check in checks if check.asset_key == key]
                 )
@@ -259,17 +259,17 @@ def _has_samples(raw: RawTable, measured: CollectionSummary | None) -> bool:
     return not raw.is_optional or (measured is not None and measured.object_databases > 0)
 
 
-def _warn_of_missing(context: dg.AssetExecutionContext, done: RequestedDays) -> None:
+def _warn_of_missing(context: dg.AssetExecutionContext, run_days: RequestedDays) -> None:
     context.log.warning(
-        f"No samples for {len(done.missing_days)} of {counted(len(done.days), 'day')}, "
-        f"{human_days(done.missing_days[0], done.missing_days[-1])}: a server reports only the current size of its "
-        "databases. Use `capacity import` for samples taken elsewhere. The aggregates of this run are skipped: "
+        f"No samples for {len(run_days.missing_days)} of {counted(len(run_days.days), 'day')}, "
+        f"{human_days(run_days.missing_days[0], run_days.missing_days[-1])}: a server reports only the current size of "
+        "its databases. Use `capacity import` for samples taken elsewhere. The aggregates of this run are skipped: "
         "materialise them in a separate run."
     )
 
 
-def _metadata_of(done: RequestedDays, day: date) -> MetadataMapping:
-    measured = done.measured_on(day)
+def _metadata_of(run_days: RequestedDays, day: date) -> MetadataMapping:
+    measured = run_days.measured_on(day)
     if measured:
         return collection_metadata(measured)
     message = f"{human_day(day)} is not measured again; its samples were kept as they are."
