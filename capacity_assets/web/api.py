@@ -18,7 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import suggestion
 from capacity_assets.web.rendering import PageRoute
-from capacity_assets.web.routes import PARAMETERS
+from capacity_assets.web.routes import PAGES, PARAMETERS
 
 API = "/api/v1"
 DOCUMENT = f"{API}/openapi.json"
@@ -72,9 +72,9 @@ def _field_docstrings(module: str) -> dict[str, dict[str, str]]:
 
 
 @cache
-def _schemas(pages: tuple[PageRoute, ...]) -> tuple[dict[str, str], dict[str, Any]]:
+def _schemas() -> tuple[dict[str, str], dict[str, Any]]:
     """Return the name of the kind of each page's answer, and the JSON schemas of all kinds by their names."""
-    inputs: list[tuple[str, Any, TypeAdapter[Any]]] = [(page.name, "serialization", page.form) for page in pages]
+    inputs: list[tuple[str, Any, TypeAdapter[Any]]] = [(page.name, "serialization", page.form) for page in PAGES]
     references, schemas = TypeAdapter.json_schemas(inputs, schema_generator=_Described)
     return {name: one["$ref"].removeprefix(OWN) for (name, _), one in references.items()}, schemas["$defs"]
 
@@ -106,16 +106,16 @@ def refuse_unknown_parameters(page: PageRoute, names: Iterable[str]) -> None:
             )
 
 
-def openapi(pages: tuple[PageRoute, ...]) -> dict[str, Any]:
+def openapi() -> dict[str, Any]:
     """Return the OpenAPI document of the answers of pages."""
-    names, kinds = _schemas(pages)
+    names, kinds = _schemas()
     schemas = json.loads(json.dumps(kinds).replace(f'"{OWN}', f'"{SHARED}'))
     refusal = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
     return {
         "openapi": "3.1.0",
         "info": {"title": "capacity_assets", "version": version("capacity_assets"), "description": ABOUT},
         "paths": {
-            f"{API}/{page.name}": {"get": _operation(page, {"$ref": f"{SHARED}{names[page.name]}"})} for page in pages
+            f"{API}/{page.name}": {"get": _operation(page, {"$ref": f"{SHARED}{names[page.name]}"})} for page in PAGES
         },
         "components": {
             "schemas": {**schemas, "Refusal": {**refusal, "description": "Why there is no answer."}},

@@ -173,7 +173,7 @@ def create_app(reader: Reader, serving: WebOptions) -> ASGIApp:
 
 def described(_request: Request) -> Response:
     """Answer with the description of the API."""
-    return JSONResponse(openapi(PAGES))
+    return JSONResponse(openapi())
 
 
 @dataclass(frozen=True)
