@@ -242,9 +242,9 @@ class Explanation:
         wrong = [figure.name for figure in self.figures if not figure.agrees]
         if not wrong:
             return "Every stored figure is what its samples give."
-        return self._why(wrong, self.stored)
+        return self._why_different(wrong, self.stored)
 
-    def _why(self, wrong: list[str], stored: Mapping[str, Value]) -> str:
+    def _why_different(self, wrong: list[str], stored: Mapping[str, Value]) -> str:
         """Return why stored figures may differ from those of the samples."""
         stored_samples = stored["data_count"]
         if isinstance(stored_samples, int) and stored_samples > len(self.samples.own):

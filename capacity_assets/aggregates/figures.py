@@ -145,7 +145,7 @@ def window_states(level: Level, sources: StatementSources) -> Subquery:
     for place, name in enumerate(_compared_names(level), start=2):
         columns.append(case((is_adjacent, _element(beside.c.previous, place))).label(f"previous_{name}"))
         if name in _compared_names(level, further=True):
-            a_year_ago = _element(beside.c.year_before, place) if sources.year_before else _nothing(name)
+            a_year_ago = _element(beside.c.year_before, place) if sources.year_before else _null_of(name)
             columns.append(a_year_ago.label(f"year_before_{name}"))
     return (
         select(*(beside.c[key] for key in level.keys), *columns)
@@ -192,13 +192,13 @@ _UNITE: dict[str, Callable[[Element], Element]] = {
 
 
 def _unite(level: Level, sources: StatementSources) -> Subquery:
-    selects = [_of_samples(level)] if sources.samples else []
+    selects = [_sample_states(level)] if sources.samples else []
     if sources.shorter_windows:
-        selects.append(_of_shorter_windows(level))
+        selects.append(_shorter_window_states(level))
     if sources.rows or not selects:
         # In two SELECTs, because PostgreSQL prunes partitions by one span, not by alternatives.
-        selects.append(_of_stored_rows(level, StatementParameters.before_first, StatementParameters.wanted_last))
-        selects.append(_of_stored_rows(level, StatementParameters.year_first, StatementParameters.year_last))
+        selects.append(_stored_row_states(level, StatementParameters.before_first, StatementParameters.wanted_last))
+        selects.append(_stored_row_states(level, StatementParameters.year_first, StatementParameters.year_last))
     rows = union_all(*selects).subquery("rows")
     keys = [rows.c[name] for name in (*level.keys, "period_start")]
     columns: dict[str, Element] = {"bucket": rows.c.bucket if sources.are_disjoint else func.max(rows.c.bucket)}
@@ -228,7 +228,7 @@ def _unite(level: Level, sources: StatementSources) -> Subquery:
     return (united if sources.are_disjoint else united.group_by(*keys)).subquery("united")
 
 
-def _of_samples(level: Level) -> Any:
+def _sample_states(level: Level) -> Any:
     """Select the samples that count, as states of their days."""
     samples = _samples(level)
     day = samples.c.collected_date
@@ -263,7 +263,7 @@ def _samples(level: Level) -> FromClause:
     return select(*keys, day, *sums).where(*conditions).group_by(*keys, day).subquery("samples")
 
 
-def _of_shorter_windows(level: Level) -> Any:
+def _shorter_window_states(level: Level) -> Any:
     target = level.target
     columns: dict[str, Element] = {"data_count": target.c.data_count}
     for measure in level.measures:
@@ -306,7 +306,7 @@ class StatementSources:
 EVERY_SOURCE = StatementSources()
 
 
-def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
+def _stored_row_states(level: Level, first: Element, last: Element) -> Any:
     """Select the states of stored rows of windows that begin between two days.
 
     Of a row without sums, which an older version wrote, only its number of samples counts: nothing is compared with it.
@@ -339,13 +339,13 @@ def _source_rows(level: Level, source: FromClause, day: Element, columns: dict[s
         for key, column in columns_of_keys.items()
     ]
     names = (*_own_names(level), *_stored_names(level))
-    given = [columns.get(name, _nothing(name)).label(name) for name in names]
+    given = [columns.get(name, _null_of(name)).label(name) for name in names]
     return select(
         *keys, bucket.label("bucket"), window_of(StatementParameters.starts, bucket).label("period_start"), *given
     )
 
 
-def _nothing(name: str) -> Element:
+def _null_of(name: str) -> Element:
     """Return null of the type of a column, because sums of integers are faster than those of 64-bit integers."""
     is_count = name.removeprefix("stored_").split("_")[0] in ("data", "count", "samples")
     return cast(null(), Integer if is_count else BigInteger)
@@ -711,7 +711,7 @@ def _classify(level: Level, sources: StatementSources = EVERY_SOURCE, *, fenced:
     Unchanged rows are removed here, not in an upsert, so that a repetition writes nothing: an upsert whose WHERE is
     false still locks the row on its page.
     """
-    joined = _beside_stored(level, sources, fenced=fenced)
+    joined = _with_stored_rows(level, sources, fenced=fenced)
     values: dict[str, Element] = {name: joined.c[name] for name in level.figures}
     for comparison in level.comparisons:
         is_kept = joined.c[f"keeps_{comparison.figures[0]}"]
@@ -733,7 +733,7 @@ def _classify(level: Level, sources: StatementSources = EVERY_SOURCE, *, fenced:
     return select(*keys, *(value.label(name) for name, value in values.items()), action)
 
 
-def _beside_stored(level: Level, sources: StatementSources, *, fenced: bool) -> Subquery:
+def _with_stored_rows(level: Level, sources: StatementSources, *, fenced: bool) -> Subquery:
     """Join the stored row to each computed row, with which of its comparisons are kept."""
     figures = window_figures(level, sources, fenced=fenced)
     stored = _select_stored(level).subquery("stored_rows")

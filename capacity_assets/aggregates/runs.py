@@ -442,7 +442,7 @@ class AggregationRunner:
             if options.dry_run:
                 connection.execute(READ_ONLY)
             left = replace(work, windows=[window for window in work.windows if window not in work.gone])
-            compute = self._on_nodes if self._distributed else self._at_once
+            compute = self._write_on_nodes if self._distributed else self._write_at_once
             counts = compute(connection, left) if left.windows else {}
             if options.guard:
                 with self._guarding:
@@ -466,7 +466,7 @@ class AggregationRunner:
             unsampled_records=row.unsampled,
         )
 
-    def _at_once(self, connection: sa.Connection, work: AggregationWork) -> dict[date, Any]:
+    def _write_at_once(self, connection: sa.Connection, work: AggregationWork) -> dict[date, Any]:
         """Compute, decide, write and count in one statement."""
         # Rows of groups follow the labels, so a row with more days than there are now is replaced.
         overwrite = work.options.overwrite or not self.level.has_servers
@@ -499,7 +499,7 @@ class AggregationRunner:
             are_disjoint=not (summed_windows or is_read_twice or is_stored_twice),
         )
 
-    def _on_nodes(self, connection: sa.Connection, work: AggregationWork) -> dict[date, Any]:
+    def _write_on_nodes(self, connection: sa.Connection, work: AggregationWork) -> dict[date, Any]:
         """Do the same with several statements that run on the nodes: count, and write if there is anything to write."""
         for setting in SETTINGS_OF_A_SLICE:
             connection.exec_driver_sql(setting)

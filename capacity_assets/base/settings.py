@@ -608,7 +608,7 @@ def _reason(message: str) -> str:
     return message.removeprefix("Value error, ").replace("Input should be a valid decimal", "write a number, such as 5")
 
 
-def _misspelt() -> Iterator[str]:
+def _misspelt_variables() -> Iterator[str]:
     """Yield a line for each variable that is nearly one of these and has no effect; raises ValidationError."""
     for name in unknown_variables():
         for nearest in get_close_matches(name, list(variable_names()), n=1, cutoff=NEARLY_THE_SAME):
@@ -625,7 +625,7 @@ def load_settings() -> Settings:
             cannot be used.
     """
     try:
-        problems = list(_misspelt())
+        problems = list(_misspelt_variables())
         settings = Settings()
     except ValidationError as error:
         raise ConfigurationError(f"{ENV_FILE}: {error}") from None

@@ -480,7 +480,7 @@ def squarified(tiles: Sequence[Tile], area: TileArea) -> Iterator[tuple[Tile, Ti
         scale = area.width * area.height / total_mb
         side = min(area.width, area.height)
         count = 1
-        while count < len(rest) and _worst(rest[: count + 1], side, scale) <= _worst(rest[:count], side, scale):
+        while count < len(rest) and _ratio(rest[: count + 1], side, scale) <= _ratio(rest[:count], side, scale):
             count += 1
         row, rest = rest[:count], rest[count:]
         row_mb = sum(tile.size_mb for tile in row)
@@ -500,7 +500,7 @@ def squarified(tiles: Sequence[Tile], area: TileArea) -> Iterator[tuple[Tile, Ti
             area = TileArea(area.x, area.y + thickness, area.width, area.height - thickness)
 
 
-def _worst(row: Sequence[Tile], side: float, scale: float) -> float:
+def _ratio(row: Sequence[Tile], side: float, scale: float) -> float:
     thickness = sum(tile.size_mb for tile in row) * scale / side
     lengths = [tile.size_mb * scale / thickness for tile in (row[0], row[-1])]
     return max(max(thickness / length, length / thickness) for length in lengths)

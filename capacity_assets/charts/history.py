@@ -169,7 +169,7 @@ def history_chart(history: History) -> Markup:
         limit_y=plot.y(history.limit_mb) if limit_fits and history.limit_mb is not None else None,
         full=history.full,
         marks=list(_marks(history, plot)),
-        points=measured if len(measured) <= MOST_DOTS else _alone(history.points),
+        points=measured if len(measured) <= MOST_DOTS else _unconnected_points(history.points),
         readings=json.dumps(list(_tooltips(history, plot)), separators=(",", ":")) if history.is_interactive else "",
     )
 
@@ -206,7 +206,7 @@ def _bridges(points: Sequence[Point]) -> Iterator[tuple[Point, Point]]:
         yield from ((one, other) for (place, one), (next_place, other) in pairwise(whole) if next_place > place + 1)
 
 
-def _alone(points: Sequence[Point]) -> list[Point]:
+def _unconnected_points(points: Sequence[Point]) -> list[Point]:
     partial = [point for point in points if point.is_partial and point.size_mb is not None]
     return [*partial, *(stretch[0] for stretch in _stretches(points) if len(stretch) == 1)]
 

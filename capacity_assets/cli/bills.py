@@ -228,7 +228,7 @@ def remove_price(
     """
     price = Price(None, "", *_subject(session, **subject), first_day or ALWAYS)
     if first_day is None:
-        price = _only_one(session.engine, price)
+        price = _with_only_first_day(session.engine, price)
     changes = price_list.removal_changes(session.engine, price, session.settings.label_keys)
     _say_changed_bills(session, changes, restate=restate)
     if not session.dry_run:
@@ -238,7 +238,7 @@ def remove_price(
     )
 
 
-def _only_one(engine: Engine, price: Price) -> Price:
+def _with_only_first_day(engine: Engine, price: Price) -> Price:
     """Return the price; its first day is that of the only price for its subject, unless that applies always."""
     prices = (stored.declaration for stored in price_list.stored_prices(engine))
     days = [one.valid_from for one in prices if one.display_name == price.display_name]

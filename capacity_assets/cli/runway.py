@@ -129,7 +129,7 @@ def runway(
             forecasts = forecasting.compute_runways(opened, today, server, database)
         decisions = OpenDecisions(stored_decisions(opened, today))
         if engine is not None or label is not None:
-            forecasts = _only(opened, forecasts, today, label=label, of_engine=engine)
+            forecasts = _matching_rows(opened, forecasts, today, label=label, of_engine=engine)
     if server is not None:
         _refuse_unmeasured(forecasts, server, database)
     filters = [*([engine] if engine else []), *(["=".join(label)] if label else [])]
@@ -167,7 +167,7 @@ def _refuse_unmeasured(forecasts: RunwayList, server: str, database: str | None)
     raise NotFoundError(f"Server {server!r} is out of service, or was not measured within the last month.")
 
 
-def _only(
+def _matching_rows(
     engine: Engine, forecasts: RunwayList, today: date, *, label: tuple[str, str] | None, of_engine: str | None
 ) -> RunwayList:
     """Return the rows with a label and an engine, without counts of databases with unknown limits.

@@ -362,9 +362,9 @@ def missing_indexes(
         missing = not any(wanted.is_served_by(index) for index in indexes)
         named = {*wanted.columns, *re.findall(r"\w+", wanted.condition or "")}
         if indexes and missing and not named & to_come and (not wanted.is_unique or _is_unique(wanted, indexes)):
-            leaves = _leaves(connection, table) or [quoted(table.name)]
+            leaves = _partitions_with_rows(connection, table) or [quoted(table.name)]
             for leaf, of_leaf in indexes_of(connection, leaves).items():
-                if _built(of_leaf, wanted) is None:
+                if _built_index(of_leaf, wanted) is None:
                     yield leaf, of_leaf, wanted
 
 
@@ -405,7 +405,7 @@ def _key_steps(
     rows up by their number.
     """
     reason = f"{table.name} has no key on {wanted.columns_and_condition}"
-    leaves = _leaves(connection, table)
+    leaves = _partitions_with_rows(connection, table)
     # The index of the new key itself may exist, of a table without partitions.
     others = [
         index for index in indexes if index.is_unique and not index.condition and (leaves or not wanted.is_like(index))
@@ -419,7 +419,7 @@ def _key_steps(
     name = quoted(next(iter(by_name), None) or free_name(connection, wanted.name))
     kind = "UNIQUE" if any(index.is_primary for index in staying) else "PRIMARY KEY"
     for leaf, of_leaf in indexes_of(connection, leaves or [quoted(table.name)]).items():
-        built = _built(of_leaf, wanted)
+        built = _built_index(of_leaf, wanted)
         if built is not None:
             called = "" if leaves else f"CONSTRAINT {name} "
             yield SchemaStep(reason, f"ALTER TABLE {leaf} ADD {called}{kind} USING INDEX {quoted(built.name)}")
@@ -446,12 +446,12 @@ def _further_steps(
     yield SchemaStep(reason, f"CREATE {unique}INDEX {name} ON {quoted(table.name)} {wanted.columns_and_condition}")
 
 
-def _leaves(connection: sa.Connection, table: sa.Table) -> list[str]:
+def _partitions_with_rows(connection: sa.Connection, table: sa.Table) -> list[str]:
     """Return the names of the partitions that contain rows; none if the table is not partitioned."""
     return list(connection.execute(sa.text(_LEAVES), {"table": table.name}).scalars())
 
 
-def _built(of_leaf: Iterable[Index], wanted: WantedIndex) -> Index | None:
+def _built_index(of_leaf: Iterable[Index], wanted: WantedIndex) -> Index | None:
     """Return the index of a partition that `build_ahead` built, or an equal one of others."""
     return next((i for i in of_leaf if i.is_valid and not i.is_attached and wanted.is_like(i)), None)
 

@@ -512,11 +512,11 @@ def _effects(
             # A factor does not change databases that do not grow.
             more = max(rates[subject], 0.0) * float(growth.factor - 1)
             rates[subject] += more
-            effects.append(Effect(*subject, _only(one.volumes), one.last_day, 0.0, more, growth))
+            effects.append(Effect(*subject, _only_name(one.volumes), one.last_day, 0.0, more, growth))
     for new in scenario.new_database:
         rate = new.growth_mb_per_month * 12 / HORIZONS_DAYS[-1]
         for server in sorted(measured.servers) if new.server is None else (new.server,):
-            volume = new.volume or _only(measured.volumes.get(server))
+            volume = new.volume or _only_name(measured.volumes.get(server))
             effects.append(Effect(server, new.database, volume, new.day or as_of, float(new.size_mb), rate, new))
     notes = []
     for subject, takings in _takings(scenario, as_of).items():
@@ -547,7 +547,7 @@ def _effects_of_takings(
     A purge takes no more than the size. A move takes the rest with its growth, and later purges apply to the new place.
     """
     database = measured.databases[subject]
-    server, volume, purged_mb = subject[0], _only(database.volumes), 0.0
+    server, volume, purged_mb = subject[0], _only_name(database.volumes), 0.0
     for change in takings:
         day = change.day or as_of
         size_mb = max(database.size_mb + rate * (day - database.last_day).days - purged_mb, 0.0)
@@ -559,7 +559,7 @@ def _effects_of_takings(
             # A database that has shrunk to nothing does not shrink further.
             moved_rate = rate if size_mb else 0.0
             yield change, Effect(server, change.database, volume, day, -size_mb, -moved_rate, change)
-            server, volume = change.to, change.volume or _only(measured.volumes.get(change.to))
+            server, volume = change.to, change.volume or _only_name(measured.volumes.get(change.to))
             yield change, Effect(server, change.database, volume, day, size_mb, moved_rate, change)
 
 
@@ -574,7 +574,7 @@ def chosen_databases(growth: Growth, subjects: Sequence[Subject], having: LabelF
     return [one for one in chosen if one in labelled]
 
 
-def _only(names: Iterable[str] | None) -> str | None:
+def _only_name(names: Iterable[str] | None) -> str | None:
     """Return the only name; None if there is none or several."""
     listed = list(names or ())
     return listed[0] if len(listed) == 1 else None

@@ -104,7 +104,7 @@ def column_positions(
         missing.insert(0, SERVER)
         whose = "If all rows are of one server, name it with --server; a column of numbers is --map instance_id=NAME. "
     if missing:
-        mapped = " ".join(f"--map {name}={_alike(name, headings)}" for name in missing)
+        mapped = " ".join(f"--map {name}={_similar_heading(name, headings)}" for name in missing)
         raise ValidationError(
             f"The source has no column {', '.join(missing)}. Name them with {mapped}. {whose}It has "
             f"{_list_headings(headings)}."
@@ -112,7 +112,7 @@ def column_positions(
     return places
 
 
-def _alike(name: str, headings: Sequence[str]) -> str:
+def _similar_heading(name: str, headings: Sequence[str]) -> str:
     """Return the heading most similar to a missing one, for a shell; NAME if none is similar."""
     close = get_close_matches(name, headings, n=1, cutoff=ALIKE)
     return shlex.quote(close[0]) if close else "NAME"
@@ -258,14 +258,14 @@ class FileSurveyor:
             text = (row[places[DAY]] or "").strip()
             index = days.get(text)
             if index is None:
-                _note(dates, _order(text), position, text)
+                _note(dates, _day_order(text), position, text)
                 index = len(days)
                 if index < MOST_DAYS:
                     days[text] = index
             for column, ways in sizes.items():
                 size = row[places[column]]
                 if size and not size.isdecimal():
-                    _note(ways, _mark(size.strip()), position, size)
+                    _note(ways, _decimal_mark(size.strip()), position, size)
             if index < MOST_DAYS:
                 name = self.server or (row[places[SERVER]] or "").strip()
                 key = (name, "" if name else (row[places[INSTANCE_ID]] or "").strip())
@@ -338,7 +338,7 @@ def _certain_ways(ways: _Ways) -> list[str]:
     return [way for way in ways if not way.startswith("?")]
 
 
-def _order(text: str) -> str | None:
+def _day_order(text: str) -> str | None:
     """Return the order of day and month that a text can only have; `?` for either one, `?=` if both are the same day.
 
     None: it has neither.
@@ -355,7 +355,7 @@ def _order(text: str) -> str | None:
     return next(iter(moments), None)
 
 
-def _mark(text: str) -> str | None:
+def _decimal_mark(text: str) -> str | None:
     """Return the only possible decimal mark of a number; `?` and the mark if it may separate thousands; None: none."""
     if not _NUMBER.fullmatch(text):
         return None

@@ -211,7 +211,7 @@ class BillChange:
     @property
     def text(self) -> str:
         """The change as people read it."""
-        before, after = _total(self.before, self.before_currency), _total(self.after, self.after_currency)
+        before, after = _total_text(self.before, self.before_currency), _total_text(self.after, self.after_currency)
         return f"{month_named(self.month)} ({before} becomes {after})"
 
 
@@ -565,10 +565,10 @@ def over_or_under(difference: Decimal | None) -> str:
 
 def amount_text(bill: Bill) -> str:
     """Render a total with its currency."""
-    return _total(bill.amount, bill.currency)
+    return _total_text(bill.amount, bill.currency)
 
 
-def _total(amount: Decimal | None, currency: str | None) -> str:
+def _total_text(amount: Decimal | None, currency: str | None) -> str:
     return "no amount" if amount is None else f"{amount:,} {currency}"
 
 
@@ -670,7 +670,7 @@ def _budget_notes(bill_by_group: BillByGroup) -> list[str]:
     notes = [f"The budget is compared with the {what}. Amounts over budget have a plus sign."]
     if bill_by_group.without_budget:
         groups = (group_named(group.name, bill_by_group.grouped_by) for group in bill_by_group.without_budget)
-        rest = _total(bill_by_group.amount_without_budget, bill_by_group.bill.currency)
+        rest = _total_text(bill_by_group.amount_without_budget, bill_by_group.bill.currency)
         named = first_of(groups, DECLARATIONS_NAMED)
         notes.append(f"Without a budget: {named}, {rest}. `capacity budgets set` declares one.")
     return notes

@@ -181,11 +181,11 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
         LargeScenarioError: more than `most` databases would be forecast.
         DBAPIError: the database failed.
     """
-    as_of, having = _newest_day(connection, today), _having(connection, today)
+    as_of, having = _newest_day(connection, today), _label_filter(connection, today)
     servers, unread = _servers_to_read(connection, scenario, as_of, having)
     _refuse_more(connection, as_of, servers, most, "databases")
     comparison = compare_within(connection, HistoryScope(as_of, servers, every=True), scenario, having)
-    listed = _standing(comparison)
+    listed = _keys_not_covered(comparison)
     changed = [
         RunwayChange(
             *(before.server, before.subject, before.name, before.display_name, before.last_day, before.size_mb),
@@ -218,7 +218,7 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
 
 def read_fits(connection: Connection, today: date, scenario: Scenario, most: int | None = None) -> list[NewDatabaseFit]:
     """Return where the new database of a scenario without a server fits, best first. Raises as `read_result`."""
-    as_of, having = _newest_day(connection, today), _having(connection, today)
+    as_of, having = _newest_day(connection, today), _label_filter(connection, today)
     is_alone = not (scenario.growth or scenario.purge or scenario.limit or scenario.move)
     _refuse_more(connection, as_of, None, most, "servers" if is_alone else "databases")
     kinds = (VOLUME, SERVER) if is_alone else KINDS_IN_ORDER
@@ -232,7 +232,7 @@ def _newest_day(connection: Connection, today: date) -> date:
     return as_of
 
 
-def _having(connection: Connection, today: date) -> LabelFilter:
+def _label_filter(connection: Connection, today: date) -> LabelFilter:
     """Return the filter by labels of a day, which refuses a label that nothing ever had."""
 
     def having(subjects: Sequence[Subject], label: tuple[str, str]) -> Collection[Subject]:
@@ -320,7 +320,7 @@ def _is_of_whole_groups(growth: Growth, grouped_by: str) -> bool:
     return is_of_groups and growth.server is None and growth.database is None
 
 
-def _standing(comparison: ScenarioComparison) -> set[tuple[str, str, str]]:
+def _keys_not_covered(comparison: ScenarioComparison) -> set[tuple[str, str, str]]:
     """Return the keys of rows that no other row covers, with or without the assumptions: many may share a volume."""
     every = [*standing_for_themselves(comparison.base.rows), *standing_for_themselves(comparison.changed.rows)]
     return {(row.server, row.subject, row.name) for row in every}

@@ -279,10 +279,10 @@ def headline_of(  # noqa: PLR0913 -- what the sentence is made of
         gone = "No longer registered" if about.is_active is None else "Out of service"
         return Headline(f"{gone}, so there is no forecast{_last_measured(about)}.")
     if first is not None and not _is(first, about):
-        notes = (*([_sentence(also, _name_of(also))] if also else []), *_alone(about, own))
+        notes = (*([_sentence(also, _name_of(also))] if also else []), *_alone_text(about, own))
         text = " ".join([_sentence(first, _name_of(first)), *notes])
         return _headline(first, text, thresholds, linked=_name_of(first))
-    reason = _without_forecast(about, issued) if own is None else _without_date(about, own)
+    reason = _without_forecast(about, issued) if own is None else _why_no_date(about, own)
     return Headline(reason) if own is None or reason else _headline(own, _sentence(own), thresholds)
 
 
@@ -298,13 +298,13 @@ def next_to_fill(
         return _headline(first, f"Next to fill: {_sentence(first, f'{named},')}", thresholds, linked=named)
     if issued is None:
         return Headline(f"No forecast yet, so no fill date is known. {_ISSUING}")
-    unknown = _unknown(free) if free else ""
+    unknown = _unknown_dates_text(free) if free else ""
     if free and free.too_little_history and not free.judged:
         return Headline(f"No fill date is known yet.{unknown}")
     return Headline(f"Nothing with a known limit is expected to fill within a year.{unknown}")
 
 
-def _unknown(free: FreeCapacity) -> str:
+def _unknown_dates_text(free: FreeCapacity) -> str:
     """Return a sentence on the databases whose fill date is unknown; empty if there are none."""
     young, unlimited = (
         f" {counted(number, 'database')} {'has' if number == 1 else 'have'}"
@@ -364,7 +364,7 @@ def _is(runway: StoredRunway, about: PageSubject) -> bool:
     return (runway.server, runway.subject, runway.name) == (about.server, about.subject, about.name)
 
 
-def _alone(about: PageSubject, own: StoredRunway | None) -> list[str]:
+def _alone_text(about: PageSubject, own: StoredRunway | None) -> list[str]:
     if about.subject != DATABASE or own is None or own.state not in {FORECAST, FULL}:
         return []
     if own.full_middle is None:
@@ -372,7 +372,7 @@ def _alone(about: PageSubject, own: StoredRunway | None) -> list[str]:
     return [f"On its own it would be full by {human_day(own.full_middle)}."]
 
 
-def _without_date(about: PageSubject, own: StoredRunway) -> str:
+def _why_no_date(about: PageSubject, own: StoredRunway) -> str:
     """Return why a forecast has no date; empty if it has one, or nothing fills within a year."""
     if own.state == LIMIT_UNKNOWN:
         return f"No limit known, so no fill date. Declare one: `{limit_command(about)}`."

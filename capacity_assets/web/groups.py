@@ -242,7 +242,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     period = PERIODS[shown.period]
     if name is None and by in WITHOUT_LABEL:
         raise NotFoundError(f"The address lacks the parameter name: which {by} is meant.")
-    ahead, window = _ahead(reader, query, by, name), chosen_window(reader, query, period)
+    ahead, window = _first_fill_dates(reader, query, by, name), chosen_window(reader, query, period)
     windows = _windows(shown, window)
     with reader.transaction() as connection:
         sizes = with_gaps(windows, group_sizes(connection, period, windows, by, name))
@@ -289,7 +289,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
     )
 
 
-def _ahead(reader: Reader, query: PageQuery, by: str, name: str | None) -> list[StoredRunway]:
+def _first_fill_dates(reader: Reader, query: PageQuery, by: str, name: str | None) -> list[StoredRunway]:
     keys = (
         []
         if by == "server"

@@ -164,8 +164,8 @@ class PageRoute:
         written = self.other_lists.get(name, FileList(self.table, self.beside))
         # Not from JSON, in which amounts are text.
         shown = self.form.dump_python(content)
-        beside = {path.rpartition(".")[2]: _at(shown, path) for path in written.beside}
-        listed = [{**beside, **row} for row in _at(shown, written.path) or ()]
+        beside = {path.rpartition(".")[2]: _value_at(shown, path) for path in written.beside}
+        listed = [{**beside, **row} for row in _value_at(shown, written.path) or ()]
         rows = [_cells(row) for row in listed]
         # If some rows have a mapping and others have None, the columns of its values are enough.
         kinds = {(name, type(value)) for row in listed for name, value in row.items()}
@@ -174,7 +174,7 @@ class PageRoute:
         return columns, [[row.get(name) for name in columns] for row in rows]
 
 
-def _at(shown: Any, path: str) -> Any:
+def _value_at(shown: Any, path: str) -> Any:
     """Return the value at a path such as `result.budget`; None if a part of it is None."""
     for name in path.split("."):
         shown = None if shown is None else shown[name]
@@ -455,7 +455,7 @@ def size_chart(  # noqa: PLR0913 -- the parts of a chart
     """Draw sizes with a forecast and marks; with `query`, points link to the samples of their windows."""
     points = [
         Point(
-            _middle(size),
+            _middle_day(size),
             size.size_mb,
             size.smallest_mb,
             size.largest_mb,
@@ -508,10 +508,10 @@ def _year_before(
 ) -> Iterator[tuple[date, int | None]]:
     by_start = {size.window_start: size.size_mb for size in earlier}
     for size in sizes:
-        yield _middle(size), by_start.get(period.year_before(Window(size.window_start, size.window_end)).start)
+        yield _middle_day(size), by_start.get(period.year_before(Window(size.window_start, size.window_end)).start)
 
 
-def _middle(size: SizeInWindow) -> date:
+def _middle_day(size: SizeInWindow) -> date:
     return size.window_start + (size.window_end - size.window_start) // 2
 
 
