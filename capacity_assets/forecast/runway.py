@@ -73,15 +73,15 @@ def binding_limit(limits: LimitedSubject, size_mb: float, size_then_mb: float) -
     If an engine reports no ceiling, the volumes are the limit; without known volumes, it is unknown. Only a declaration
     makes a subject unlimited.
     """
-    known: list[tuple[float, str, str | None]] = []
-    if limits.own_mb is not None:
-        known.append((float(limits.own_mb), VOLUME_LIMIT if limits.subject == VOLUME else OWN_LIMIT, limits.own_source))
-    if limits.ceiling_mb is not None:
-        known.append((float(limits.ceiling_mb), OWN_CEILING, limits.ceiling_source))
-    if limits.server_mb is not None and limits.total_mb is not None:
-        known.append((size_mb + limits.server_mb - limits.total_mb, SERVER_LIMIT, limits.server_source))
-    if limits.free_mb is not None:
-        known.append((size_then_mb + limits.free_mb, VOLUME_LIMIT, limits.free_source))
+    is_known = limits.server_mb is not None and limits.total_mb is not None
+    server_mb = size_mb + (limits.server_mb or 0) - (limits.total_mb or 0) if is_known else None
+    limits_mb = (
+        (limits.own_mb, VOLUME_LIMIT if limits.subject == VOLUME else OWN_LIMIT, limits.own_source),
+        (limits.ceiling_mb, OWN_CEILING, limits.ceiling_source),
+        (server_mb, SERVER_LIMIT, limits.server_source),
+        (None if limits.free_mb is None else size_then_mb + limits.free_mb, VOLUME_LIMIT, limits.free_source),
+    )
+    known = [(float(limit_mb), binds, source) for limit_mb, binds, source in limits_mb if limit_mb is not None]
     if known:
         return BindingLimit(*min(known))
     if limits.own_source == DECLARED:

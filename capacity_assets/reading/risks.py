@@ -394,9 +394,7 @@ def _without_forecast(about: PageSubject, issued: date | None) -> str:
         return f"No longer on its server{_last_measured(about)}."
     if about.last_measured is None:
         return "Never measured, so there is no forecast."
-    if issued is None:
-        return f"No forecast yet. {_ISSUING}"
-    if (issued - about.last_measured).days >= STALE_DAYS:
+    if issued is not None and (issued - about.last_measured).days >= STALE_DAYS:
         return f"Not measured since {human_day(about.last_measured)}, so there is no forecast."
     return f"No forecast yet. {_ISSUING}"
 
