@@ -196,31 +196,29 @@ def _probability_text(risk: AlertRisk, within_days: int) -> str:
 
 
 def _lines(update: AlertUpdate, risk: AlertRisk, within_days: int) -> Iterator[MessageLine]:
-    """Yield the facts for a responder: size and limit, fill date, probability, growth, age of the alert, labels."""
-    runway = risk.runway
+    """Return the facts for a responder: size and limit, fill date, probability, growth, age of the alert, labels."""
+    runway, earlier = risk.runway, update.earlier if update.kind == WORSE else None
     binds = "disk" if runway.binds == VOLUME_LIMIT else runway.binds
-    yield MessageLine(
-        f"{human_mb(runway.size_mb)} of {human_mb(runway.limit_mb or 0)} ({binds}, {runway.source})", name="Used"
-    )
-    if risk.range_text:
-        yield MessageLine(risk.range_text, name="80 % range")
-    if not risk.is_full:
-        yield MessageLine(_probability_text(risk, within_days), name="Probability")
-    if update.kind == WORSE and update.earlier is not None and update.earlier.sent_on:
-        before = "no date" if update.earlier.full_by is None else human_day(update.earlier.full_by)
-        yield MessageLine(f"{before}, sent on {human_day(update.earlier.sent_on)}", name="Last message")
+    last_message = ""
+    if earlier is not None and earlier.sent_on:
+        before = "no date" if earlier.full_by is None else human_day(earlier.full_by)
+        last_message = f"{before}, sent on {human_day(earlier.sent_on)}"
     growth = f"{human_change_mb(round(runway.change_mb_per_day))} per day"
-    yield MessageLine(growth + ("" if runway.sooner_day is None else f". {runway.remark}"), name="Forecast growth")
-    if risk.growers:
-        grown = ", ".join(f"{name} {human_change_mb(change)}" for name, change in risk.growers)
-        yield MessageLine(printable(grown), name=f"Grew most in {RECENT_DAYS} days")
-    yield MessageLine(human_day(update.opened), name="Act since")
-    if runway.planned is not None:
-        yield MessageLine(runway.planned.sentence, name="Planned")
-    if risk.decision is not None:
-        yield MessageLine(risk.decision.sentence, name="Decided")
+    grown = ", ".join(f"{name} {human_change_mb(change)}" for name, change in risk.growers)
     labels = ", ".join("=".join(label) for label in sorted(risk.labels.items()))
-    yield MessageLine(printable(labels) or "none", name="Labels")
+    facts = {
+        "Used": f"{human_mb(runway.size_mb)} of {human_mb(runway.limit_mb or 0)} ({binds}, {runway.source})",
+        "80 % range": risk.range_text,
+        "Probability": "" if risk.is_full else _probability_text(risk, within_days),
+        "Last message": last_message,
+        "Forecast growth": growth if runway.sooner_day is None else f"{growth}. {runway.remark}",
+        f"Grew most in {RECENT_DAYS} days": printable(grown),
+        "Act since": human_day(update.opened),
+        "Planned": runway.planned and runway.planned.sentence,
+        "Decided": risk.decision and risk.decision.sentence,
+        "Labels": printable(labels) or "none",
+    }
+    return (MessageLine(text, name=name) for name, text in facts.items() if text)
 
 
 def _resolution(update: AlertUpdate, alert: OpenAlert, url: str | None, dedup: str) -> Section:
