@@ -342,12 +342,13 @@ def _explain_group(
     }
     parts = group.parts if list_all else group.parts[:PARTS_LISTED]
     title = f"{key}={value}, {period.name_of(window)}, by the labels of each day"
-    lines: list[Line] = [Table(title, GROUP_HEADINGS, [_part_cells(part, group.days) for part in parts])]
-    if hidden := len(group.parts) - len(parts):
-        lines.append(f"and {counted(hidden, 'smaller part')}; --all lists them.")
-    lines.append(_verdict(group))
-    if changed_at:
-        lines.append(ownership.stale_groups_notice(changed_at))
+    hidden = len(group.parts) - len(parts)
+    lines: list[Line] = [
+        Table(title, GROUP_HEADINGS, [_part_cells(part, group.days) for part in parts]),
+        *([f"and {counted(hidden, 'smaller part')}; --all lists them."] if hidden else []),
+        _verdict(group),
+        *([ownership.stale_groups_notice(changed_at)] if changed_at else []),
+    ]
     return Report(document, lines)
 
 

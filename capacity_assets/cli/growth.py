@@ -325,13 +325,15 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
     lines: list[Line] = [
         Table(title, headings, [_group_cells(group, by) for group in rows]),
         f"Total: {human_mb(sum(group.size_mb for group in rows))}{change}.",
+        *measured_notes(rows, by),
+        *([out_of_service] if out_of_service else []),
+        *([ownership.stale_groups_notice(changed_at)] if changed_at else []),
+        *([NO_SUCH_LABEL] if [group.name for group in rows] == [None] else []),
     ]
-    lines += [*measured_notes(rows, by), *([out_of_service] if out_of_service else [])]
-    if changed_at:
-        lines.append(ownership.stale_groups_notice(changed_at))
-    if [group.name for group in rows] == [None]:
-        lines.append("No database has such a label yet. `capacity labels set` declares one.")
     return Report(rows, lines)
+
+
+NO_SUCH_LABEL = "No database has such a label yet. `capacity labels set` declares one."
 
 
 def _group_cells(group: Group, by: str) -> list[object]:

@@ -208,10 +208,7 @@ def runway_lines(
         sooner = [row for row in rows[:show] if row.sooner_day is not None]
         lines += [f"note: {row.display_name} on {row.server}. {row.remark}" for row in sooner]
         decided = [(row, decision) for row in rows[:show] if (decision := decisions.on(row)) is not None]
-        lines += [
-            f"note: {row.display_name} on {row.server}. {_decided_text(row, stored_decision)}"
-            for row, stored_decision in decided
-        ]
+        lines += [f"note: {row.display_name} on {row.server}. {_decided_text(row, one)}" for row, one in decided]
     else:
         lines.append("None of these has a known limit. `capacity limits set` declares one.")
     if forecasts.unknown_limits and not every:

@@ -211,6 +211,9 @@ def activity_text(runs: Sequence[ActiveRun], late: Sequence[IncompleteWindow] | 
     return "; ".join(parts)
 
 
+NO_DAEMON = "No Dagster daemon is running, so no run starts. Start `capacity up` or your own daemon."
+
+
 @click.command()
 @json_command
 def status(settings: Settings, /) -> Report:
@@ -266,13 +269,13 @@ def status(settings: Settings, /) -> Report:
         *(_runway_lines(runways) if is_current else [f"Greatest risks: {NOT_BEFORE_THE_UPGRADE}"]),
         *_activity_lines(runs, late, unknown),
         *_stale_lines(stale),
+        *([NO_DAEMON] if runs is not None and not works else []),
+        *([silent] if silent else []),
+        *(
+            f"Figures may be out of date without being listed as stale: {lack}. Run `capacity init`."
+            for lack in untracked
+        ),
     ]
-    if runs is not None and not works:
-        lines.append("No Dagster daemon is running, so no run starts. Start `capacity up` or your own daemon.")
-    if silent:
-        lines.append(silent)
-    for shortcoming in untracked:
-        lines.append(f"Figures may be out of date without being listed as stale: {shortcoming}. Run `capacity init`.")
     return Report(document, lines)
 
 
