@@ -137,10 +137,8 @@ def runway(
         lines: list[Line] = [f"No database with a known limit matches {' and '.join(filters)}."]
     else:
         lines = runway_lines(forecasts, decisions, add_gb=add_gb, show=show, every=server is not None)
-    rows = []
-    for row in forecasts.rows:
-        decision = decisions.on(row)
-        rows.append({**asdict(row), "decision": decision and decision_json(decision, today)})
+    decided = ((row, decisions.on(row)) for row in forecasts.rows)
+    rows = [{**asdict(row), "decision": decision and decision_json(decision, today)} for row, decision in decided]
     document = {**asdict(forecasts), "rows": rows, "add_gb": float(add_gb)}
     if issued is not None:
         document["issued"] = issued.to_dict() | figures

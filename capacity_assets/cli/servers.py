@@ -382,11 +382,8 @@ def remove(session: DeclarationSession, /, *, names: Sequence[str]) -> Declarati
     """
     disabled = registry_of_servers.remove_servers(session.engine, names, dry_run=session.dry_run)
     removed = [name for name in names if name not in disabled]
-    lines = [f"Removed: {first_of(removed, NAMES_SHOWN)}."] if removed else []
-    if disabled:
-        lines.append(
-            f"Out of service and no longer measured here: {first_of(disabled, NAMES_SHOWN)}. Their history is kept."
-        )
+    out = f"Out of service and no longer measured here: {first_of(disabled, NAMES_SHOWN)}. Their history is kept."
+    lines = [*([f"Removed: {first_of(removed, NAMES_SHOWN)}."] if removed else []), *([out] if disabled else [])]
     return DeclarationReport({"removed": removed, "disabled": disabled}, lines)
 
 
