@@ -233,7 +233,7 @@ class Period:
     def windows_between(self, first_day: date, last_day: date) -> tuple[Window, ...]:
         """Return every window with a day of the range, in order; raises ValueError if the range is reversed."""
         if first_day > last_day:
-            raise ValueError(f"the first day {first_day} is after the last day {last_day}")
+            raise ValueError(f"The first day {first_day} is after the last day {last_day}")
         window = self.window_of(first_day)
         windows = [window]
         while window.end < last_day:

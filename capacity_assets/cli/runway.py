@@ -207,8 +207,10 @@ def runway_lines(
         lines += [f"note: {row.display_name} on {row.server}. {row.remark}" for row in sooner]
         decided = [(row, decision) for row in rows[:show] if (decision := decisions.on(row)) is not None]
         lines += [f"note: {row.display_name} on {row.server}. {_decided_text(row, one)}" for row, one in decided]
-    else:
+    elif forecasts.unknown_limits:
         lines.append("None of these has a known limit. `capacity limits set` declares one.")
+    else:
+        lines.append("Nothing was measured within the last month. `capacity status` shows what is stored.")
     if forecasts.unknown_limits and not every:
         servers = (f"{server} ({databases:,})" for server, databases in forecasts.unknown_on.items())
         lines.append(f"Without a known limit: {first_of(servers, NAMED)}. `capacity runway SERVER` lists them.")

@@ -157,7 +157,7 @@ def test_bad_requests_are_refused_before_anything_is_written(
         runner.run_period("hourly")
     with pytest.raises(ValidationError, match="Unknown level 'cluster'; known: database, instance, group, all"):
         service.levels_of("cluster")
-    with pytest.raises(ValidationError, match="the first day 2025-03-02 is after the last day 2025-03-01"):
+    with pytest.raises(ValidationError, match="The first day 2025-03-02 is after the last day 2025-03-01"):
         service.calculate_period_aggregations("daily", date(2025, 3, 2), date(2025, 3, 1))
     with pytest.raises(ValidationError, match="is not a weekly window"):
         service.aggregate("weekly", [Window(date(2025, 3, 1), date(2025, 3, 7))])

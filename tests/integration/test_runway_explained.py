@@ -174,6 +174,19 @@ def test_the_screen_lists_the_greatest_risk_first_and_counts_unknown_limits() ->
     assert document["unknown_limits"] == 1
 
 
+def test_without_any_measurement_no_limit_is_asked_for(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_stats"))
+        connection.execute(text("DELETE FROM instance_size_stats"))
+
+    shown = capacity("runway")
+
+    assert (shown.exit_code, shown.output) == (
+        0,
+        "Nothing was measured within the last month. `capacity status` shows what is stored.\n",
+    )
+
+
 def test_without_any_limit_the_screen_says_how_to_declare_one() -> None:
     shown = capacity("runway")
 
