@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, timedelta
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import quote
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, event
@@ -404,7 +405,10 @@ class PageQuery:
 
     def server(self) -> int:
         """Return the ID of a server."""
-        self.needed("server")
+        text = self.needed("server")
+        if not text.isdecimal():
+            found = f"/search?q={quote(text)} finds it by name"
+            raise ValidationError(f"server must be the ID of a server, not {text!r}: {found}.")
         return self.number("server", 0, 2**31 - 1)
 
     def period(self, default: str = "daily") -> Period:

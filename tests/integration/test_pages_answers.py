@@ -67,7 +67,7 @@ NO_ADDRESSES = [
     ("/volume?server=1&name=/x", 404, "There is no volume"),
     ("/group?by=team&name=nobody", 404, "There is no group"),
     ("/database?server=1", 400, "The address lacks the parameter name."),
-    ("/server?server=one", 400, "server must be a whole number"),
+    ("/server?server=one", 400, "not &#39;one&#39;: /search?q=one finds it by name."),
     ("/databases?order=colour", 400, "order must be one of size, growth"),
     ("/databases?period=hourly", 400, "There is no period &#39;hourly&#39;"),
     ("/databases?page=100000", 400, "page must be a whole number from 1 to 200"),
