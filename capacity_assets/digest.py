@@ -103,6 +103,8 @@ class Digest:
     """Servers first measured in the week; their size is not in `change_mb`."""
     went: Sequence[ServerOfOneWindow] = ()
     """Servers out of service that are no longer measured; their size is not in `change_mb` either."""
+    is_open: bool = False
+    """Whether the week is not over."""
     partial_weeks: Sequence[date] = ()
     """Weeks of `history` in which a part was not measured."""
 
@@ -178,6 +180,7 @@ def _read(
         known_before_mb=newest.known_before_mb,
         is_partial=newest.is_partial,
         is_change_partial=newest.is_change_partial,
+        is_open=WEEKLY.is_open(week, today),
         partial_weeks=[size.window_start for size in sizes if size.is_partial],
     )
 
@@ -210,7 +213,7 @@ def headline(digest: Digest) -> str:
         is_partial=digest.is_partial,
         is_change_partial=digest.is_change_partial,
     )
-    return change_sentence(digest.whose, WEEKLY, size)
+    return change_sentence(digest.whose, WEEKLY, size, is_open=digest.is_open)
 
 
 def sections(digest: Digest, pages_url: str | None = None) -> list[Section]:

@@ -21,6 +21,7 @@ from capacity_assets.cli.options import Line, Report, Table
 from capacity_assets.collection.servers import refuse_unknown_engine
 from capacity_assets.database.declared_rows import keys_of
 from capacity_assets.database.engine import snapshot
+from capacity_assets.forecast.results import display_name
 from capacity_assets.ownership import labels as ownership
 from capacity_assets.ownership.bills import group_heading, group_named
 from capacity_assets.ownership.labels import refuse_unknown_label
@@ -338,6 +339,8 @@ NO_SUCH_LABEL = "No database has such a label yet. `capacity labels set` declare
 
 def _group_cells(group: Group, by: str) -> list[object]:
     first = group.fills_first
-    fills = "" if first is None else f"{human_day(first.day)} {first.name or 'whole server'} on {first.server}"
+    fills = (
+        "" if first is None else f"{human_day(first.day)} {display_name(first.subject, first.name)} on {first.server}"
+    )
     counts = [group.servers, group.databases, human_mb(group.size_mb), _change_text(group.change_mb)]
     return [group_named(group.name, by), *counts, group.growth, fills]

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_day, human_days, human_mb
-from capacity_assets.digest import Digest, as_html, as_text, mail_subject, read_digest, sections
+from capacity_assets.digest import Digest, as_html, as_text, headline, mail_subject, read_digest, sections
 from capacity_assets.orchestration.alerts import alert_definitions
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.documents import DIGEST_JOB, DIGEST_SCHEDULE, digest_text
@@ -427,4 +427,7 @@ def test_the_command_shows_a_week_as_text_json_and_a_file(tmp_path: Path, engine
     assert (tmp_path / "digest.html").read_text() == as_html(digest)
     assert "\n" not in mail_subject(digest)
     assert "The whole week" not in shown
+    so_far = read_digest(engine, WEEK, today=WEEK.end)
+    assert headline(so_far) == headline(digest).replace(" 2025.", " 2025 so far.")
+    assert " so far." in headline(so_far)
     assert date.fromisoformat(found["week"]["start"]) == WEEK.start
