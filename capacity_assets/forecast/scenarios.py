@@ -463,7 +463,8 @@ def _refuse_unknown(scenario: Scenario, measured: _Measurements) -> None:
     ]
     for server, database in (*named, *limited):
         if (server, database) not in measured.databases:
-            raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}.")
+            close = suggestion(str(database), (name for on, name in measured.databases if on == server))
+            raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}.{close}")
     additions: list[NewDatabase | LimitChange] = [*scenario.new_database, *scenario.limit]
     on_servers = (change.server for change in additions if change.server)
     for name in (*on_servers, *(one.to for one in scenario.move)):

@@ -254,6 +254,8 @@ def test_tables_of_the_fleet_are_sorted_by_growth_and_by_what_their_dead_space_c
         assert listed(order="size")[:5] == ["queue", "events", "sessions", "audit", "orders"]
         assert listed(order="name")[:2] == ["audit", "events"]
         assert pages.ask("/tables?order=age").status == 400
+        of_server = pages.ask("/tables?window=2024-01-01&server=1").text
+        assert "No tables of server-1 were measured in this window and before it. <code>CAPACITY_OBJECTS" in of_server
         empty = pages.ask("/tables?window=2024-01-01").text
         without_free = pages.ask("/tables?window=2024-01-01&order=free").text
         assert (

@@ -372,6 +372,7 @@ WRONG = {
     "[[limit]]\nserver = 1.2\n": "limit 1: server must be text, in quotes.",
     "[[purges]]\n": "must contain only tables [[growth]]",
     '[[purge]]\nserver = "server-1"\ndatabase = "gone"\ngb = 1\n': "'gone' is not in the newest sample",
+    '[[purge]]\nserver = "server-1"\ndatabase = "ordres"\ngb = 1\n': "of 'server-1'. Did you mean 'orders'?",
     '[[limit]]\nserver = "server-1"\n': "limit 1: A limit has either gb or add_gb.",
     '[[growth]]\nfactor = 2\nlabel = "team=nobody"\n': "Nothing has the label team=nobody.",
     '[[new_database]]\nserver = "server-9"\ngb = 1\n': "server-9",
