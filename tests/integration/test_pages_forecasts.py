@@ -294,6 +294,7 @@ def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
         recent = [one["recent"] for rows in lists for one in rows]
         html, of_servers = (pages.ask(address).text for address in ("/databases", "/servers"))
         on_server = pages.document("/server?server=1")["databases"]
+        cards = pages.ask("/server?server=1").text.split('<dl class="figures">')[1].split("</dl>")[0]
 
     full, sooner = (str(TODAY + timedelta(days=days)) for days in (31, 2))
     assert beside == [
@@ -305,6 +306,8 @@ def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
     whole = [size + 500 for size in GROWING[-12:]]
     assert recent == [GROWING[-12:], [500] * 12, whole, [70] * 7 + [None] + [70] * 4]
     assert [one["full_by"] for one in on_server] == [beside[0][4], full]
+    earlier = f'Earlier: <a href="/database?server=1&amp;name=orders">orders</a>, <time datetime="{sooner}">'
+    assert earlier in cards, "the card of the server is about the disk"
     volume = '<td class="wide whole"><a href="/volume?server=1&amp;name=%2Fdata">disk /data</a></td>'
     assert f'{volume}\n<td class="wide limit">' in html, "whose limit it is has a column, and the share of it another"
     assert '</time> <span class="chip act">Act</span></td>' in html
