@@ -7,6 +7,7 @@ not used to compute stored figures.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -290,11 +291,14 @@ def _unknown(connection: Connection, parameters: Mapping[str, object]) -> NotFou
     servers = connection.execute(text("SELECT name FROM instances")).scalars().all()
     if database is None or (server is not None and server not in servers):
         what, written, known = f"server {server!r}", server, servers
+        listing = "`capacity instances list` shows all."
     else:
+        named = None if server is None else f"`capacity runway {shlex.quote(str(server))}` lists its databases."
+        listing = named or "The view capacity_latest lists all known names."
         known = connection.execute(text(names), parameters).scalars().all()
     return NotFoundError(
         f"There is no {what} among the registered servers: names must match exactly."
-        f"{suggestion(str(written), known)} The view capacity_latest lists all known names."
+        f"{suggestion(str(written), known)} {listing}"
     )
 
 

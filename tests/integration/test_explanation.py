@@ -125,8 +125,11 @@ def test_a_window_that_was_not_computed_and_one_without_samples_are_told_apart(e
 UNEXPLAINED = [
     (("Orders", "--period", "monthly"), "There is no database 'Orders' among the registered servers"),
     (("ordres", "--period", "monthly"), "match exactly. Did you mean 'orders'?"),
-    (("bothh", "--server", "server-2", "--period", "monthly"), "match exactly. Did you mean 'both'?"),
-    (("--server", "serwer-2", "--period", "monthly"), "match exactly. Did you mean 'server-2'?"),
+    (
+        ("bothh", "--server", "server-2", "--period", "monthly"),
+        "mean 'both'? `capacity runway server-2` lists its databases.",
+    ),
+    (("--server", "serwer-2", "--period", "monthly"), "Did you mean 'server-2'? `capacity instances list` shows all."),
     (("orders", "--server", "server-2", "--period", "monthly"), "database 'orders' on server 'server-2'"),
     (("--server", "nobody", "--period", "monthly"), "There is no server 'nobody' among the registered servers"),
     (("orders", "--period", "hourly"), "known: daily, weekly, monthly, quarterly, yearly.\n"),
