@@ -249,8 +249,8 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         earlier = group_sizes(connection, period, shown.earlier(windows), by, name)
         of_group, more = _databases(connection, period, window, by, name)
         is_known = bool(of_group) or any(size.size_mb is not None for size in sizes)
-        if not is_known and not _exists(connection, shown, window, by, name):
-            raise NotFoundError(f"There is no group {name!r} by {by}.")
+        if not is_known:
+            _refuse_unknown(connection, shown, window, by, name)
         listed = with_usage_of_databases(connection, period, window, of_group, reader.thresholds, query.today)
         cost = cost_of(connection, by, name)
         members = _with_cost(connection, cost, by, name, listed)
@@ -338,11 +338,15 @@ def _budget(reader: Reader, query: PageQuery, by: str, name: str | None) -> dict
     return {"budget": line, "budget_last_day": budget.last_day, "budget_currency": budget.currency}
 
 
-def _exists(connection: Connection, shown: ChartRange, window: Window | None, by: str, name: str | None) -> bool:
-    """Whether a group without windows on its page has others, or a label that is too new to have any."""
+def _refuse_unknown(
+    connection: Connection, shown: ChartRange, window: Window | None, by: str, name: str | None
+) -> None:
+    """Refuse a group without windows on its page, unless it has others or a label that is too new to have any."""
     if shown.name and _has_windows(connection, window, by, name):
-        return True
-    return name is not None and by not in WITHOUT_LABEL and read_label_of_nothing(connection, by, name) is None
+        return
+    nothing = "" if name is None or by in WITHOUT_LABEL else read_label_of_nothing(connection, by, name)
+    if nothing is not None:
+        raise NotFoundError(f"There is no group {name!r} by {by}. {nothing}".rstrip())
 
 
 def _has_windows(connection: Connection, window: Window | None, by: str, name: str | None) -> bool:
