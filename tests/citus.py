@@ -135,8 +135,8 @@ class CitusDatabases(Databases):
                 self.server.on_node(port, f"ALTER DATABASE {template} ALLOW_CONNECTIONS true")
 
     @contextmanager
-    def fresh(self) -> Iterator[URL]:
-        with self.copy(TEMPLATE) as url:
+    def fresh(self, template: str = TEMPLATE) -> Iterator[URL]:
+        with self.copy(template) as url:
             yield url
 
 

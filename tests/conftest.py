@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
@@ -29,6 +29,7 @@ from tests import (
     other_postgres,
     profiles,
 )
+from tests.bills import fill_to_bill
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.databases import TEMPLATE, Databases, fixed_name, template_name
 from tests.fleet import load_sample
@@ -37,6 +38,7 @@ from tests.labels import fill_to_label
 from tests.mysql_servers import MariaDBServer, mariadb_server
 from tests.redis_server import RedisServer
 from tests.report_pages import fill_with_every_kind
+from tests.runways import fill_with_growing_servers, fill_with_limits
 from tests.servers import PostgresServer, postgres_server, shared_data_folders
 
 # Fixtures with Dagster in them.
@@ -158,7 +160,14 @@ def cluster(server: EmbeddedServer | citus.CitusServer) -> Iterator[Databases]:
 
 
 # How the database of a fixture is filled; a module may name further ones in `PREPARED`.
-EVERYWHERE = {"sample": load_sample, "every_kind": fill_with_every_kind, "labelled_fleet": fill_to_label}
+EVERYWHERE: dict[str, Callable[[Engine], object]] = {
+    "sample": load_sample,
+    "every_kind": fill_with_every_kind,
+    "labelled_fleet": fill_to_label,
+    "fleet_with_limits": fill_with_limits,
+    "growing_servers": fill_with_growing_servers,
+    "billed_fleet": fill_to_bill,
+}
 
 
 def _template(request: pytest.FixtureRequest, cluster: Databases) -> str:
@@ -174,7 +183,7 @@ def database(cluster: Databases, request: pytest.FixtureRequest) -> Iterator[URL
     """A fresh database with the capacity schema; in a module with `PREPARED`, with the rows of a fixture's name."""
     template = _template(request, cluster)
     name = fixed_name(request, "daemon_capacity")
-    with cluster.fresh() if template == TEMPLATE and name is None else cluster.copy(template, name) as url:
+    with cluster.copy(template, name) if name else cluster.fresh(template) as url:
         yield url
 
 

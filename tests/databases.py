@@ -1,8 +1,9 @@
 """Databases for tests: templates that are filled once per test process, their copies, and what is emptied instead.
 
-Making a database costs ten times what emptying one does. One that a test leaves with the catalogue as it was is
-emptied and given to the next, with connections that know the catalogue already: a new one reads what it needs of it
-for the first statement, which costs more than most statements of a test. What a test has altered is dropped.
+Making a database costs ten times what replacing its rows does. One that a test leaves with the catalogue as it was gets
+the rows of its template again and is given to the next, with connections that know the catalogue already: a new one
+reads what it needs of it for the first statement, which costs more than most statements of a test. What a test has
+altered is dropped.
 
 A session that an engine closes, as every command does, is emptied (`DISCARD ALL`) and taken over by the next engine
 that would begin the same one. To that engine it is new: without settings, locks, temporary tables and statements.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import select
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, LiteralString, NamedTuple, Protocol
@@ -40,19 +41,21 @@ class Server(Protocol):
 # deletion is seen by the count.
 CATALOGUES = (
     "capacity_alembic_version", "pg_attribute", "pg_attrdef", "pg_class", "pg_constraint", "pg_db_role_setting",
-    "pg_default_acl", "pg_description", "pg_index", "pg_inherits", "pg_namespace", "pg_policy", "pg_proc", "pg_rewrite",
-    "pg_trigger", "pg_type",
+    "pg_default_acl", "pg_description", "pg_index", "pg_inherits", "pg_policy", "pg_proc", "pg_rewrite", "pg_trigger",
+    "pg_type",
 )  # fmt: skip
 # A transaction's number has no order, but an age: in transactions since then.
 _CATALOGUE = " UNION ALL ".join(
-    f"SELECT '{name}', count(*), age('3'::xid) - min(age(xmin)) FROM {name}" for name in CATALOGUES
+    f"SELECT $${name}$$, count(*), age('3'::xid) - min(age(xmin)) FROM {name}"
+    # The schemas of temporary tables stay when their session has dropped these.
+    for name in (*CATALOGUES, "pg_namespace WHERE nspname !~ '^pg_(toast_)?temp_'")
 )
 _FILLED = """
-SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
+SELECT oid::regclass::text FROM pg_class
 WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND pg_relation_size(oid) > 0
   AND relname <> 'capacity_alembic_version'
 """
-_RESTART = "SELECT setval(quote_ident(sequencename)::regclass, 1, false) FROM pg_sequences WHERE last_value IS NOT NULL"
+_SEQUENCES = "SELECT quote_ident(sequencename), coalesce(last_value, 1), last_value IS NOT NULL FROM pg_sequences"
 _VERSION = "SELECT to_regclass('capacity_alembic_version') IS NOT NULL"
 _OTHERS = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = :name AND pid <> ALL (:kept)"
 
@@ -136,11 +139,17 @@ def _forget(name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Emptied:
-    """An emptied database, its catalogue, and an engine whose connection has cached the catalogue."""
+class _Kept:
+    """A database with the rows of its template, what tells whether a test changed it, and an engine.
+
+    A connection of the engine has cached the catalogue.
+    """
 
     name: str
+    template: str
     catalogue: list[tuple[object, ...]]
+    tables: dict[str, tuple[object, ...]]
+    sequences: list[tuple[object, ...]]
     engine: Engine
 
 
@@ -163,12 +172,13 @@ class Databases:
         self._engine = create_engine(server.url("postgres", CAPACITY_DRIVER), isolation_level="AUTOCOMMIT")
         self._administrator: Connection = self._engine.connect()
         self._filled: set[str] = set()
-        self._emptied: list[_Emptied] = []
+        self._kept: list[_Kept] = []
+        self._rows: dict[str, dict[str, bytes]] = {}
         self._in_use: dict[str, Engine] = {}
         self._numbers = itertools.count(1)
 
     def close(self) -> None:
-        for found in self._emptied:
+        for found in self._kept:
             found.engine.dispose()
             _forget(found.name)
         self._administrator.close()
@@ -212,21 +222,27 @@ class Databases:
             self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     @contextmanager
-    def fresh(self) -> Iterator[URL]:
-        """Yield a database with the capacity schema and no rows: a new copy, or an emptied one."""
-        found = self._emptied.pop() if self._emptied else self._new()
+    def fresh(self, template: str = TEMPLATE) -> Iterator[URL]:
+        """Yield a database with the rows of a template: a new copy, or one that was used and has them again."""
+        if template != TEMPLATE:
+            for other in [one for one in self._kept if one.template not in (TEMPLATE, template)]:
+                self._kept.remove(other)
+                self._drop(other)
+        found = next((one for one in self._kept if one.template == template), None)
+        if found:
+            self._kept.remove(found)
+        else:
+            found = self._new(template)
         self._in_use[found.name] = found.engine
         try:
             yield found.engine.url
         finally:
             del self._in_use[found.name]
-            emptied = self._empty(found)
-            if emptied:
-                self._emptied.append(emptied)
+            restored = self._restored(found)
+            if restored:
+                self._kept.append(restored)
             else:
-                found.engine.dispose()
-                _forget(found.name)
-                self.execute(f"DROP DATABASE {found.name} WITH (FORCE)")
+                self._drop(found)
 
     @contextmanager
     def engine(self, database: URL) -> Iterator[Engine]:
@@ -239,32 +255,49 @@ class Databases:
             if not kept:
                 engine.dispose()
 
-    def _new(self) -> _Emptied:
+    def _new(self, template: str) -> _Kept:
         name = f"test_{next(self._numbers)}"
-        self._create(name, TEMPLATE)
+        self._create(name, template)
         _CLOSED[name] = []
         engine = capacity_engine(self.server.url(name, CAPACITY_DRIVER))
         with _alone(engine) as connection:
-            return _Emptied(name, _catalogue_of(connection), engine)
+            tables = _marks_of(connection, _filled(connection))
+            if template not in self._rows:
+                self._rows[template] = {table: _rows_of(connection, table) for table in tables}
+            sequences = list(connection.execute(_SEQUENCES))
+            return _Kept(name, template, _catalogue_of(connection), tables, sequences, engine)
 
-    def _empty(self, found: _Emptied) -> _Emptied | None:
-        """Delete the rows of a test; return None if it changed more than rows."""
+    def _drop(self, found: _Kept) -> None:
+        found.engine.dispose()
+        _forget(found.name)
+        self.execute(f"DROP DATABASE {found.name} WITH (FORCE)")
+
+    def _restored(self, found: _Kept) -> _Kept | None:
+        """Replace the rows of a test by those of the template; return None if it changed more than rows."""
         with _alone(found.engine) as connection:
             kept = [connection.info.backend_pid, *(closed.session.backend_pid for closed in _CLOSED[found.name])]
             self.execute(_OTHERS, name=found.name, kept=kept)
             connection.execute(_FORGET)
             if not _value(connection, _VERSION) or _catalogue_of(connection) != found.catalogue:
                 return None
-            tables = _value(connection, _FILLED)
-            if tables:
-                # Without the triggers that record it.
-                connection.execute("SET session_replication_role = replica")
-                connection.execute(f"TRUNCATE {tables}")
-                connection.execute(_RESTART)
-                connection.execute("RESET session_replication_role")
-                # Emptying a table gives it a new file.
-                return replace(found, catalogue=_catalogue_of(connection))
-            return found
+            filled = _filled(connection)
+            left = _marks_of(connection, found.tables.keys() & filled).items() & found.tables.items()
+            changed = {*filled, *found.tables} - dict(left).keys()
+            if not changed:
+                return found
+            # Without the triggers that record it.
+            connection.execute("SET session_replication_role = replica")
+            connection.execute(f"TRUNCATE {', '.join(changed)}".encode())
+            restored = changed & found.tables.keys()
+            for table in restored:
+                with connection.cursor().copy(f"COPY {table} FROM STDIN (FORMAT binary)".encode()) as copy:
+                    copy.write(self._rows[found.template][table])
+            connection.execute("RESET session_replication_role")
+            for sequence in set(found.sequences) - set(connection.execute(_SEQUENCES)):
+                connection.execute("SELECT setval(%s::regclass, %s, %s)", sequence)
+            # Emptying a table gives it a new file.
+            marks = found.tables | _marks_of(connection, restored)
+            return replace(found, catalogue=_catalogue_of(connection), tables=marks)
 
 
 @contextmanager
@@ -278,6 +311,23 @@ def _alone(engine: Engine) -> Iterator[psycopg.Connection]:
 
 def _catalogue_of(connection: psycopg.Connection) -> list[tuple[object, ...]]:
     return [tuple(row) for row in connection.execute(_CATALOGUE)]
+
+
+def _filled(connection: psycopg.Connection) -> list[str]:
+    return [table for (table,) in connection.execute(_FILLED)]
+
+
+def _marks_of(connection: psycopg.Connection, tables: Iterable[str]) -> dict[str, tuple[object, ...]]:
+    """What changes with the rows of each table: their number, and the newest transaction that wrote one of them."""
+    query = " UNION ALL ".join(
+        f"SELECT '{table}', count(*), age('3'::xid) - min(age(xmin)) FROM {table}" for table in tables
+    )
+    return {str(table): tuple(mark) for table, *mark in connection.execute(query.encode())} if query else {}
+
+
+def _rows_of(connection: psycopg.Connection, table: str) -> bytes:
+    with connection.cursor().copy(f"COPY {table} TO STDOUT (FORMAT binary)".encode()) as copy:
+        return b"".join(bytes(part) for part in copy)
 
 
 def _value(connection: psycopg.Connection, query: LiteralString) -> Any:
@@ -306,9 +356,9 @@ def put_rows_back(engine: Engine, name: str) -> None:
     """Replace the rows of all tables by those stored under a name, without firing triggers."""
     with _alone(engine) as connection:
         connection.execute("SET session_replication_role = replica")
-        tables = _value(connection, _FILLED)
+        tables = _filled(connection)
         if tables:
-            connection.execute(f"TRUNCATE {tables}".encode())
+            connection.execute(f"TRUNCATE {', '.join(tables)}".encode())
         for (table,) in connection.execute(_TABLES.format(name).encode()).fetchall():
             rows_kept = f"INSERT INTO public.{table} OVERRIDING SYSTEM VALUE TABLE {name}.{table}"
             connection.execute(rows_kept.encode())

@@ -17,7 +17,6 @@ from capacity_assets.collection.servers import Server, register_servers
 from capacity_assets.database.locks import CapacityLockManager
 from capacity_assets.database.schema import initialise
 from capacity_assets.digest import Digest, read_digest
-from tests.bills import fill_to_bill
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, granting
 from tests.databases import Databases, template_name
@@ -28,7 +27,6 @@ from tests.mysql_servers import MySQLServer, mysql_server
 from tests.pages import Pages, served_pages
 from tests.partitions import add_two_servers
 from tests.redis_server import RedisServer
-from tests.runways import fill_with_growing_servers, fill_with_limits
 from tests.servers import PostgresServer
 
 
@@ -56,9 +54,8 @@ def measured_databases(measured_postgres: PostgresServer) -> Iterator[None]:
 
 
 @pytest.fixture
-def growing_servers(today: None, engine: Engine) -> None:  # noqa: ARG001 -- commands ask for it
-    """Two servers: `orders` grows by ten MiB per day, `still` does not; server-2 has one young database."""
-    fill_with_growing_servers(engine)
+def growing_servers(today: None, engine: Engine) -> None:
+    """Two servers: `orders` grows by ten MiB per day, `still` does not; server-2 has one young database; copied."""
 
 
 @pytest.fixture
@@ -172,9 +169,7 @@ def today(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fleet_with_limits(settings: Settings, engine: Engine) -> None:
-    """`orders` grows by ten MiB per day and is full in twenty days, `still` does not grow, `young` has no history."""
-    assert settings
-    fill_with_limits(engine)
+    """`orders` grows by ten MiB per day and is full in twenty days, `still` does not, `young` is young; copied."""
 
 
 @pytest.fixture
@@ -183,9 +178,8 @@ def labelled_fleet(today: None, engine: Engine) -> None:
 
 
 @pytest.fixture
-def billed_fleet(today: None, engine: Engine) -> None:  # noqa: ARG001 -- months before it are over
-    """June: server-1 with a (10 GiB) and b (20 GiB), measured from May to July; server-2 is its replica."""
-    fill_to_bill(engine)
+def billed_fleet(today: None, engine: Engine) -> None:
+    """June: server-1 with a (10 GiB) and b (20 GiB), measured from May to July; server-2 is its replica; copied."""
 
 
 @pytest.fixture
