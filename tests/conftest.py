@@ -38,7 +38,7 @@ from tests.labels import fill_to_label
 from tests.mysql_servers import MariaDBServer, mariadb_server
 from tests.redis_server import RedisServer
 from tests.report_pages import fill_with_every_kind
-from tests.runways import fill_with_growing_servers, fill_with_limits
+from tests.runways import fill_with_forecasts, fill_with_growing_servers, fill_with_limits
 from tests.servers import PostgresServer, postgres_server, shared_data_folders
 
 # Fixtures with Dagster in them.
@@ -164,6 +164,7 @@ EVERYWHERE: dict[str, Callable[[Engine], object]] = {
     "sample": load_sample,
     "every_kind": fill_with_every_kind,
     "labelled_fleet": fill_to_label,
+    "issued_today": fill_with_forecasts,
     "fleet_with_limits": fill_with_limits,
     "growing_servers": fill_with_growing_servers,
     "billed_fleet": fill_to_bill,
@@ -172,9 +173,10 @@ EVERYWHERE: dict[str, Callable[[Engine], object]] = {
 
 def _template(request: pytest.FixtureRequest, cluster: Databases) -> str:
     """Return the template of a test's database."""
-    for fixture, fill in {**EVERYWHERE, **getattr(request.module, "PREPARED", {})}.items():
+    prepared = getattr(request.module, "PREPARED", {})
+    for fixture, fill in {**prepared, **EVERYWHERE, **prepared}.items():
         if fixture in request.fixturenames:
-            return cluster.filled(template_name(fill, fixture), fill)
+            return cluster.filled(template_name(fill), fill)
     return TEMPLATE
 
 

@@ -158,9 +158,9 @@ def fixed_name(request: pytest.FixtureRequest, name: str) -> str | None:
     return name if "daemon" in request.fixturenames else None
 
 
-def template_name(fill: Callable[[Engine], object], fixture: str) -> str:
-    """Name the template that `fill` makes for a fixture."""
-    return f"{fill.__module__.rpartition('.')[2]}_{fixture}"
+def template_name(fill: Callable[[Engine], object]) -> str:
+    """Name the template that `fill` makes."""
+    return f"{fill.__module__.rpartition('.')[2]}_{fill.__name__}"
 
 
 class Databases:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
+from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.forecast.results import Runway
 from capacity_assets.forecast.runway import compute_runways
@@ -64,6 +65,11 @@ def fill_with_limits(engine: Engine) -> None:
     add_database_sizes(engine, sizes(1, "young", (TODAY - timedelta(days=9)).isoformat(), [100] * 10))
     add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size + 500, 2) for size in GROWING]))
     declare_limits(engine, [Limit("server-1", "orders", 3214), Limit("server-1", "young", 1000)])
+
+
+def fill_with_forecasts(engine: Engine) -> None:
+    fill_with_limits(engine)
+    issue_runways(engine, TODAY, TODAY)
 
 
 def fill_with_growing_servers(engine: Engine) -> None:

@@ -73,7 +73,7 @@ def upgraded(cluster: Databases) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def shared_pages(cluster: Databases, request: pytest.FixtureRequest) -> Iterator[Pages]:
     fill = request.module.PREPARED["pages"]
-    with cluster.copy(cluster.filled(template_name(fill, "pages"), fill)) as database, served_pages(database) as served:
+    with cluster.copy(cluster.filled(template_name(fill), fill)) as database, served_pages(database) as served:
         yield served
 
 
@@ -170,6 +170,11 @@ def today(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def fleet_with_limits(settings: Settings, engine: Engine) -> None:
     """`orders` grows by ten MiB per day and is full in twenty days, `still` does not, `young` is young; copied."""
+
+
+@pytest.fixture
+def issued_today(fleet_with_limits: None) -> None:
+    """`fleet_with_limits` with the forecasts of today; copied."""
 
 
 @pytest.fixture

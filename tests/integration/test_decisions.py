@@ -60,8 +60,8 @@ def only(engine: Engine) -> StoredDecision:
     return stored
 
 
+@pytest.mark.usefixtures("issued_today")
 def test_a_decision_leaves_its_subject_out_through_its_last_day_and_no_longer(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
     decide(engine, [decision(until=TODAY + timedelta(days=1))], by="anna")
     today = risks(engine)["orders"]
     for day in (1, 2):
@@ -99,8 +99,8 @@ def test_a_risk_that_grows_past_what_was_decided_on_ends_it_unless_the_subject_i
     assert (is_left_out(after), after.state(TODAY) == "risk has grown") == (is_still_left_out, not is_still_left_out)
 
 
+@pytest.mark.usefixtures("issued_today")
 def test_a_plan_gives_a_second_date_with_the_raised_limit_and_leaves_the_first_as_it_was(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
     before = stored_runways(engine)["orders"]
     decide(engine, [decision(kind=PLANNED, added_mb=1000)])
     issue_runways(engine, TODAY, TODAY)
@@ -177,8 +177,8 @@ def test_a_decision_on_a_disk_or_server_leaves_out_what_it_limits(engine: Engine
     assert on("database", "orders", "own limit", ["/data"]) is None
 
 
+@pytest.mark.usefixtures("issued_today")
 def test_a_new_decision_closes_the_one_before_and_both_stay_listed(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
     decide(engine, [decision(note="first")], by="anna")
     closed = decide(engine, [decision(note="second")], by="ben").closed
     withdraw(engine, decision(), by="carla")
@@ -254,8 +254,8 @@ UNION ALL SELECT subject, name, as_of, size_mb FROM capacity_runways ORDER BY 1,
 """
 
 
+@pytest.mark.usefixtures("issued_today")
 def test_no_decision_changes_a_size_a_limit_or_the_forecast_of_today(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
     figures = "SELECT * FROM capacity_forecasts ORDER BY as_of, server, subject, name, horizon_days"
     before = rows(engine, SIZES), rows(engine, figures)
 
@@ -272,8 +272,8 @@ def test_no_decision_changes_a_size_a_limit_or_the_forecast_of_today(engine: Eng
 
 
 @pytest.mark.usefixtures("today")
+@pytest.mark.usefixtures("issued_today")
 def test_commands_declare_list_import_and_remove_decisions(engine: Engine, tmp_path: Path) -> None:
-    issue_runways(engine, TODAY, TODAY)
     add_volume(engine, 1, "/data", TODAY, 4000, 100)
     until = ["--until", str(SOON), "--note", "new disk", "--by", "anna"]
 
@@ -346,8 +346,8 @@ def test_invalid_decisions_are_refused_in_a_sentence() -> None:
 
 
 @pytest.mark.usefixtures("today")
+@pytest.mark.usefixtures("issued_today")
 def test_digest_leaves_out_what_was_decided_on_and_pages_commands_and_report_mark_it(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
     week = PERIODS["weekly"].window_of(TODAY)
     before = read_digest(engine, week, today=TODAY)
     with served_pages(engine.url) as pages:
@@ -451,8 +451,8 @@ def test_a_plan_beyond_the_end_of_the_forecast_says_nothing_of_a_date(engine: En
 
 
 @pytest.mark.usefixtures("today")
-def test_a_plan_without_a_second_date_says_why(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
+@pytest.mark.usefixtures("issued_today")
+def test_a_plan_without_a_second_date_says_why() -> None:
     until = ["--until", str(TODAY + timedelta(days=400)), "--note", "disk"]
 
     beyond = printed("decide", "server-1", "orders", "planned", *until, "--gb", "1")

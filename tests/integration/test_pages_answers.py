@@ -41,7 +41,12 @@ from tests.pages_fleet import ADDRESSES, filled
 from tests.roles import documented
 from tests.servers import ADMIN_PASSWORD, PostgresServer, free_port
 
-PREPARED = {"pages": filled}
+PREPARED = {"pages": filled, "filled_pages": filled}
+
+
+@pytest.fixture
+def filled_pages(engine: Engine) -> None:
+    """What every page shows; copied."""
 
 
 def test_every_answer_carries_the_headers_and_another_host_gets_none(pages: Pages) -> None:
@@ -459,8 +464,8 @@ def test_many_who_ask_for_a_slow_page_wait_once_and_get_the_same_answer_or_error
     engine.dispose()
 
 
-def test_the_pages_of_groups_hold_one_connection_at_a_time(database: URL, engine: Engine) -> None:
-    filled(engine)
+@pytest.mark.usefixtures("filled_pages")
+def test_the_pages_of_groups_hold_one_connection_at_a_time(database: URL) -> None:
     with served_pages(database) as pages, ThreadPoolExecutor(30) as pool:
         addresses = [f"/group?by=team&name=payments&last=2025-06-{number:02}" for number in range(1, 31)]
         assert {answer.status for answer in pool.map(pages.ask, addresses)} == {200}
@@ -530,10 +535,10 @@ FORMERLY_READABLE = """
 
 @pytest.mark.single_server("takes a role on that nodes do not let in")
 @pytest.mark.usefixtures("reader_role")
+@pytest.mark.usefixtures("filled_pages")
 def test_the_refusal_of_a_role_with_the_former_rights_has_the_statement_that_repairs_it(
     database: URL, engine: Engine
 ) -> None:
-    filled(engine)
     execute(
         engine,
         f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {READER_ROLE}",
@@ -567,8 +572,8 @@ def test_a_database_of_an_older_release_is_refused_with_what_to_do(database: URL
 
 @pytest.mark.single_server("takes a role on that nodes do not let in")
 @pytest.mark.usefixtures("reader_role")
+@pytest.mark.usefixtures("filled_pages")
 def test_the_reader_role_is_enough_for_every_page_and_can_write_nothing(database: URL, engine: Engine) -> None:
-    filled(engine)
     with served_pages(database, role=READER_ROLE) as pages:
         assert [pages.ask(address).status for address in ADDRESSES] == [200] * len(ADDRESSES)
         assert [pages.ask(address).status for address, _, _ in NO_ADDRESSES] == [

@@ -30,7 +30,34 @@ from tests.pages import Pages, served_pages
 from tests.pages_fleet import filled
 from tests.runways import FIRST, GROWING, add_ceiling, add_volume
 
-PREPARED = {"pages": filled}
+
+def fill_one_disk(engine: Engine) -> None:
+    """orders and still on the only disk of server-1, which its growth fills in 31 days; no other limit is known."""
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
+    add_database_sizes(engine, sizes(1, "still", FIRST.isoformat(), [500] * 200))
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size + 500, 2) for size in GROWING]))
+    for ago in range(200):
+        add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 50_000, 310 + 10 * ago)
+    for name in ("orders", "still"):
+        add_ceiling(engine, name, ["/data"])
+    declare_labels(engine, [Label("server-1", None, "team", "payments")], TODAY)
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", FIRST, TODAY)
+    issue_runways(engine, TODAY, TODAY)
+
+
+PREPARED = {"pages": filled, "filled_pages": filled, "one_disk": fill_one_disk}
+
+
+@pytest.fixture
+def one_disk(engine: Engine) -> None:
+    """One disk that limits two databases; copied."""
+
+
+@pytest.fixture
+def filled_pages(engine: Engine) -> None:
+    """What every page shows; copied."""
 
 
 def test_a_decision_is_on_pages_within_seconds_although_no_forecast_changes(pages: Pages, engine: Engine) -> None:
@@ -118,8 +145,8 @@ def test_a_chart_says_why_the_range_of_a_forecast_narrows_and_why_it_is_level(pa
         ("upper_365_mb = forecast_365_mb + 999, lower_365_mb = forecast_365_mb - 999", None),
     ],
 )
+@pytest.mark.usefixtures("filled_pages")
 def test_a_chart_says_why_a_forecast_is_at_an_end_of_its_range(engine: Engine, ends: str, said: str | None) -> None:
-    filled(engine)
     execute(engine, f"UPDATE capacity_runways SET {ends} WHERE name = 'orders' AND subject = 'database'")
 
     with served_pages(engine.url) as pages:
@@ -226,24 +253,8 @@ def test_the_page_of_a_database_has_the_date_and_the_link_of_what_fills_first(en
     assert "href" not in links
 
 
-def fill_one_disk(engine: Engine) -> None:
-    """orders and still on the only disk of server-1, which its growth fills in 31 days; no other limit is known."""
-    add_instances(engine, [1])
-    add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
-    add_database_sizes(engine, sizes(1, "still", FIRST.isoformat(), [500] * 200))
-    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size + 500, 2) for size in GROWING]))
-    for ago in range(200):
-        add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 50_000, 310 + 10 * ago)
-    for name in ("orders", "still"):
-        add_ceiling(engine, name, ["/data"])
-    declare_labels(engine, [Label("server-1", None, "team", "payments")], TODAY)
-    compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
-    compute_windows(AggregationService(engine, fixed_clock()), "monthly", FIRST, TODAY)
-    issue_runways(engine, TODAY, TODAY)
-
-
+@pytest.mark.usefixtures("one_disk")
 def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engine) -> None:
-    fill_one_disk(engine)
     said = "full by 20 Aug 2025 (2 Aug to 18 Oct 2025)."
 
     with served_pages(engine.url) as pages:
@@ -277,10 +288,10 @@ def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engin
     assert '<a href="/volume?server=1&amp;name=%2Fdata">Disk /data</a> full by' in html
 
 
+@pytest.mark.usefixtures("one_disk")
 def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill_one_disk(engine)
     add_instances(engine, [2])
     add_instance_sizes(engine, totals(2, FIRST.isoformat(), [(70, 0)] * 195 + [None] + [(70, 0)] * 4))
     declare_limits(engine, [Limit("server-1", "orders", GROWING[-1] + 20), Limit("server-2", None, 140)])
@@ -320,8 +331,8 @@ def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
         assert [on_nodes.document("/databases")["databases"], on_nodes.document("/servers")["servers"]] == lists
 
 
+@pytest.mark.usefixtures("one_disk")
 def test_a_disk_is_listed_once_and_not_again_as_its_whole_server(engine: Engine) -> None:
-    fill_one_disk(engine)
     addresses = ("/", "/filling", "/group?by=team&name=payments", "/group?by=server&name=server-1")
 
     with served_pages(engine.url) as pages:

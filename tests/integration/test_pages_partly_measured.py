@@ -49,6 +49,14 @@ def fill(engine: Engine, *, holes: tuple[int, ...] = (HOLE,), has_totals: bool =
         compute_windows(AggregationService(engine, fixed_clock()), period, FIRST, TODAY)
 
 
+PREPARED = {"partly_measured": fill}
+
+
+@pytest.fixture
+def partly_measured(engine: Engine) -> None:
+    """The servers of `fill`, computed; copied."""
+
+
 def partial(pages: Pages, address: str) -> list[str]:
     return [one["window_start"] for one in pages.document(address)["sizes"] if one["is_partial"]]
 
@@ -80,8 +88,8 @@ def test_a_day_without_some_databases_is_marked_on_the_server_and_the_fleet(engi
     assert 'class="grown"' not in after
 
 
+@pytest.mark.usefixtures("partly_measured")
 def test_a_week_in_which_a_database_lacks_a_day_is_marked_on_the_server(engine: Engine) -> None:
-    fill(engine)
     compute_windows(AggregationService(engine, fixed_clock()), "weekly", FIRST, TODAY)
     hole = FIRST + timedelta(days=HOLE)
 
@@ -131,9 +139,8 @@ def test_the_size_of_the_fleet_is_not_that_of_a_day_without_some_databases(engin
     assert (now["oldest"]["server"], now["oldest"]["day"]) == ("server-1", str(TODAY - timedelta(days=2)))
 
 
+@pytest.mark.usefixtures("partly_measured")
 def test_a_group_is_partly_measured_where_one_of_its_servers_was_not_measured(engine: Engine) -> None:
-    fill(engine)
-
     with served_pages(engine.url) as pages:
         of_two = partial(pages, "/group?by=team&name=two&period=daily&window=" + day(LOST + 2))
         assert of_two == [], "its only server is a gap, not a drop"
@@ -163,10 +170,10 @@ def test_a_group_is_partly_measured_where_one_of_its_servers_was_not_measured(en
     assert 'id="not-comparable"' not in whole
 
 
+@pytest.mark.usefixtures("partly_measured")
 def test_only_the_newest_windows_of_a_group_are_read_like_for_like(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(engine)
     declare_labels(engine, [Label("server-2", None, "team", "one")], FIRST)
     compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
     monkeypatch.setattr(groups, "MOST_COMPARED", 1)
@@ -180,8 +187,8 @@ def test_only_the_newest_windows_of_a_group_are_read_like_for_like(
     assert html.count('href="#not-comparable">not comparable</a>') == 1
 
 
+@pytest.mark.usefixtures("partly_measured")
 def test_the_list_of_groups_marks_those_of_which_a_server_was_not_measured(engine: Engine) -> None:
-    fill(engine)
     declare_labels(engine, [Label("server-2", None, "team", "one")], FIRST)
     compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
 
@@ -204,9 +211,8 @@ def test_the_list_of_groups_marks_those_of_which_a_server_was_not_measured(engin
     assert 'class="shrunk"' not in html.partition('<tr class="total">')[0]
 
 
+@pytest.mark.usefixtures("partly_measured")
 def test_the_change_of_a_group_whose_server_missed_a_day_is_that_of_its_databases(engine: Engine) -> None:
-    fill(engine)
-
     with served_pages(engine.url) as pages:
         page = pages.document(f"/groups?by=team&period=monthly&window={TODAY.replace(day=1)}")
         listed = page["groups"]
@@ -256,10 +262,8 @@ def test_a_group_is_partly_measured_where_the_history_of_a_server_begins_in_the_
 
 
 @pytest.mark.usefixtures("settings", "today")
-def test_the_command_and_the_report_have_the_change_of_a_group_that_the_pages_have(
-    engine: Engine, tmp_path: Path
-) -> None:
-    fill(engine)
+@pytest.mark.usefixtures("partly_measured")
+def test_the_command_and_the_report_have_the_change_of_a_group_that_the_pages_have(tmp_path: Path) -> None:
     month, file = f"{TODAY.replace(day=1)}", tmp_path / "report.html"
 
     listed = json.loads(printed("groups", "--window", month, "--json"))
@@ -277,9 +281,8 @@ def test_the_command_and_the_report_have_the_change_of_a_group_that_the_pages_ha
     assert note in report
 
 
+@pytest.mark.usefixtures("partly_measured")
 def test_a_group_without_members_is_empty_and_not_the_fleet(engine: Engine) -> None:
-    fill(engine)
-
     with served_pages(engine.url) as pages:
         assert pages.ask("/group?by=team&period=monthly").status == 404
         assert pages.document("/group?by=environment&period=monthly")["sizes"][-1]["size_mb"] > 0, (
@@ -287,9 +290,8 @@ def test_a_group_without_members_is_empty_and_not_the_fleet(engine: Engine) -> N
         )
 
 
+@pytest.mark.usefixtures("partly_measured")
 def test_the_first_page_lists_the_days_that_servers_missed(engine: Engine) -> None:
-    fill(engine)
-
     with served_pages(engine.url) as pages:
         assert pages.document("/")["missed"] == [{"server_id": 2, "server": "server-2", "days": [day(LOST)]}]
         assert f"window={day(LOST)}#behind" in pages.ask("/").text

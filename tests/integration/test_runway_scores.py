@@ -20,8 +20,8 @@ from tests.runways import add_day, add_volume, stored_runways
 pytestmark = pytest.mark.usefixtures("fleet_with_limits")
 
 
+@pytest.mark.usefixtures("issued_today")
 def test_what_was_issued_in_time_stays_whatever_is_corrected_later_unless_it_is_overwritten(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
     before = stored_runways(engine)
     later = TODAY + timedelta(days=2)
     with engine.begin() as connection:
@@ -34,8 +34,8 @@ def test_what_was_issued_in_time_stays_whatever_is_corrected_later_unless_it_is_
     assert (replaced.written, stored_runways(engine)["orders"]["size_mb"]) == (1, 3021)
 
 
+@pytest.mark.usefixtures("issued_today")
 def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
     due = TODAY + timedelta(days=7)
     for day in range(1, 8):
         add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
@@ -65,8 +65,8 @@ def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine) -
     assert figures_of(stored)["mean_error_7_days_percent"] == 5.56
 
 
+@pytest.mark.usefixtures("issued_today")
 def test_forecasts_that_came_due_while_no_run_was_made_are_scored_by_the_next_one(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
     for day in range(1, 61):
         add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
 

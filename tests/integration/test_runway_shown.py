@@ -172,8 +172,8 @@ def test_more_databases_than_are_told_on_one_full_volume_hide_nothing_else(engin
     ]
 
 
+@pytest.mark.usefixtures("issued_today")
 def test_the_view_has_the_newest_day_and_the_error_view_every_month(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
     for day in range(1, 8):
         add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
     due = TODAY + timedelta(days=7)
@@ -267,8 +267,8 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("today")
+@pytest.mark.usefixtures("issued_today")
 def test_status_says_when_limits_are_newer_than_the_runways(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
     before = capacity("status", columns=200).output
     declare_limits(engine, [Limit("server-1", "still", 501)])
 
@@ -304,8 +304,8 @@ def test_an_error_is_what_was_measured_less_what_was_forecast_in_past_and_presen
     assert "Evidence of being full, each piece times its weight" in message
 
 
+@pytest.mark.usefixtures("issued_today")
 def test_what_was_declared_before_a_forecast_is_in_it_whether_or_not_its_row_changed(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
     declare_limits(engine, [Limit("server-1", "orders", 4000)])
     query = "SELECT name, is_outdated FROM capacity_runway WHERE subject = 'database' AND name <> 'young' ORDER BY 1"
 
@@ -440,8 +440,8 @@ def test_the_first_declaration_of_a_day_issues_every_forecast_as_the_asset_does(
 
 
 @pytest.mark.usefixtures("today")
+@pytest.mark.usefixtures("issued_today")
 def test_a_declaration_whose_forecasts_fail_is_stored_and_the_message_says_so(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
     execute(engine, "ALTER TABLE capacity_runways ADD CONSTRAINT broken CHECK (limit_mb IS DISTINCT FROM 3072)")
 
     failed = capacity("limits", "set", "server-1", "orders", "--gb", "3")
@@ -457,8 +457,8 @@ def test_a_declaration_whose_forecasts_fail_is_stored_and_the_message_says_so(en
 
 
 @pytest.mark.usefixtures("today")
+@pytest.mark.usefixtures("issued_today")
 def test_a_declaration_waits_for_a_run_that_may_have_read_the_limits_before(engine: Engine) -> None:
-    issue_runways(engine, TODAY, TODAY)
     with ThreadPoolExecutor(1) as threads:
         with engine.begin() as connection:
             wait_for_lock(connection, "runways")

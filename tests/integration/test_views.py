@@ -60,6 +60,14 @@ def small_fleet(engine: Engine) -> None:
         compute_windows(service, name, date(2025, 1, 1), date(2025, 6, 30))
 
 
+PREPARED = {"two_engines": small_fleet}
+
+
+@pytest.fixture
+def two_engines(engine: Engine) -> None:
+    """The servers of `small_fleet`, computed; copied."""
+
+
 def filling_fleet(engine: Engine) -> None:
     """The sample, with a limit that is reached within a year, and runways that came due."""
     load_sample(engine)
@@ -85,9 +93,8 @@ def filling_fleet(engine: Engine) -> None:
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "capacity.json"
 
 
+@pytest.mark.usefixtures("two_engines")
 def test_growth_speaks_of_servers_and_databases_by_name_and_says_how_much_was_measured(engine: Engine) -> None:
-    small_fleet(engine)
-
     found = rows(
         engine,
         "SELECT server, engine, database, size_mb, change_mb, change_percent, trend, measured_days, window_days, "
@@ -107,8 +114,8 @@ def test_growth_speaks_of_servers_and_databases_by_name_and_says_how_much_was_me
     ]
 
 
+@pytest.mark.usefixtures("two_engines")
 def test_the_fleet_adds_up_by_engine_and_counts_the_servers_whose_size_is_no_growth(engine: Engine) -> None:
-    small_fleet(engine)
     add_instances(engine, [3])
     add_instance_sizes(engine, totals(3, "2025-02-01", [(7, 1)] * 28))
     compute_windows(AggregationService(engine, fixed_clock()), "monthly", date(2025, 2, 1), date(2025, 2, 1))
@@ -122,9 +129,8 @@ def test_the_fleet_adds_up_by_engine_and_counts_the_servers_whose_size_is_no_gro
     assert [tuple(row.values()) for row in found] == [("mysql", 1, 1, 800, -100, 0), ("postgresql", 2, 3, 197, 90, 1)]
 
 
+@pytest.mark.usefixtures("two_engines")
 def test_latest_holds_the_newest_stored_window_of_each_period_and_no_other(engine: Engine) -> None:
-    small_fleet(engine)
-
     found = rows(engine, "SELECT DISTINCT period, window_start::text FROM capacity_latest ORDER BY period")
 
     assert [tuple(row.values()) for row in found] == [("monthly", "2025-02-01"), ("quarterly", "2025-01-01")]
@@ -140,8 +146,8 @@ def test_a_day_without_samples_has_no_row_in_the_coverage(engine: Engine) -> Non
     assert [tuple(row.values()) for row in found] == [("2025-01-01", 2, 3, 15), ("2025-01-03", 1, 1, 12)]
 
 
+@pytest.mark.usefixtures("two_engines")
 def test_the_history_of_a_server_that_is_registered_no_more_keeps_its_rows(engine: Engine) -> None:
-    small_fleet(engine)
     execute(engine, "DELETE FROM instances WHERE id = 2")
 
     found = rows(engine, "SELECT DISTINCT server, engine FROM capacity_growth ORDER BY server DESC")
@@ -364,9 +370,9 @@ def test_the_fleet_names_servers_that_fell_silent_instead_of_calling_them_shrink
         ("SELECT size_mb FROM capacity_groups WHERE {of_day} AND grouped_by = 'team'", {"group_size_aggregations"}),
     ],
 )
+@pytest.mark.usefixtures("two_engines")
 def test_only_the_tables_of_a_question_are_planned(engine: Engine, query: str, planned: set[str]) -> None:
     """Planning the partitions of servers without totals takes longer than reading all others."""
-    small_fleet(engine)
     with engine.connect() as connection:
         of_day = "period = 'daily' AND window_start = DATE '2025-02-03'"
         connection.execute(text(f"EXPLAIN {query.format(of_day=of_day)}"))
