@@ -32,6 +32,7 @@ from capacity_assets.reading.table_growth import (
     ObjectChange,
     SchemaGrowth,
     by_schema,
+    compared_samples,
     growth_inside,
     list_objects,
 )
@@ -109,7 +110,8 @@ def top(
 def _top_objects(engine: Engine, period: Period, window: Window, server_id: int | None, limit: int) -> Report:
     with engine.connect() as connection:
         servers = None if server_id is None else [server_id]
-        listed = list_objects(connection, window.start, window.end, order="growth", servers=servers, shown=limit)
+        days = compared_samples(connection, window.start, window.end, servers=servers)
+        listed = list_objects(connection, days, order="growth", shown=limit)
     objects = listed.objects
     if not objects:
         raise ValidationError(

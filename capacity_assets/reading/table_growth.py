@@ -170,7 +170,7 @@ def growth_inside(
     connection: Connection, server_id: int, database: str, first: date, last: date
 ) -> DatabaseGrowth | None:
     """Return the changes inside a database from `first` to `last`; None: not measured on two days. DBAPIError."""
-    days = _compared_days(connection, first, last, servers=[server_id], databases=[database])
+    days = compared_samples(connection, first, last, servers=[server_id], databases=[database])
     if not days:
         return None
     lines = _rows(connection, _INSIDE, days, _OF_DATABASES)
@@ -196,24 +196,17 @@ def growth_inside(
 
 def list_objects(  # noqa: PLR0913 -- one argument per choice of a list
     connection: Connection,
-    first: date,
-    last: date,
+    days: Sequence[Row[Any]],
     *,
     order: str,
-    servers: Sequence[int] | None = None,
-    databases: Sequence[str] | None = None,
     bill: BillIssue | None = None,
     skipped: int = 0,
     shown: int,
 ) -> ObjectList:
-    """Return tables and indexes with their change from `first` to `last`, in order.
+    """Return tables and indexes in order, with their change between the samples of `compared_samples`.
 
-    They are those of the fleet without replicas, of `servers` or, with `databases`, of each database on the server at
-    the same place in `servers`. Prices are those of `bill`. Raises DBAPIError.
+    Prices are those of `bill`. Raises DBAPIError.
     """
-    replicas = [] if servers is not None else rows(connection, _REPLICAS)
-    left_out = [row.server_id for row in replicas]
-    days = _compared_days(connection, first, last, servers=servers, databases=databases, left_out=left_out)
     parameters: dict[str, Any] = {"order": order, "most": skipped + shown, "tried": skipped + shown + LARGEST_TRIED}
     parameters |= {"is_by_last": order != "shrinkage", "shown": shown + 1, "skipped": skipped}
     parameters["end"] = skipped + shown + 1
@@ -255,7 +248,8 @@ def objects_behind(
     """
     moved = {place: change for place, change in changes.items() if change}
     servers, databases = [server for server, _ in moved], [name for _, name in moved]
-    days = _compared_days(connection, window.start, window.end, servers=servers, databases=databases) if moved else []
+    between = window.start, window.end
+    days = compared_samples(connection, *between, servers=servers, databases=databases) if moved else []
     object_rows = _rows(connection, _MOST_CHANGED, days, _OF_DATABASES)
     largest = {(row.server_id, row.database, row.change_bytes > 0): _of_row(ListedObject, row) for row in object_rows}
     places = ((place, (*place, change > 0)) for place, change in moved.items())
@@ -292,25 +286,29 @@ def _of_row(kind: type[T], row: Row[Any]) -> T:
     return kind(**values | ({"amount": in_cents(row.amount)} if "amount" in values else {}))
 
 
-def _compared_days(  # noqa: PLR0913 -- the days, and one argument per filter
+def compared_samples(
     connection: Connection,
     first: date,
     last: date,
     *,
-    servers: Sequence[int] | None,
-    databases: Sequence[str] | None,
-    left_out: Sequence[int] = (),
+    servers: Sequence[int] | None = None,
+    databases: Sequence[str] | None = None,
 ) -> Sequence[Row[Any]]:
-    """Return the databases that were measured on two days, with these days."""
+    """Return the databases that were measured on two days, these days, and when the newer of the samples was taken.
+
+    They are those of the fleet without replicas, of `servers` or, with `databases`, each database on the server at the
+    same place in `servers`. A list of the same rows is the same list. Raises DBAPIError.
+    """
+    replicas = [] if servers is not None else rows(connection, _REPLICAS)
     # By days, a key that begins with the day finds a server; by a range it does not.
     parameters: dict[str, Any] = {
         "days": Window(first - timedelta(days=LONGEST_BEFORE_DAYS), last).dates,
         "first": first,
         "servers": None if servers is None else list(servers),
         "databases": None if databases is None else list(databases),
-        "left_out": list(left_out),
+        "left_out": [row.server_id for row in replicas],
     }
-    return rows(connection, _COMPARED_DAYS, **parameters)
+    return rows(connection, _COMPARED_SAMPLES, **parameters)
 
 
 def _rows(
@@ -340,9 +338,10 @@ def _rows(
 
 _REPLICAS = "SELECT server_id FROM capacity_servers WHERE counted_by IS NOT NULL"
 _MEASURED = "SELECT 1 FROM capacity_objects WHERE day BETWEEN :oldest AND :today LIMIT 1"
-_COMPARED_DAYS = """
+_COMPARED_SAMPLES = """
 SELECT server_id, max(server) AS server, database,
-       coalesce(max(day) FILTER (WHERE day < :first), min(day)) AS first_day, max(day) AS last_day
+       coalesce(max(day) FILTER (WHERE day < :first), min(day)) AS first_day, max(day) AS last_day,
+       max(collected_at) AS collected_at
 FROM capacity_objects
 WHERE day = ANY (CAST(:days AS date[])) AND kind = 'unexplained' AND server_id <> ALL (CAST(:left_out AS integer[]))
   AND (CAST(:servers AS integer[]) IS NULL OR server_id = ANY (CAST(:servers AS integer[])))

@@ -245,6 +245,7 @@ class PageServer:
             *(("/", {"period": name}) for name in PERIODS),
             *(("/changes", {"period": name}) for name in READ_AHEAD_CHANGES),
             *((path, {}) for path in ("/groups", "/bill", "/accuracy")),
+            *(("/tables", {"order": order}) for order in TABLE_ORDERS),
             ("/search", {"q": "-", "shown": "1"}),
         ]
         while not ended.is_set():

@@ -60,6 +60,7 @@ from capacity_assets.reading.table_growth import (
     ObjectList,
     TableSize,
     are_measured,
+    compared_samples,
     growth_inside,
     list_objects,
     mean_price_of_database,
@@ -404,8 +405,9 @@ def _samples(
 
 UNMEASURED_SHOWN = 20
 ENGINES_SECONDS = 30
-TABLES_SECONDS, TABLES_AT_ONCE = 60, 500
-"""Pages of a list of tables are parts of one comparison, which takes far longer than reading its rows."""
+COMPARED_SECONDS, TABLES_SECONDS, TABLES_AT_ONCE = 60, 1800, 500
+"""Pages of a list of tables are parts of one comparison, which takes far longer than reading its rows. It is kept while
+the compared samples are the same, which is looked up more often."""
 MOST_LABELLED = 100_000
 """A number that no fleet exceeds, to read all databases of a label or engine."""
 
@@ -565,13 +567,18 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
         is_measured = are_measured(connection, query.today)
     shown_list = ObjectList((), has_more=False, counted_bytes=None, amount=None)
     if window is not None:
-        parameters: dict[str, Any] = {"first": window.start, "last": window.end, "order": order, "bill": bill}
+        parameters: dict[str, Any] = {"order": order, "bill": bill}
         skipped = (query.page - 1) * query.rows_shown
         start = skipped % TABLES_AT_ONCE
         parameters |= {"skipped": skipped - start, "shown": max(query.rows_shown, TABLES_AT_ONCE)}
-        parameters["servers"] = servers if places is None else tuple(database.server_id for database in places)
-        parameters["databases"] = None if places is None else tuple(database.database for database in places)
-        part = reader.read_cached(("tables", *parameters.values()), partial(list_objects, **parameters), TABLES_SECONDS)
+        compared: dict[str, Any] = {"first": window.start, "last": window.end, "servers": servers}
+        if places is not None:
+            compared["servers"] = tuple(database.server_id for database in places)
+            compared["databases"] = tuple(database.database for database in places)
+        compare = partial(compared_samples, **compared)
+        days = reader.read_cached(("compared", *compared.values()), compare, COMPARED_SECONDS)
+        read = partial(list_objects, days=days, **parameters)
+        part = reader.read_cached(("tables", hash(tuple(days)), *parameters.values()), read, TABLES_SECONDS)
         end = start + query.rows_shown
         has_more = part.has_more or len(part.objects) > end
         shown_list = replace(part, objects=part.objects[start:end], has_more=has_more)

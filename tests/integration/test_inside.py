@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import count
 
@@ -33,7 +33,7 @@ from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.ownership.prices import Price, declare_prices
 from capacity_assets.reading import table_growth as reading
 from capacity_assets.reading.subjects import address
-from capacity_assets.reading.table_growth import growth_inside, list_objects
+from capacity_assets.reading.table_growth import compared_samples, growth_inside, list_objects
 from tests.clocks import TODAY, fixed_clock
 from tests.collecting import OBJECTS_THAT_ADD_UP
 from tests.command import capacity, printed
@@ -55,9 +55,10 @@ def measured(
     server: int = 1,
     database: str = "orders",
     others: tuple[int, int] = (0, 0),
+    hour: int = 0,
 ) -> None:
     """Store what a server said on a day."""
-    moment = datetime.combine(day, datetime.min.time(), UTC)
+    moment = datetime.combine(day, time(hour), UTC)
     outcome = ProbeOutcome(
         (DatabaseSize.of_bytes(database, size_bytes),),
         objects=Objects((DatabaseObjects(database, tuple(objects), *others),)),
@@ -315,6 +316,32 @@ def test_the_pages_of_a_list_of_tables_are_its_rows_one_after_another(
     assert len({(part["counted_bytes"], part["amount"]) for part in parts}) == 1
 
 
+def test_a_list_of_tables_is_kept_until_a_sample_is_taken_again(
+    database: URL, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("app.SECONDS_KEPT", "subjects.COMPARED_SECONDS"):
+        monkeypatch.setattr(f"capacity_assets.web.{name}", 0)
+    add_instances(engine, [1])
+    for day, size_mb in ((FIRST, 100), (LAST, 130)):
+        measured(engine, day, [table("events", size_mb)], 200 * MIB)
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", FIRST, LAST)
+
+    with served_pages(database) as pages:
+
+        def changes() -> list[int]:
+            found = pages.document("/tables?period=monthly&window=2025-06-10")["tables"]
+            return [one["change_bytes"] // MIB for one in found]
+
+        first = changes()
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE object_size_stats SET size_bytes = 0 WHERE kind = 'table'"))
+        kept = changes()
+        measured(engine, LAST, [table("events", 140)], 200 * MIB, hour=1)
+        corrected = changes()
+
+    assert (first, kept, corrected) == ([30], [30], [140])
+
+
 def test_tables_that_were_not_written_to_are_known_where_the_counter_began_before_the_first_sample(
     settings: Settings, engine: Engine
 ) -> None:
@@ -332,7 +359,7 @@ def test_tables_that_were_not_written_to_are_known_where_the_counter_began_befor
         measured(engine, day, tables, 700 * MIB)
 
     with engine.connect() as connection:
-        found = list_objects(connection, LAST, LAST, order="unwritten", shown=10)
+        found = list_objects(connection, compared_samples(connection, LAST, LAST), order="unwritten", shown=10)
         inside = growth_inside(connection, 1, "orders", LAST, LAST)
 
     assert [(one.name, one.written_rows) for one in found.objects] == [("still", 0), ("since_before", 0)]
@@ -360,9 +387,9 @@ def test_the_sample_fleet_has_two_databases_with_a_story_inside_and_one_that_fil
             found = growth_inside(connection, numbers[server], name, date(2025, 7, 1), date(2025, 12, 31))
             assert found is not None
             stories[name] = found.objects[0]
-        days = date(2025, 10, 1), date(2025, 12, 31)
+        days = compared_samples(connection, date(2025, 10, 1), date(2025, 12, 31))
         listed = {
-            order: [one.name for one in list_objects(connection, *days, order=order, shown=9).objects]
+            order: [one.name for one in list_objects(connection, days, order=order, shown=9).objects]
             for order in ("free", "unwritten")
         }
         samples = connection.execute(text("SELECT count(DISTINCT collected_date) FROM object_size_stats")).scalar_one()
@@ -416,12 +443,12 @@ def test_objects_add_up_to_their_database_in_every_sample_and_their_changes_to_i
             patch.setattr(reading, "LARGEST_TRIED", 1)
             lists, on_nodes = ({}, {})
             # Nodes of a cluster cannot execute the form for a single server.
+            compared = compared_samples(connection, FIRST, last, servers=[server])
             forms = ((tables_are_distributed(connection), lists), (True, on_nodes))
             for is_on_nodes, found_lists in forms:
                 patch.setattr(reading, "tables_are_distributed", lambda _connection, answer=is_on_nodes: answer)
                 for order in ("growth", "shrinkage", "size", "name"):
-                    asked = {"order": order, "servers": [server], "shown": 2}
-                    found_lists[order] = list_objects(connection, FIRST, last, **asked).objects
+                    found_lists[order] = list_objects(connection, compared, order=order, shown=2).objects
             of_server = f"{OBJECTS_THAT_ADD_UP} AND o.instance_id = {server}"
             listed = connection.execute(
                 text(

@@ -10,7 +10,7 @@ from capacity_assets.collection import storing
 from capacity_assets.collection.engines import postgresql
 from capacity_assets.collection.servers import register_servers
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.reading.table_growth import list_objects
+from capacity_assets.reading.table_growth import compared_samples, list_objects
 from tests.clocks import TODAY
 from tests.collecting import OBJECTS_THAT_ADD_UP, YESTERDAY, Collection, at
 from tests.servers import PostgresServer
@@ -84,12 +84,9 @@ def test_rows_that_were_written_are_counted_so_that_a_table_to_which_nobody_wrot
     collection.collect_objects(YESTERDAY)
 
     with collection.engine.connect() as connection:
+        days = compared_samples(connection, YESTERDAY, YESTERDAY)
         found, every = (
-            [
-                one
-                for one in list_objects(connection, YESTERDAY, YESTERDAY, order=order, shown=1000).objects
-                if one.schema in OURS
-            ]
+            [one for one in list_objects(connection, days, order=order, shown=1000).objects if one.schema in OURS]
             for order in ("unwritten", "name")
         )
     sizes = {one.name: one.after_bytes for one in every}
