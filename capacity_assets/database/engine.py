@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from typing import Any, TypeAlias
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, Executable, Row, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, is_transient, reason_of
@@ -100,18 +101,37 @@ def disposed(engine: Engine) -> Iterator[Engine]:
         engine.dispose()
 
 
-KEPT_ROWS = "capacity_kept_rows"
+KEPT_ROWS, ROWS_OF_ISSUE = "capacity_kept_rows", "capacity_rows_of_issue"
+RowsByStatement: TypeAlias = dict[object, Sequence[Row[Any]]]
 
 
 @contextmanager
-def snapshot(engine: Engine) -> Iterator[Connection]:
+def snapshot(engine: Engine, of_issue: RowsByStatement | None = None) -> Iterator[Connection]:
     """Yield a connection that cannot write, and sees one snapshot of the tables throughout.
 
-    Its option KEPT_ROWS is a mapping that `reading.access.rows` uses to execute no statement twice.
+    Its option KEPT_ROWS is a mapping that `reading.access.rows` uses to execute no statement twice; `of_issue` is that
+    of `rows_of_issue`.
     """
-    with engine.connect().execution_options(**{KEPT_ROWS: {}}) as connection:
+    options: dict[str, Any] = {KEPT_ROWS: {}, ROWS_OF_ISSUE: of_issue}
+    with engine.connect().execution_options(**options) as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         yield connection
+
+
+def rows_of_issue(connection: Connection, statement: Executable, **parameters: object) -> Sequence[Row[Any]]:
+    """Return the rows of a statement that has the same ones until forecasts are issued or something is declared.
+
+    In a `snapshot` with rows of the issue, it is executed only once for all snapshots with these. Raises DBAPIError.
+    """
+    kept = connection.get_execution_options().get(ROWS_OF_ISSUE)
+    key = (str(statement), repr(parameters))
+    if kept is not None and key in kept:
+        found: Sequence[Row[Any]] = kept[key]
+        return found
+    found = connection.execute(statement, parameters).all()
+    if kept is not None:
+        kept[key] = found
+    return found
 
 
 def ensure_reachable(engine: Engine, variable: str = "CAPACITY_DATABASE_URL") -> None:

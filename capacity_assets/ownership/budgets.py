@@ -35,6 +35,7 @@ from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import MB_PER_GB, counted, first_of, human_day, human_mb
 from capacity_assets.database.declared_rows import Stored, declaring, refuse_repeated, replace_rows, rows_of
+from capacity_assets.database.engine import rows_of_issue
 from capacity_assets.database.label_rules import FLEET, LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import capacity_budgets
@@ -547,12 +548,16 @@ def _forecast(row: Row[Any], days: int) -> GroupForecast:
 def _prices(
     connection: Connection, by: str, months: Sequence[Window], bill: Row[Any], keys: Sequence[str]
 ) -> tuple[dict[str | None, GroupPrice], Decimal]:
-    """Return the prices of the groups of a bill and, by the name of the fleet, of all; and its GiB without a price."""
+    """Return the prices of the groups of a bill and, by the name of the fleet, of all; and its GiB without a price.
+
+    They are of MOST_MONTHS, so that shorter budgets need no others.
+    """
     parameters = {"month": bill.month, "issue": bill.issue, "by": by, "keys": list(keys)}
-    span = {"first": months[0].start, "last": months[-1].end}
+    span = {"first": months[0].start, "last": months_from(months[0], MOST_MONTHS)[-1].end}
     prices: dict[str | None, GroupPrice] = {}
     unpriced = Decimal()
-    for row in connection.execute(with_queries(_PRICED, mix=_MIX, prices_held=PRICES_OF_MIX), {**parameters, **span}):
+    priced = with_queries(_PRICED, mix=_MIX, prices_held=PRICES_OF_MIX)
+    for row in rows_of_issue(connection, priced, **parameters, **span):
         name = FLEET if row.is_fleet else row.group_name
         if row.gib_days:
             price = Fraction(row.amount or 0) / Fraction(row.gib_days)

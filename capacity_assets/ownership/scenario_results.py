@@ -19,6 +19,7 @@ from sqlalchemy.dialects.postgresql import insert
 from capacity_assets.base.declarations import LONGEST_VALUE
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.units import first_of, human_day, human_mb, human_range, natural_key
+from capacity_assets.database.engine import rows_of_issue
 from capacity_assets.database.tables import capacity_scenarios
 from capacity_assets.forecast.history import HistoryScope, newest_day
 from capacity_assets.forecast.results import (
@@ -256,15 +257,17 @@ def _servers_to_read(
     if scenario.is_of_all:
         return None, 0
     names, on_day = scenario.servers, {"as_of": as_of}
-    issued = connection.execute(sa.text(_ISSUED), on_day).all()
+    counts = {row.server_id: row for row in rows_of_issue(connection, sa.text(_ISSUED), as_of=as_of)}
+    issued = {row.server: counts.get(row.server_id) for row in connection.execute(sa.text(_IN_SERVICE))}
     if any(growth.server is None for growth in scenario.growth):
         # Servers that were not measured on the newest day have late samples of their last day, or of one after it.
-        behind = [row for row in issued if row.measured_until is not None and row.measured_until < as_of]
-        late = {"behind": [row.server for row in behind], "since": [row.measured_until for row in behind]}
+        until = {server: row.measured_until for server, row in issued.items() if row is not None and row.measured_until}
+        behind = {server: day for server, day in until.items() if day < as_of}
+        late = {"behind": list(behind), "since": list(behind.values())}
         databases = [(row.server, row.name) for row in connection.execute(sa.text(_DATABASES), {**on_day, **late})]
         names |= {server for growth in scenario.growth for server, _ in chosen_databases(growth, databases, having)}
-    read = {row.server for row in issued if row.server in names or row.standing is None or row.is_outdated}
-    return read, sum(row.standing for row in issued if row.server not in read)
+    read = {server for server, row in issued.items() if server in names or row is None or row.is_outdated}
+    return read, sum(row.standing for server, row in issued.items() if row is not None and server not in read)
 
 
 def _refuse_more(
@@ -451,16 +454,12 @@ def stored_scenario(connection: Connection, name: str) -> ScenarioRecord:
 
 
 _ISSUED = """
-WITH counts AS MATERIALIZED (
-    SELECT server_id, bool_or(is_outdated) AS is_outdated,
-           max(last_day) FILTER (WHERE subject <> 'volume') AS measured_until,
-           count(*) FILTER (WHERE binds IS NOT NULL AND stands_for_itself) AS standing
-    FROM capacity_runway WHERE as_of = :as_of GROUP BY server_id
-)
-SELECT s.server, counts.standing, counts.is_outdated, counts.measured_until
-FROM capacity_servers s LEFT JOIN counts USING (server_id)
-WHERE s.is_active
+SELECT server_id, bool_or(is_outdated) AS is_outdated,
+       max(last_day) FILTER (WHERE subject <> 'volume') AS measured_until,
+       count(*) FILTER (WHERE binds IS NOT NULL AND stands_for_itself) AS standing
+FROM capacity_runway WHERE as_of = :as_of GROUP BY server_id
 """
+_IN_SERVICE = "SELECT server_id, server FROM capacity_servers WHERE is_active"
 # Those with a forecast of the day, and those whose samples of the newest day of their server arrived later.
 _DATABASES = """
 SELECT server, name FROM capacity_runway WHERE as_of = :as_of AND subject = 'database'

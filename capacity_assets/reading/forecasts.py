@@ -539,16 +539,21 @@ def forecast_day(connection: sa.Connection) -> date | None:
 
 
 def forecasts_revision(connection: sa.Connection) -> tuple[object, ...]:
-    """Return values that change when forecasts are issued, or labels, prices or decisions are declared or removed."""
+    """Return values that change when forecasts are issued, or what they are made of, labels or prices are declared."""
     day = forecast_day(connection)
     # The time of the newest one is read from an index, because there are many, and this is read every few seconds.
     newest = sa.select(_ISSUED.c.issued_at).where(_ISSUED.c.as_of == day).order_by(_ISSUED.c.issued_at.desc()).limit(1)
-    labels = "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_label_spans"
-    prices = "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_prices"
-    decisions = """
-        SELECT count(*) AS number, max(greatest(declared_at, closed_at)) AS newest FROM capacity_declared_decisions"""
-    declared = (value for statement in (labels, prices, decisions) for value in rows(connection, statement)[0])
+    declared = (value for statement in _DECLARED for value in rows(connection, statement)[0])
     return (day, connection.execute(newest).scalar(), *declared)
+
+
+_DECLARED = (
+    "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_label_spans",
+    "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_prices",
+    "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_declared_limits",
+    "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_declared_steps",
+    "SELECT count(*) AS number, max(greatest(declared_at, closed_at)) AS newest FROM capacity_declared_decisions",
+)
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,6 @@ logger = logging.getLogger("capacity_assets")
 SECONDS_KEPT = 10
 # Values cached for half a minute are read again before a request would wait for them.
 SECONDS_BETWEEN_READING_AHEAD = 20
-# The default period of the page, and the period whose lists have no index.
-READ_AHEAD_CHANGES = ("weekly", "daily")
 # A page that is still being read waits for it again after this pause.
 SECONDS_BETWEEN_ASKING = 1
 # After so many seconds without any answer, a page that waits says that the database may hang.
@@ -243,7 +241,7 @@ class PageServer:
         """Refresh figures that every reader sees until the event is set; a failure is shown by the next request."""
         ahead: list[tuple[str, dict[str, str]]] = [
             *(("/", {"period": name}) for name in PERIODS),
-            *(("/changes", {"period": name}) for name in READ_AHEAD_CHANGES),
+            *(("/changes", {"period": name}) for name in PERIODS),
             *((path, {}) for path in ("/groups", "/bill", "/accuracy")),
             *(("/tables", {"order": order}) for order in TABLE_ORDERS),
             ("/search", {"q": "-", "shown": "1"}),

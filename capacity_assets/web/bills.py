@@ -244,7 +244,9 @@ def shared_budget(reader: Reader, query: PageQuery, by: str, months: int = MOST_
     """Return a budget; the page of each group shows a line of it. Raises as `read_budget`."""
     coming = coming_months(query.today, months)
     read = partial(read_budget, by=by, months=coming, today=query.today, keys=query.label_keys)
-    return reader.read_cached(("budget", by, months, query.today, shared_revision(reader)), read, BUDGET_SECONDS)
+    revision = shared_revision(reader)
+    key = ("budget", by, months, query.today, revision)
+    return reader.read_cached(key, read, BUDGET_SECONDS, revision=revision)
 
 
 def _drawn_amounts(budget: Budget) -> list[MonthlyAmount]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -42,7 +43,7 @@ from capacity_assets.web.reader import PageQuery, Reader, chosen_window, shared_
 MOVED_SHOWN, LISTED, GROUPS_SHOWN = 10, 20, 12
 MOVED_DAYS, WITHIN_DAYS = 8, 365
 """A fill date has moved if it differs by more than a week."""
-CHANGES_SECONDS = 30
+CHANGES_SECONDS, MOVED_SECONDS = 30, 300
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,10 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
     read = partial(_of_any_grouping, period=period, window=window, today=query.today, thresholds=reader.thresholds)
     page = reader.read_cached(key, read, CHANGES_SECONDS, is_for_all=True)
     before, size = _sizes(reader, period, window)
+    # Comparing all databases takes longest. When a window is computed again, another size of the fleet shows it.
+    read_moved = partial(_moved, period=period, window=window)
+    moved = reader.read_cached(("moved", period.name, before, size), read_moved, MOVED_SECONDS, is_for_all=True)
+    page = replace(page, **moved)
     are_measured_both = before.size_mb is not None and size.size_mb is not None
     with reader.transaction() as connection:
         groups = groups_of(connection, period, window, by)
@@ -193,9 +198,7 @@ def _of_any_grouping(
     connection: Connection, period: Period, window: Window, today: date, thresholds: Thresholds
 ) -> ChangesPage:
     last = newest_day(connection, today)
-    new, gone = new_and_gone(connection, period, window, None)
     came, went = servers_come_and_gone(connection, period, window, None)
-    grown, shrunk = moved_databases(connection, period, window, shown=MOVED_SHOWN)
     dates = moved_fill_dates(
         *(connection, window.start, window.end, None, thresholds, today),
         moved_days=MOVED_DAYS,
@@ -207,11 +210,6 @@ def _of_any_grouping(
         window_start=window.start,
         window_end=window.end,
         steps=steps_between(connection, window.start, window.end),
-        changed=[*grown, *shrunk],
-        new=new[:LISTED],
-        new_databases=len(new),
-        gone=gone[:LISTED],
-        gone_databases=len(gone),
         came=came[:LISTED],
         came_servers=len(came),
         went=went[:LISTED],
@@ -233,6 +231,19 @@ def _of_any_grouping(
     coverage = coverage_of(connection, end, (end - window.start).days + 1, shown=LISTED)
     known = None if coverage.percent is None else coverage.missed_servers
     return replace(page, missed=coverage.missed, missed_servers=known)
+
+
+def _moved(connection: Connection, period: Period, window: Window) -> dict[str, Any]:
+    """Return the values of the page on databases that changed, came or went."""
+    new, gone = new_and_gone(connection, period, window, None)
+    grown, shrunk = moved_databases(connection, period, window, shown=MOVED_SHOWN)
+    return {
+        "changed": [*grown, *shrunk],
+        "new": new[:LISTED],
+        "new_databases": len(new),
+        "gone": gone[:LISTED],
+        "gone_databases": len(gone),
+    }
 
 
 def _sizes(reader: Reader, period: Period, window: Window) -> tuple[SizeInWindow, SizeInWindow]:

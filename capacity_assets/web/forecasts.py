@@ -353,13 +353,15 @@ def _scenario_page(reader: Reader, query: PageQuery, tables: Tables, by: str) ->
         groupings=(*query.label_keys, WITHOUT_LABEL[0]),
     )
 
+    revision = shared_revision(reader)
+
     def read() -> ScenarioPage:
         # One at a time, so that other pages have the processor and the connections.
-        with reader.alone(), reader.transaction() as connection:
+        with reader.alone(), reader.transaction(revision) as connection:
             limit_seconds(connection, SHARED_SECONDS)
             return _page_with_answer(connection, query, scenario, page)
 
-    key = ("scenario", json.dumps(tables), by, query.today, shared_revision(reader))
+    key = ("scenario", json.dumps(tables), by, query.today, revision)
     try:
         return reader.cached(key, read, RESULT_SECONDS)
     except DBAPIError as error:

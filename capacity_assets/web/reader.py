@@ -30,7 +30,7 @@ from capacity_assets.base.errors import DatabaseError, ValidationError
 from capacity_assets.base.periods import FIRST_YEAR, LAST_YEAR, PERIODS, Period, Window
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
 from capacity_assets.base.units import counted, human_day
-from capacity_assets.database.engine import snapshot
+from capacity_assets.database.engine import RowsByStatement, snapshot
 from capacity_assets.database.schema import newer_schema
 from capacity_assets.reading.access import CONNECTIONS, STATEMENT_TIMEOUT_SECONDS, limit_seconds
 from capacity_assets.reading.coverage import UnmeasuredServers, unmeasured_servers
@@ -51,7 +51,7 @@ STALE_TIMES = 3
 MOST_KEPT_BYTES = 32 * 1024 * 1024
 """Limit of all values together, in pickled size; in memory they take about six times as much."""
 FORECASTS_SECONDS, WINDOWS_SECONDS, OUTSTANDING_SECONDS = 2, 2, 1
-SECONDS_BETWEEN_REVISIONS, DECLARED_SECONDS, UNMEASURED_SECONDS, NAMES_SECONDS = 10, 10, 30, 300
+SECONDS_BETWEEN_REVISIONS, DECLARED_SECONDS, UNMEASURED_SECONDS, NAMES_SECONDS = 10, 300, 30, 300
 PARTIAL_SECONDS = 300
 """Partly measured windows are cached this long, because finding them reads every server of every window shown."""
 
@@ -93,6 +93,7 @@ class Reader:
         self._cache: dict[Hashable, _CachedValue] = {}
         self._reading: dict[Hashable, Future[Any]] = {}
         self._lock, self._computing = threading.Lock(), threading.Lock()
+        self._of_issue: tuple[Hashable, RowsByStatement] = (None, {})
         self._opened: WeakSet[Any] = WeakSet()
         self._waiting_since: dict[int, float] = {}
         self._answered_at = 0.0
@@ -127,16 +128,26 @@ class Reader:
                     _break_off(connection)
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """Return a context with a connection that sees one snapshot of the tables throughout."""
+    def transaction(self, revision: Hashable = None) -> Iterator[Connection]:
+        """Return a context with a connection that sees one snapshot of the tables throughout.
+
+        With a `shared_revision`, rows of `rows_of_issue` are kept until there is another one.
+        """
         if self._is_ended:
             raise DatabaseError("The pages are being stopped.")
         self._start_waiting()
         try:
-            with snapshot(self._engine) as connection:
+            with snapshot(self._engine, None if revision is None else self._rows_of(revision)) as connection:
                 yield connection
         finally:
             self._stop_waiting()
+
+    def _rows_of(self, revision: Hashable) -> RowsByStatement:
+        """Return the kept rows of a revision, which was read before the snapshot, so they are never older."""
+        with self._lock:
+            if self._of_issue[0] != revision:
+                self._of_issue = (revision, {})
+            return self._of_issue[1]
 
     def _start_waiting(self) -> None:
         """Note that this thread waits for the database; one thread waits for one answer."""
@@ -196,15 +207,21 @@ class Reader:
         return awaited
 
     def read_cached(
-        self, key: Hashable, read: Callable[[Connection], T], seconds: float, *, is_for_all: bool = False
+        self,
+        key: Hashable,
+        read: Callable[[Connection], T],
+        seconds: float,
+        *,
+        revision: Hashable = None,
+        is_for_all: bool = False,
     ) -> T:
-        """Return the result of `read` in its own transaction, cached as in `cached`.
+        """Return the result of `read` in its own `transaction`, cached as in `cached`.
 
         With `is_for_all`, the result is the same for all readers, and the limit of a statement is SHARED_SECONDS.
         """
 
         def in_transaction() -> T:
-            with self.transaction() as connection:
+            with self.transaction(revision) as connection:
                 if is_for_all:
                     limit_seconds(connection, SHARED_SECONDS)
                 return read(connection)
@@ -331,7 +348,7 @@ def notice_of(uncomputed: UncomputedSamples, today: date) -> str:
 
 
 def shared_revision(reader: Reader) -> tuple[object, ...]:
-    """Return a value that changes when forecasts, labels, prices or decisions change.
+    """Return a value that changes when forecasts, or declarations other than plain figures of a month, change.
 
     It is part of the cache key of every value with one of these, so updates show within seconds.
     """

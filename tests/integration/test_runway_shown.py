@@ -24,7 +24,7 @@ from capacity_assets.database.tables import ALWAYS, capacity_runways
 from capacity_assets.digest import read_digest
 from capacity_assets.forecast import issuing
 from capacity_assets.forecast.issuing import issue_runways, update_forecasts
-from capacity_assets.forecast.limits import Limit, declare_limits, forget_limit
+from capacity_assets.forecast.limits import Limit, SizeStep, declare_limits, declare_steps, forget_limit
 from capacity_assets.forecast.results import (
     OWN_LIMIT,
     SERVER_LIMIT,
@@ -138,6 +138,25 @@ def test_pages_notice_that_a_forecast_was_removed_although_no_other_one_changed(
 
     assert "orders" not in stored_runways(engine)
     assert revision() != first
+
+
+def test_pages_notice_what_is_declared_for_forecasts_and_what_is_removed(engine: Engine) -> None:
+    def revision() -> tuple[object, ...]:
+        with engine.connect() as connection:
+            return forecasts_revision(connection)
+
+    issue_runways(engine, TODAY, TODAY)
+    revisions = [revision()]
+    for declare in (
+        lambda: declare_limits(engine, [Limit("server-1", "orders", 20_000)]),
+        lambda: declare_limits(engine, [Limit("server-1", "orders", 30_000)]),
+        lambda: declare_steps(engine, [SizeStep("server-1", "orders", TODAY, "purged")]),
+        lambda: execute(engine, "DELETE FROM capacity_limits"),
+        lambda: execute(engine, "DELETE FROM capacity_steps"),
+    ):
+        declare()
+        revisions.append(revision())
+    assert len(set(revisions)) == 6
 
 
 def test_more_databases_than_are_told_on_one_full_volume_hide_nothing_else(engine: Engine) -> None:

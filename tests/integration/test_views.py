@@ -16,7 +16,7 @@ from sqlalchemy.exc import ProgrammingError
 from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.database.engine import snapshot
+from capacity_assets.database.engine import rows_of_issue, snapshot
 from capacity_assets.database.schema import SchemaProblemsError, initialise, schema_state
 from capacity_assets.database.views import VIEWS
 from capacity_assets.forecast.decisions import EXCLUDED, Decision, decide
@@ -27,6 +27,7 @@ from capacity_assets.reading import access
 from capacity_assets.reading.changes import window_sizes
 from capacity_assets.reading.windows import newest_day
 from capacity_assets.report.page import notes, read_report
+from capacity_assets.web.reader import Reader
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute
@@ -396,6 +397,24 @@ def test_a_snapshot_answers_the_same_question_once(engine: Engine) -> None:
         assert access.rows(connection, question, number=1) != first
     with engine.connect() as connection:
         assert access.rows(connection, question, number=1) != access.rows(connection, question, number=1)
+
+
+def test_rows_of_an_issue_are_read_once_for_all_snapshots_until_there_is_another_one(engine: Engine) -> None:
+    reader = Reader(engine)
+    question = text("SELECT clock_timestamp() AS now, CAST(:number AS integer) AS number")
+
+    def asked(revision: object, number: int = 1) -> object:
+        with reader.transaction(revision) as connection:
+            return rows_of_issue(connection, question, number=number)
+
+    first = asked("an issue")
+    assert asked("an issue") == first
+    assert asked("an issue", 2) != first
+    assert asked("another issue") != first
+    assert asked(None) != asked(None)
+    with engine.connect() as connection:
+        assert rows_of_issue(connection, question, number=1) != rows_of_issue(connection, question, number=1)
+    reader.close()
 
 
 def test_the_newest_day_with_samples_is_found_however_old_it_is_and_never_in_the_future(engine: Engine) -> None:
