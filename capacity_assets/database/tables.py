@@ -150,7 +150,7 @@ def forecast_columns(days: int) -> list[Column[object]]:
     ]
 
 
-SCHEMA_REVISION = "0027"
+SCHEMA_REVISION = "0028"
 """The number of these definitions. Raise it with a column that programs use, so that they require `capacity init`
 first.
 
@@ -633,6 +633,11 @@ capacity_runways = table(
         "allocated_mb",
         BigInteger,
         "Size of its files, MiB, if size_mb is the used space inside; null: size_mb is that of the files",
+    ),
+    optional(
+        "stands_for_itself",
+        Boolean,
+        "Whether no other row says the same at least as urgently, as a volume does for its databases; null: not known",
     ),
     # Readers of the view `capacity_runway` see every further column from here on.
     PrimaryKeyConstraint("as_of", "instance_id", "subject", "name", name="capacity_runways_pkey"),

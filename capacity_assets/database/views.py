@@ -142,7 +142,8 @@ STANDS_FOR_ITSELF = """(
 """Whether no other row covers this one with at least the same urgency: a thousand databases may share one volume.
 
 A server that its volumes limit is the same space as the volumes: if their ranges overlap, one of them covers it. The
-same rule for runways that are not stored is `standing_for_themselves` in `forecast.results`.
+same rule for runways that are not stored is `standing_for_themselves` in `forecast.results`. Runways have the answer
+from when they were issued, except those of earlier versions and of past days.
 """
 
 
@@ -161,6 +162,7 @@ _COLUMNS = list(tables.capacity_runways.columns)
 _FURTHER_FIGURES = "".join(
     f"\n       , r.{column.name}  -- {column.comment}"
     for column in _COLUMNS[_COLUMNS.index(tables.capacity_runways.c.planned_late_day) + 1 :]
+    if column.name != "stands_for_itself"
 )
 
 
@@ -199,7 +201,7 @@ SELECT r.as_of,  -- Last day of the samples that were read
           -- Labels on that day, as JSON: labels ->> 'team'; of a volume, those of its server
        coalesce(i.db_type, 'unknown') AS engine,  -- Engine of the server
        (i.counted_by IS NULL) AS counted,  -- Whether the server counts itself; false: a replica
-       {STANDS_FOR_ITSELF} AS stands_for_itself,
+       coalesce(r.stands_for_itself, {STANDS_FOR_ITSELF}) AS stands_for_itself,
           -- Whether no other row says the same at least as urgently, as a volume does for its databases
        coalesce(declared.last_at > r.issued_at, false)
            OR coalesce(r.limit_source = 'declared' AND own.instance_id IS NULL, false) AS is_outdated,

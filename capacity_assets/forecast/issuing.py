@@ -28,7 +28,7 @@ from capacity_assets.database.locks import try_lock, wait_for_lock
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.sql import temporary_table, with_queries
 from capacity_assets.database.tables import capacity_runways, instances, is_active, volume_size_stats
-from capacity_assets.database.views import DECLARED_FOR_FORECASTS
+from capacity_assets.database.views import DECLARED_FOR_FORECASTS, STANDS_FOR_ITSELF
 from capacity_assets.forecast import history
 from capacity_assets.forecast.history import COMPLETE_GROUP_DAYS, KINDS, LAST_MEASURED, OF_NO_SERVER
 from capacity_assets.forecast.model import SizeForecasts
@@ -67,15 +67,20 @@ IMPOSSIBLE = (
     "No forecast where a size or limit is above 8 EiB, which is impossible. Correct the samples or limits of: %s"
 )
 _KEYS = [column.name for column in capacity_runways.primary_key]
+_NUMBERS = sa.ARRAY(sa.Integer)
 _SCORED = [f"actual_{days}_mb" for days in HORIZONS_DAYS]
 _BANDS = [
     name
     for days in HORIZONS_DAYS
     for name in (f"forecast_{days}_mb", f"lower_{days}_mb", f"upper_{days}_mb", f"probability_{days}")
 ]
-_COLUMNS = [*_KEYS, *STORED, *_BANDS, *STORED_PLANS]
+_COMPUTED = [*_KEYS, *STORED, *_BANDS, *STORED_PLANS]
+_COLUMNS = [*_COMPUTED, "stands_for_itself"]
 _STAGED = temporary_table("issued_runway", *(sa.Column(name, capacity_runways.c[name].type) for name in _COLUMNS))
 """The forecasts of a run before they are stored."""
+# By the rule of the views.
+_RULE: sa.ColumnElement[bool] = sa.literal_column(STANDS_FOR_ITSELF.replace("capacity_runways", _STAGED.name))
+_COMPARE = sa.update(_STAGED.alias("r")).values(stands_for_itself=_RULE)  # type: ignore[arg-type]  # an alias
 
 
 @dataclass(frozen=True)
@@ -229,6 +234,11 @@ def _store(
     left_out = _stage(connection, scope, kinds)
     if left_out:
         logger.warning(IMPOSSIBLE, first_of(left_out, NAMED))
+    if replace:
+        # All rows of a server are staged. Where stored ones are kept, readers compare them.
+        connection.execute(text("CREATE INDEX ON issued_runway (instance_id, subject)"))
+        connection.execute(text("ANALYZE issued_runway"))
+        connection.execute(_COMPARE)
     runways = capacity_runways.c
     # Citus reports the number of rows given to a statement, not of those written, and each node has its own now().
     issued_at = connection.execute(text("SELECT now()")).scalar_one()
@@ -236,6 +246,10 @@ def _store(
     store = insert(capacity_runways).from_select([*_COLUMNS, "in_time", "issued_at"], staged)
     if not replace:
         connection.execute(store.on_conflict_do_nothing(index_elements=_KEYS))
+        added = sa.select(runways.instance_id).where(runways.as_of == scope.as_of, runways.issued_at == issued_at)
+        beside = sa.update(capacity_runways).where(runways.as_of == scope.as_of, runways.stands_for_itself.is_not(None))
+        is_beside = runways.instance_id == sa.any_(sa.literal(sorted({*connection.execute(added).scalars()}), _NUMBERS))
+        connection.execute(beside.where(is_beside).values(stands_for_itself=None))
     else:
         new = store.excluded
         values = [name for name in _COLUMNS if name not in _KEYS]
@@ -291,7 +305,7 @@ def _stage(connection: Connection, scope: history.HistoryScope, kinds: Sequence[
             for batch in reader.series(kind):
                 runways = runways_of_batch(batch, plans)
                 rows = _rows(scope.as_of, batch, runways.rows, runways.forecasts, left_out)
-                copy_rows(connection, "COPY issued_runway FROM STDIN", rows)
+                copy_rows(connection, f"COPY issued_runway ({', '.join(_COMPUTED)}) FROM STDIN", rows)
     return sorted(left_out)
 
 

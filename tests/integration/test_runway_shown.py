@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -98,6 +99,50 @@ def test_views_leave_out_the_same_rows_as_lists_of_runways_that_are_not_stored(e
 
     assert standing == {(row.server, row.subject, row.name) for row in standing_for_themselves(rows)}
     assert 100 < len(standing) < len(rows) - 100
+
+
+def test_runways_are_stored_with_whether_they_stand_for_themselves(engine: Engine) -> None:
+    def standing(as_of: date) -> tuple[Sequence[Any], Sequence[Any]]:
+        """What is stored, and what the view says where nothing is."""
+        stored = "SELECT subject, name, stands_for_itself FROM capacity_runways WHERE as_of = :day ORDER BY 1, 2"
+        shown = "SELECT subject, name, stands_for_itself FROM capacity_issued_runways WHERE as_of = :day ORDER BY 1, 2"
+        with engine.connect() as connection:
+            found = [tuple(row) for row in connection.execute(text(stored), {"day": as_of})]
+            connection.execute(text("UPDATE capacity_runways SET stands_for_itself = NULL"))
+            computed = [tuple(row) for row in connection.execute(text(shown), {"day": as_of})]
+            connection.rollback()
+        return [row for row in found if row[0] != "group"], computed
+
+    day_before = TODAY - timedelta(days=1)
+    declare_limits(engine, [Limit("server-1", None, 9999)])
+    for name in ("orders", "still"):
+        for day in (day_before, TODAY):
+            add_ceiling(engine, name, ["/data"], day=day)
+    free = [(TODAY - timedelta(days=ago), 310 + 10 * ago) for ago in range(100)]
+    for day, free_mb in free:
+        add_volume(engine, 1, "/data", day, 50_000, free_mb)
+    issue_runways(engine, TODAY, TODAY)
+    stored, computed = standing(TODAY)
+    assert stored == computed
+    of_disk = {("database", "still"): False, ("volume", "/data"): True}
+    assert {row[:2]: row[2] for row in stored if row[:2] in of_disk} == of_disk
+
+    execute(engine, "DELETE FROM volume_size_stats")
+    issue_runways(engine, TODAY, TODAY)
+    stored, computed = standing(TODAY)
+    assert stored == computed
+    assert ("volume", "/data") not in [row[:2] for row in stored]
+
+    # Forecasts of a past day are kept; a volume is added whose samples arrive later.
+    issue_runways(engine, day_before, day_before)
+    assert None not in {row[2] for row in standing(day_before)[0]}
+    for day, free_mb in free[1:]:
+        add_volume(engine, 1, "/data", day, 50_000, free_mb)
+    issue_runways(engine, day_before, TODAY + timedelta(days=9))
+    stored, computed = standing(day_before)
+    assert ("volume", "/data") in [row[:2] for row in stored]
+    assert {row[2] for row in stored} == {None}
+    assert None not in {row[2] for row in computed}
 
 
 def test_a_list_of_servers_names_what_fills_first_on_each_as_the_page_of_the_server_does(engine: Engine) -> None:
