@@ -242,7 +242,7 @@ class PageServer:
         ahead: list[tuple[str, dict[str, str]]] = [
             *(("/", {"period": name}) for name in PERIODS),
             *(("/changes", {"period": name}) for name in PERIODS),
-            *((path, {}) for path in ("/groups", "/bill", "/accuracy")),
+            *((path, {}) for path in ("/groups", "/bill", "/budget", "/accuracy")),
             *(("/tables", {"order": order}) for order in TABLE_ORDERS),
             ("/search", {"q": "-", "shown": "1"}),
         ]
