@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -294,10 +294,10 @@ def compared_samples(
     servers: Sequence[int] | None = None,
     databases: Sequence[str] | None = None,
 ) -> Sequence[Row[Any]]:
-    """Return the databases that were measured on two days, these days, and when the newer of the samples was taken.
+    """Return the databases that were measured on two days, with these days.
 
     They are those of the fleet without replicas, of `servers` or, with `databases`, each database on the server at the
-    same place in `servers`. A list of the same rows is the same list. Raises DBAPIError.
+    same place in `servers`. Raises DBAPIError.
     """
     replicas = [] if servers is not None else rows(connection, _REPLICAS)
     # By days, a key that begins with the day finds a server; by a range it does not.
@@ -309,6 +309,16 @@ def compared_samples(
         "left_out": [row.server_id for row in replicas],
     }
     return rows(connection, _COMPARED_SAMPLES, **parameters)
+
+
+def compared_until(connection: Connection, first: date, last: date) -> datetime | None:
+    """Return when a server was last measured on one of the days of `compared_samples`; raises DBAPIError.
+
+    Until this changes, samples of the same days are the same.
+    """
+    [newest] = rows(connection, _NEWEST_ATTEMPT, oldest=first - timedelta(days=LONGEST_BEFORE_DAYS), last=last)
+    attempted_at: datetime | None = newest.attempted_at
+    return attempted_at
 
 
 def _rows(
@@ -338,10 +348,10 @@ def _rows(
 
 _REPLICAS = "SELECT server_id FROM capacity_servers WHERE counted_by IS NOT NULL"
 _MEASURED = "SELECT 1 FROM capacity_objects WHERE day BETWEEN :oldest AND :today LIMIT 1"
+_NEWEST_ATTEMPT = "SELECT max(attempted_at) AS attempted_at FROM capacity_attempts WHERE day BETWEEN :oldest AND :last"
 _COMPARED_SAMPLES = """
 SELECT server_id, max(server) AS server, database,
-       coalesce(max(day) FILTER (WHERE day < :first), min(day)) AS first_day, max(day) AS last_day,
-       max(collected_at) AS collected_at
+       coalesce(max(day) FILTER (WHERE day < :first), min(day)) AS first_day, max(day) AS last_day
 FROM capacity_objects
 WHERE day = ANY (CAST(:days AS date[])) AND kind = 'unexplained' AND server_id <> ALL (CAST(:left_out AS integer[]))
   AND (CAST(:servers AS integer[]) IS NULL OR server_id = ANY (CAST(:servers AS integer[])))

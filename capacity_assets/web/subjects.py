@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import PERIODS, Period, Window
@@ -61,6 +61,7 @@ from capacity_assets.reading.table_growth import (
     TableSize,
     are_measured,
     compared_samples,
+    compared_until,
     growth_inside,
     list_objects,
     mean_price_of_database,
@@ -575,10 +576,10 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
         if places is not None:
             compared["servers"] = tuple(database.server_id for database in places)
             compared["databases"] = tuple(database.database for database in places)
-        compare = partial(compared_samples, **compared)
-        days = reader.read_cached(("compared", *compared.values()), compare, COMPARED_SECONDS)
+        find = partial(_compared, compared=compared)
+        days, until = reader.read_cached(("compared", *compared.values()), find, COMPARED_SECONDS)
         read = partial(list_objects, days=days, **parameters)
-        part = reader.read_cached(("tables", hash(tuple(days)), *parameters.values()), read, TABLES_SECONDS)
+        part = reader.read_cached(("tables", hash(tuple(days)), until, *parameters.values()), read, TABLES_SECONDS)
         end = start + query.rows_shown
         has_more = part.has_more or len(part.objects) > end
         shown_list = replace(part, objects=part.objects[start:end], has_more=has_more)
@@ -593,6 +594,11 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
         is_measured=is_measured,
         **_list_values(reader, query, period, window, order),
     )
+
+
+def _compared(connection: Connection, compared: Mapping[str, Any]) -> tuple[Sequence[Row[Any]], datetime | None]:
+    """Return the compared samples, and a moment that changes when one of them is taken again."""
+    return compared_samples(connection, **compared), compared_until(connection, compared["first"], compared["last"])
 
 
 def _list_values(reader: Reader, query: PageQuery, period: Period, window: Window | None, order: str) -> dict[str, Any]:
