@@ -54,6 +54,7 @@ from capacity_assets.base.units import counted
 from capacity_assets.charts.drawing import STYLES
 from capacity_assets.reading.access import MISSING_RIGHT, STATEMENT_TIMEOUT_SECONDS
 from capacity_assets.reading.subjects import address, subject_address
+from capacity_assets.reading.table_growth import ORDERS as TABLE_ORDERS
 from capacity_assets.web.api import API, DOCUMENT, openapi, refuse_unknown_parameters
 from capacity_assets.web.metrics import OPENMETRICS, PLAIN, MetricsScope, read_metrics
 from capacity_assets.web.reader import (
