@@ -74,12 +74,6 @@ def limited(engine: Engine) -> Engine:
     return engine
 
 
-@pytest.fixture
-def growing_servers(request: pytest.FixtureRequest, today: None, engine: Engine) -> None:  # noqa: ARG001 -- commands
-    if "limited" not in request.fixturenames:
-        fill_with_growing_servers(engine)
-
-
 NOTHING = {
     "no assumption": Scenario(),
     "growth times 1": assumed("growth", factor=1, label="team=payments"),
