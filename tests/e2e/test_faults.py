@@ -269,6 +269,7 @@ def test_two_deployments_on_one_database_wait_for_each_other(
     assert [row["max_size_mb"] for row in stored(engine, DATABASE)] == [101]
 
 
+@pytest.mark.nightly("starts a daemon and its runs")
 def test_a_sample_corrected_to_nonsense_is_followed_and_exactly_one_alert_leaves_the_house(
     engine: Engine, database: URL, dagster_databases: tuple[URL, URL], tmp_path: Path
 ) -> None:

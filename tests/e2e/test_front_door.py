@@ -123,6 +123,7 @@ def test_the_demo_can_be_taken_away_and_leaves_room_for_real_servers(home: Path)
     assert "the two do not mix" in demo_again.stderr
 
 
+@pytest.mark.nightly("starts a further stack")
 def test_dagster_dev_works_for_someone_who_sets_the_variables_by_hand(
     server: EmbeddedServer, database: Any, tmp_path: Path
 ) -> None:
