@@ -259,7 +259,7 @@ def _refuse_a_run_without_success(summary: RunSummary) -> None:
 SUBJECTS = {
     "database": (
         "database",
-        "Total, data and log size: mean (rounded down), largest, smallest, change.",
+        "Total, data, log and used size: mean (rounded down), largest, smallest, change.",
     ),
     "instance": (
         "server",
