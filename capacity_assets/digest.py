@@ -53,7 +53,7 @@ from capacity_assets.reading.coverage import SilentServer, silent_servers
 from capacity_assets.reading.forecasts import FillDateChange, moved_fill_dates
 from capacity_assets.reading.groups import group_sizes, short_servers
 from capacity_assets.reading.sizes import SizeInWindow, change_sentence, fleet_history, mark_partial, partial_windows
-from capacity_assets.reading.space import RetainedWal, much_retained_wal
+from capacity_assets.reading.space import RetainedWal, excessive_wal
 from capacity_assets.reading.subjects import address, page_url, subject_address
 
 LISTED, DECLINES_LISTED = 10, 5
@@ -94,7 +94,7 @@ class Digest:
     is_change_partial: bool = False
     """Whether a part was not measured in this week or the previous one, so that `change_mb` is not shown."""
     retained_wal: Sequence[RetainedWal] = ()
-    """Too much WAL that slots or archivers retain, by the last measurement of the week."""
+    """Too much WAL retained by slots or archivers, by the last measurement of the week."""
     decided: int = 0
     """Number of fill dates left out because of decisions."""
     known_before_mb: int | None = None
@@ -160,7 +160,7 @@ def _read(
         "declines": with_objects(connection, week, declined[:DECLINES_LISTED]),
         "runways": dates.sooner,
         "later": dates.later,
-        "retained_wal": much_retained_wal(connection, week.start, week.end, label),
+        "retained_wal": excessive_wal(connection, week.start, week.end, label),
         "silent": silent_servers(connection, week, label),
         "came": came,
         "went": went,
@@ -285,7 +285,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "declines": ("Shrank most", _decline_text),
     "runways": ("Full sooner than forecast a week ago", _moved_date_text),
     "later": ("Full later than forecast a week ago", _moved_date_text),
-    "retained_wal": ("Much WAL that slots or archivers retain", lambda one: one.text),
+    "retained_wal": ("Too much WAL retained by slots or archivers", lambda one: one.text),
     "silent": ("No longer measured", lambda one: f"{one.server}: last on {human_day(one.last_day)}"),
     "came": ("Servers that came", _server_text),
     "went": ("Servers that went", _server_text),

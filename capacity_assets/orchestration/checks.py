@@ -136,7 +136,11 @@ def retained_wal_result(engine: Engine, today: date, pages_url: str | None, asse
         text = "Retained WAL could not be looked up."
         return check_result(LITTLE_WAL_RETAINED, text, [str(error)], is_error=False, asset=asset)
     pages = {one.server: subject_address("server", one.server_id) for one in retained[:PAGES_LISTED]}
-    text = f"{counted(len(retained), 'cause')} of too much WAL." if retained else "Nothing retains too much WAL."
+    text = (
+        f"Too much WAL is retained in {counted(len(retained), 'place')}."
+        if retained
+        else "Nothing retains too much WAL."
+    )
     # The incident is named without sizes, which change every day.
     incident = "\n".join(sorted(f"{one.server}: {one.part or one.holder}" for one in retained))
     metadata = {**pages_metadata(pages, pages_url), **({"incident": incident} if incident else {})}

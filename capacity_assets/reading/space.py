@@ -226,14 +226,14 @@ def _title(kind: str) -> str:
     return "Databases" if kind == DATABASES else PART_KINDS[kind].title
 
 
-def much_retained_wal(
+def excessive_wal(
     connection: Connection,
     first: date,
     last: date,
     label: tuple[str, str] | None = None,
     server_id: int | None = None,
 ) -> list[RetainedWal]:
-    """Return the WAL of which too much is retained on the newest day of each server in a range of days, largest first.
+    """Return where too much WAL is retained on the newest day of each server in a range of days, largest first.
 
     Only of servers in service; with `label` or `server_id`, only of these.
     """
@@ -273,7 +273,7 @@ def much_retained_wal(
 
 def retained_wal_on(connection: Connection, today: date, server_id: int | None = None) -> list[RetainedWal]:
     """Return the same by the newest measurements of the week that ends today, of all servers or one."""
-    return much_retained_wal(connection, today - timedelta(days=RETAINED_DAYS - 1), today, server_id=server_id)
+    return excessive_wal(connection, today - timedelta(days=RETAINED_DAYS - 1), today, server_id=server_id)
 
 
 _DATABASES_OF_SERVER = """

@@ -135,7 +135,7 @@ class FleetPage:
     declared_since: Sequence[str] = ()
     """Servers whose limits, steps or plans changed after the newest forecast."""
     retained_wal: Sequence[RetainedWal] = ()
-    """Too much WAL that slots or archivers retain, the largest first."""
+    """Too much WAL retained by slots or archivers, the largest first."""
 
     @property
     def is_empty(self) -> bool:

@@ -76,7 +76,7 @@ class FillingPage:
     declared_since: Sequence[str]
     """Servers whose limits, steps or plans changed after the newest forecast."""
     retained_wal: Sequence[RetainedWal]
-    """Too much WAL that slots or archivers retain, the largest first."""
+    """Too much WAL retained by slots or archivers, the largest first."""
     page: int
     has_more: bool
 

@@ -131,7 +131,7 @@ class SubjectPage:
     origins: Sequence[subjects.SampleOrigin] = ()
     """Origins of imported samples."""
     retained_wal: Sequence[RetainedWal] = ()
-    """Too much WAL that slots or the archiver retain: of the server, or on the volume that is shown or binds."""
+    """Too much WAL retained by slots or the archiver: of the server, or on the volume that is shown or binds."""
     behind: WindowSamples | None = None
 
 

@@ -163,7 +163,7 @@ def test_each_group_has_what_fills_first_as_in_the_list_of_groups(pages: Pages) 
 def test_without_windows_of_a_period_the_page_says_how_to_compute_them_and_offers_the_others(pages: Pages) -> None:
     html = pages.ask("/changes?period=yearly").text
 
-    assert 'No figures by year yet. The <a href="/">first page</a> says what was measured.' in html
+    assert 'No yearly figures yet. The <a href="/">first page</a> says what was measured.' in html
     assert "<code>capacity aggregate --period yearly</code> computes it." in html
     assert 'href="/changes?period=daily"' in html
 

@@ -17,7 +17,7 @@ from capacity_assets.demo import UNREAD_SLOT_OF, load_sample_fleet
 from capacity_assets.digest import read_digest, sections
 from capacity_assets.orchestration.checks import retained_wal_result
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.reading.space import RetainedWal, much_retained_wal, retained_wal_on, space_usage
+from capacity_assets.reading.space import RetainedWal, excessive_wal, retained_wal_on, space_usage
 from capacity_assets.reading.subjects import server_id_of, volumes_of
 from tests.clocks import TODAY
 from tests.command import capacity
@@ -158,9 +158,9 @@ def test_who_retains_more_than_a_tenth_is_named_by_check_and_digest(fleet: Engin
     declare_labels(fleet, [Label("server-3", None, "team", "payments")], BEFORE)
     week = PERIODS["weekly"].window_of(TODAY)
     with fleet.connect() as connection:
-        found = much_retained_wal(connection, week.start, TODAY)
-        of_team = much_retained_wal(connection, week.start, TODAY, ("team", "payments"))
-        earlier = much_retained_wal(connection, BEFORE, TODAY - timedelta(days=1))
+        found = excessive_wal(connection, week.start, TODAY)
+        of_team = excessive_wal(connection, week.start, TODAY, ("team", "payments"))
+        earlier = excessive_wal(connection, BEFORE, TODAY - timedelta(days=1))
 
     gone = RetainedWal(
         1, "server-1", "slot", "gone", TODAY, 201, 2000, "/data", "logical, its consumer is not connected"
