@@ -173,8 +173,8 @@ EVERYWHERE: dict[str, Callable[[Engine], object]] = {
 
 def _template(request: pytest.FixtureRequest, cluster: Databases) -> str:
     """Return the template of a test's database."""
-    prepared = getattr(request.module, "PREPARED", {})
-    for fixture, fill in {**prepared, **EVERYWHERE, **prepared}.items():
+    prepared: dict[str, Callable[[Engine], object]] = getattr(request.module, "PREPARED", {})
+    for fixture, fill in (*prepared.items(), *EVERYWHERE.items()):
         if fixture in request.fixturenames:
             return cluster.filled(template_name(fill), fill)
     return TEMPLATE

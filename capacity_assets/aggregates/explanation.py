@@ -293,8 +293,9 @@ def _unknown(connection: Connection, parameters: Mapping[str, object]) -> NotFou
         what, written, known = f"server {server!r}", server, servers
         listing = "`capacity instances list` shows all."
     else:
-        named = None if server is None else f"`capacity runway {shlex.quote(str(server))}` lists its databases."
-        listing = named or "The view capacity_latest lists all known names."
+        listing = "The view capacity_latest lists all known names."
+        if server is not None:
+            listing = f"`capacity runway {shlex.quote(str(server))}` lists its databases."
         known = connection.execute(text(names), parameters).scalars().all()
     return NotFoundError(
         f"There is no {what} among the registered servers: names must match exactly."

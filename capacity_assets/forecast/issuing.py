@@ -78,9 +78,13 @@ _COMPUTED = [*_KEYS, *STORED, *_BANDS, *STORED_PLANS]
 _COLUMNS = [*_COMPUTED, "stands_for_itself"]
 _STAGED = temporary_table("issued_runway", *(sa.Column(name, capacity_runways.c[name].type) for name in _COLUMNS))
 """The forecasts of a run before they are stored."""
-# By the rule of the views.
-_RULE: sa.ColumnElement[bool] = sa.literal_column(STANDS_FOR_ITSELF.replace("capacity_runways", _STAGED.name))
-_COMPARE = sa.update(_STAGED.alias("r")).values(stands_for_itself=_RULE)  # type: ignore[arg-type]  # an alias
+_RULE: sa.ColumnElement[bool] = sa.literal_column(STANDS_FOR_ITSELF)
+# The rule of the views, in which the staged forecasts have the name of the stored ones.
+_COMPARE = (
+    sa.update(_STAGED.alias("r"))  # type: ignore[arg-type]  # an alias
+    .values(stands_for_itself=_RULE)
+    .add_cte(sa.select(_STAGED).cte(capacity_runways.name))
+)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class WalUse:
     @property
     def holder(self) -> str:
         """What retains it, as the beginning of a sentence."""
-        return _holder(self.kind, self.part)
+        return f"Replication slot {self.part}" if self.kind == SLOT else "The WAL archiver"
 
 
 @dataclass(frozen=True)
@@ -78,25 +78,15 @@ class SpaceUsage:
     retained_wal: Sequence[WalUse]
 
 
-@dataclass(frozen=True)
-class RetainedWal:
+@dataclass(frozen=True, kw_only=True)
+class RetainedWal(WalUse):
     """WAL that a slot or the archiver retains: over a tenth of its volume or, if that is unknown, of the databases."""
 
     server_id: int
     server: str
-    kind: str
-    part: str
-    """Name of the slot; empty: the archiver."""
     day: date
-    retained_mb: int
     of_mb: int
     volume: str | None
-    detail: str
-
-    @property
-    def holder(self) -> str:
-        """What retains it, as the beginning of a sentence."""
-        return _holder(self.kind, self.part)
 
     @property
     def percent(self) -> int:
@@ -131,10 +121,6 @@ _ARCHIVER_ADVICE = {
     "Do not delete files in `pg_wal`.",
     False: "It is slower than the server writes WAL, or neither `archive_command` nor `archive_library` is set.",
 }
-
-
-def _holder(kind: str, part: str) -> str:
-    return f"Replication slot {part}" if kind == SLOT else "The WAL archiver"
 
 
 def space_usage(
@@ -266,8 +252,9 @@ def excessive_wal(
             and 100 * retained_mb > MOST_RETAINED_PERCENT * of_mb
             and (volume or retained_mb >= SMALLEST_RETAINED_MB)
         ):
-            about = (row.server_id, row.server, row.kind, row.part, row.day, retained_mb, int(of_mb), volume)
-            large.append(RetainedWal(*about, row.detail or ""))
+            about = (row.kind, row.part, retained_mb, row.detail or "")
+            server = {"server_id": row.server_id, "server": row.server, "day": row.day}
+            large.append(RetainedWal(*about, **server, of_mb=int(of_mb), volume=volume))
     return sorted(large, key=lambda one: -one.retained_mb)
 
 

@@ -162,11 +162,11 @@ def test_who_retains_more_than_a_tenth_is_named_by_check_and_digest(fleet: Engin
         of_team = excessive_wal(connection, week.start, TODAY, ("team", "payments"))
         earlier = excessive_wal(connection, BEFORE, TODAY - timedelta(days=1))
 
-    gone = RetainedWal(
-        1, "server-1", "slot", "gone", TODAY, 201, 2000, "/data", "logical, its consumer is not connected"
-    )
-    late = RetainedWal(3, "server-3", "slot", "late", TODAY, 1025, 400, None, "physical, its consumer is not connected")
-    archiver = RetainedWal(1, "server-1", "archiver", "", TODAY, 220, 2000, "/data", FAILING)
+    one: dict[str, Any] = {"server_id": 1, "server": "server-1", "day": TODAY, "of_mb": 2000, "volume": "/data"}
+    three: dict[str, Any] = {"server_id": 3, "server": "server-3", "day": TODAY, "of_mb": 400, "volume": None}
+    gone = RetainedWal("slot", "gone", 201, "logical, its consumer is not connected", **one)
+    late = RetainedWal("slot", "late", 1025, "physical, its consumer is not connected", **three)
+    archiver = RetainedWal("archiver", "", 220, FAILING, **one)
     assert (found, of_team, earlier) == ([late, archiver, gone], [late], [])
     assert "neither `archive_command` nor `archive_library` is set" in replace(archiver, detail="").advice
     texts = [
