@@ -426,7 +426,7 @@ def _limits(engine: Engine, today: date) -> Iterator[Finding]:
 def _retained_wal(engine: Engine, today: date) -> Iterator[Finding]:
     with engine.connect() as connection:
         retained = retained_wal_on(connection, today)
-    yield from (_note("retained WAL", one.text) for one in retained)
+    yield from (_note("retained WAL", f"{wal.text}. {wal.advice}") for wal in retained)
 
 
 def _dagster_storage(settings: Settings) -> Iterator[Finding]:

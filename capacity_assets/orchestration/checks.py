@@ -144,7 +144,7 @@ def retained_wal_result(engine: Engine, today: date, pages_url: str | None, asse
     # The incident is named without sizes, which change every day.
     incident = "\n".join(sorted(f"{one.server}: {one.part or one.holder}" for one in retained))
     metadata = {**pages_metadata(pages, pages_url), **({"incident": incident} if incident else {})}
-    lines = [one.text for one in retained]
+    lines = [f"{wal.text}. {wal.advice}" for wal in retained]
     return check_result(LITTLE_WAL_RETAINED, text, lines, is_error=True, metadata=metadata, asset=asset)
 
 

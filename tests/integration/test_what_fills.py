@@ -182,7 +182,10 @@ def test_who_retains_more_than_a_tenth_is_named_by_check_and_digest(fleet: Engin
         "whatever they retain"
     )
     checked = json.loads(capacity("check", "--json").output)
-    assert [one["text"] for one in checked if one["subject"] == "retained WAL"] == texts
+    with_advice = [f"{text}. {wal.advice}" for text, wal in zip(texts, found, strict=True)]
+    assert [one["text"] for one in checked if one["subject"] == "retained WAL"] == with_advice
+    assert "`SELECT pg_drop_replication_slot('gone')`" in with_advice[2]
+    assert "drop the slot if nothing needs it" in str(result.description), "alerts too say what to do"
     [section] = [one for one in sections(read_digest(fleet, week)) if "WAL" in one.heading]
     assert [line.text for line in section.lines] == texts
 
