@@ -129,15 +129,21 @@ def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet:
             one, [asset_name(one, level) for level in LEVELS.values()], job_name(one), f"the {one.name} windows"
         )
     ]
-    # A forecast takes a second: only today's, and those that are due today, so that there are scores.
-    due = [today - timedelta(days=days) for days in (*reversed(HORIZONS_DAYS), 0)]
+    monthly, weekly = PERIODS[documents.REPORT_PERIOD], PERIODS[documents.DIGEST_PERIOD]
+    # A forecast takes a second: only today's, those that are due today, so that there are scores, and those with which
+    # the last week and month begin and end, so that changes of dates can be compared.
+    ends = [
+        day
+        for window in (weekly.last(today), monthly.last(today))
+        for day in (window.start, window.end + timedelta(days=1))
+    ]
+    due = sorted({today, *(today - timedelta(days=days) for days in HORIZONS_DAYS), *ends})
     issued = materialized_partitions([RUNWAY])
     runways = [
         PlannedRun(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)])
         for day in due
         if day >= first_day and day.isoformat() not in issued
     ]
-    monthly, weekly = PERIODS[documents.REPORT_PERIOD], PERIODS[documents.DIGEST_PERIOD]
     has_partitions = instance.get_latest_materialization_event(dg.AssetKey(TABLE_PARTITIONS)) is not None
     return OpenWork(
         aggregates,

@@ -5,6 +5,7 @@ Screenshots stay in build/screenshots.
 
 from __future__ import annotations
 
+import json
 import re
 import urllib.request
 from collections.abc import Iterator
@@ -82,6 +83,14 @@ def page(opened: tuple[Page, list[str]]) -> Iterator[Page]:
     assert opened[1] == []
 
 
+def test_the_pages_compare_the_fill_dates_of_the_last_week_and_month(stack: ui.Stack) -> None:
+    for period in ("weekly", "monthly"):
+        address = f"http://127.0.0.1:{stack.pages_port}/api/v1/changes?period={period}"
+        with urllib.request.urlopen(address, timeout=30) as response:
+            changes = json.load(response)
+        assert changes["compared_as_of"] == changes["window_start"], period
+
+
 def test_bi_tools_read_the_fleet_over_the_port(stack: ui.Stack) -> None:
     port = (stack.home / "postgres" / "postmaster.pid").read_text().splitlines()[3]
     password = (stack.home / "sql-password").read_text().strip()
@@ -101,8 +110,9 @@ def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_
     assert monthly["groupName"] == "monthly"
     partitioned = {name: node["partitionStats"] for name, node in nodes.items() if node["partitionStats"]}
     assert len(partitioned) == 25
-    # Forecasts are issued from now on; the demo has those that came due today, for their scores.
-    assert 2 <= partitioned.pop("runway")["numMaterialized"] <= 5
+    # Forecasts are issued from now on. The demo has those that came due today, for their scores, and those with which
+    # the last week and month begin and end, to be compared.
+    assert 5 <= partitioned.pop("runway")["numMaterialized"] <= 9
     assert all(stats["numFailed"] == 0 for stats in partitioned.values())
     # Tables and indexes are measured once a week.
     of_objects = partitioned.pop("object_size_stats")
