@@ -15,8 +15,8 @@ from typing import TextIO
 
 import numpy as np
 
-from capacity_assets.base.settings import HISTORY_DAYS
 from capacity_assets.forecast.model import Sizes
+from capacity_assets.forecast.results import HISTORY_DAYS
 
 FIRST_ORIGIN = 90
 ORIGIN_STEP_DAYS = 10

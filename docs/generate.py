@@ -26,6 +26,8 @@ from capacity_assets.collection.engines.base import engines
 from capacity_assets.database.locks import SAMPLES, redis_key
 from capacity_assets.database.tables import metadata
 from capacity_assets.database.views import READABLE, VIEWS
+from capacity_assets.history.retention import DEFAULT_RETENTION
+from capacity_assets.history.retention import VARIABLE as RETENTION
 from capacity_assets.history.sources import ORIGINS
 from capacity_assets.orchestration.graph import asset_name, job_name, pool_name, schedule_name
 from capacity_assets.web.metrics import DESCRIPTIONS
@@ -45,7 +47,7 @@ def variables() -> str:
     defaults = {
         str(field.validation_alias): None if field.default_factory else field.default
         for field in Settings.model_fields.values()
-    }
+    } | {RETENTION: DEFAULT_RETENTION}
     defaults = {
         name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in defaults.items()
     }

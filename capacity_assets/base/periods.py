@@ -57,6 +57,8 @@ DAYS_PER_WEEK = 7
 MONTHS_PER_QUARTER = 3
 LONGEST_NAME = 20  # the longest that fits the column period_type
 DAYS_PER_YEAR = Decimal("365.2425")
+YEAR_AND_MONTH_DAYS = 400
+"""A year, the month before it, and a few days more."""
 WEEKS_PER_YEAR = 52
 LEAP_DAY = (2, 29)
 NOUNS = {"daily": "day", "weekly": "week", "monthly": "month", "quarterly": "quarter", "yearly": "year"}

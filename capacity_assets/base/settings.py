@@ -309,11 +309,6 @@ DEFAULT_SCHEDULE_HOUR = 4
 DEFAULT_JUMP_PERCENT = 100
 DEFAULT_PARALLEL_SLICES = 2
 LONGEST_SETTLING = 30
-YEAR_AND_MONTH_DAYS = 400
-"""A year, the month before it, and a few days more."""
-HISTORY_DAYS = 1096
-"""Days that a forecast uses at most. Volumes have no aggregates, so their samples are kept as long."""
-DEFAULT_RETENTION_DAYS = f"raw={YEAR_AND_MONTH_DAYS},daily={HISTORY_DAYS},volume_size_stats={HISTORY_DAYS}"
 DEFAULT_HOME = Path(".capacity")
 DEFAULT_COLLECTION_CONCURRENCY = 32
 # In the second, systemd mounts the credentials of a unit.
@@ -397,7 +392,7 @@ class Variables(BaseSettings):
     trend_percent: Decimal | None = Field(default=None, gt=0, le=1000, decimal_places=2)
     """Change in percent, up or down, beyond which a window counts as growing or shrinking, the same for every period;
     the legacy application used 5. Unset: 20 % per year, in proportion to the window's length."""
-    retention_days: str = DEFAULT_RETENTION_DAYS
+    retention_days: str = ""
     """How many days rows are kept: `name=days` or `name=forever`, separated by commas. A name is `raw`, a raw table, a
     period, or an aggregate asset; the more exact one wins. Other rows keep their default. See the operations page."""
     parallel_slices: int = Field(default=DEFAULT_PARALLEL_SLICES, ge=1, le=32)

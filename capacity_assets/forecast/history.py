@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ARRAY, Connection, Row, Text, TextualSelect, any_, literal, select, text
 
-from capacity_assets.base.settings import HISTORY_DAYS
 from capacity_assets.database.cluster import copied_for_reading
 from capacity_assets.database.tables import instances, is_active
 from capacity_assets.forecast.model import Sizes, without_steps
-from capacity_assets.forecast.results import DATABASE, GROUP, SERVER, STALE_DAYS, VOLUME
+from capacity_assets.forecast.results import DATABASE, GROUP, HISTORY_DAYS, SERVER, STALE_DAYS, VOLUME
 
 BATCH = 500
 """Number of series that are read and forecast together, which bounds memory on large fleets."""

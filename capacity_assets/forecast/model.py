@@ -16,8 +16,14 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from capacity_assets.base.settings import HISTORY_DAYS, HORIZONS_DAYS
-from capacity_assets.forecast.results import DAY_PROBABILITIES, LEAST_CHANGES, LEAST_ERRORS, ORIGIN_STEP_DAYS
+from capacity_assets.base.settings import HORIZONS_DAYS
+from capacity_assets.forecast.results import (
+    DAY_PROBABILITIES,
+    HISTORY_DAYS,
+    LEAST_CHANGES,
+    LEAST_ERRORS,
+    ORIGIN_STEP_DAYS,
+)
 
 Sizes: TypeAlias = NDArray[np.float64]
 

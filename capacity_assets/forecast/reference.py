@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-from capacity_assets.base.settings import HISTORY_DAYS, HORIZONS_DAYS
+from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.forecast.model import (
     BAND,
     DRIFT_DAYS,
@@ -41,7 +41,7 @@ from capacity_assets.forecast.model import (
     WEIGHTS,
     WINSORISED_SHARE,
 )
-from capacity_assets.forecast.results import LEAST_CHANGES, LEAST_ERRORS, ORIGIN_STEP_DAYS
+from capacity_assets.forecast.results import HISTORY_DAYS, LEAST_CHANGES, LEAST_ERRORS, ORIGIN_STEP_DAYS
 
 SAME_FREE = 1e-9
 """Relative precision of free space."""

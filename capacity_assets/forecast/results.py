@@ -35,6 +35,8 @@ LEAST_ERRORS = 4
 """A horizon with fewer past errors uses those of the next shorter one, scaled."""
 LEAST_HISTORY_DAYS = 1 + LEAST_CHANGES + HORIZONS_DAYS[0] + (LEAST_ERRORS - 1) * ORIGIN_STEP_DAYS
 """With fewer days of history the shortest horizon has too few errors: there is no band and no fill date."""
+HISTORY_DAYS = 1096
+"""Days that a forecast uses at most. By default, daily aggregates are kept as long."""
 RECENT_DAYS = 30
 RISK_DAYS = (30, 7, 90, 365)
 """Horizons by which risks are compared, most important first: people act on the first one."""

@@ -1,9 +1,9 @@
 """How long rows are kept, and the maintenance of the table partitions.
 
-Maintenance adds partitions ahead, moves rows out of default partitions, and drops partitions that are older than
-CAPACITY_RETENTION_DAYS allows (its default is in `base/settings.py`). Samples of a day are dropped once every window
-that contains the day or compares with it is over, computed from the current samples without a failed server, and
-stored.
+Maintenance adds partitions ahead, moves rows out of default partitions, and drops partitions that are older than the
+rules allow: those of `DEFAULT_RETENTION`, except where CAPACITY_RETENTION_DAYS has others. Samples of a day are dropped
+once every window that contains the day or compares with it is over, computed from the current samples without a failed
+server, and stored.
 
 Each partition is a transaction of its own, decided and done under its lock: an interruption keeps finished work, and an
 error in one table does not prevent the maintenance of the others. `database.partitions` creates partitions.
@@ -23,8 +23,8 @@ from sqlalchemy import Connection, Engine, Table, text
 from capacity_assets.aggregates.ledger import IncompleteWindow, Ledger
 from capacity_assets.aggregates.levels import LEVELS, Level, aggregates_name
 from capacity_assets.base.errors import DatabaseError, database_errors
-from capacity_assets.base.periods import PERIODS, Clock, Period, Window
-from capacity_assets.base.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
+from capacity_assets.base.periods import PERIODS, YEAR_AND_MONTH_DAYS, Clock, Period, Window
+from capacity_assets.base.settings import ConfigurationError
 from capacity_assets.base.units import BYTES_PER_MB, counted, human_day
 from capacity_assets.database.cluster import size_of_table
 from capacity_assets.database.engine import TodayCheck, check_today
@@ -44,6 +44,7 @@ from capacity_assets.database.partitions import (
 )
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.tables import AGGREGATES, SAMPLES, capacity_runways, object_size_stats
+from capacity_assets.forecast.results import HISTORY_DAYS
 
 logger = logging.getLogger("capacity_assets")
 
@@ -51,6 +52,8 @@ VARIABLE = "CAPACITY_RETENTION_DAYS"
 RAW = "raw"
 FOREVER = "forever"
 LONGEST_DAYS = 100_000
+DEFAULT_RETENTION = f"{RAW}={YEAR_AND_MONTH_DAYS},daily={HISTORY_DAYS},volume_size_stats={HISTORY_DAYS}"
+"""The rules without the variable. Volumes have no aggregates, so their samples are kept as long as daily rows."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,16 @@ def _level_of(table: Table) -> Level:
 
 def parse_retention(value: str, periods: Iterable[str] = PERIODS) -> Retention:
     """Read `name=days,name=forever`, on top of the defaults; raises ConfigurationError for another form."""
-    known = {*periods, *(rule.partition("=")[0] for rule in DEFAULT_RETENTION_DAYS.split(","))}
+    known = {*periods, *(rule.partition("=")[0] for rule in DEFAULT_RETENTION.split(","))}
     known |= {RAW, *(table.name for table in (*SAMPLES, *UNREAD))}
     known |= {aggregates_name(period, level) for period in periods for level in LEVELS.values()}
     days_by_name: dict[str, int | None] = {}
-    for rule in filter(None, (part.strip() for part in f"{DEFAULT_RETENTION_DAYS},{value}".split(","))):
+    for rule in filter(None, (part.strip() for part in f"{DEFAULT_RETENTION},{value}".split(","))):
         name, _, days = (part.strip() for part in rule.partition("="))
         is_number = days.isascii() and days.isdigit() and 1 <= int(days) <= LONGEST_DAYS
         if not is_number and days != FOREVER:
             raise ConfigurationError(
-                f"{VARIABLE}: {rule!r} is not a rule; write for example {DEFAULT_RETENTION_DAYS},weekly={FOREVER}"
+                f"{VARIABLE}: {rule!r} is not a rule; write for example {DEFAULT_RETENTION},weekly={FOREVER}"
             )
         if name not in known:
             raise ConfigurationError(f"{VARIABLE}: {name!r} is not one of {', '.join(sorted(known))}")

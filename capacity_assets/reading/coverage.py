@@ -15,8 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from capacity_assets.base.periods import Period, Window
-from capacity_assets.base.settings import YEAR_AND_MONTH_DAYS
+from capacity_assets.base.periods import YEAR_AND_MONTH_DAYS, Period, Window
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.windows import newest_day, of_windows, today_of

@@ -14,8 +14,7 @@ from sqlalchemy import Connection, Engine, Table, func, select, text
 
 from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS, RawTable
 from capacity_assets.base.errors import database_errors
-from capacity_assets.base.periods import PERIODS, Period, Window
-from capacity_assets.base.settings import YEAR_AND_MONTH_DAYS
+from capacity_assets.base.periods import PERIODS, YEAR_AND_MONTH_DAYS, Period, Window
 from capacity_assets.base.trend import contradictory_trend
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.cluster import is_distributed

@@ -180,8 +180,8 @@ def test_a_rule_that_means_nothing_is_refused_before_anything_is_done(
         assert findings(subject="CAPACITY_RETENTION_DAYS")[0][0] == "bad", command
 
 
-def test_check_says_how_long_rows_are_kept(settings: Settings) -> None:
-    assert settings.retention_days == "raw=400,daily=1096,volume_size_stats=1096"
+@pytest.mark.usefixtures("settings")
+def test_check_says_how_long_rows_are_kept() -> None:
     assert findings(subject="CAPACITY_RETENTION_DAYS") == [
         ("ok", "raw 400 days, daily 1096 days, volume_size_stats 1096 days; everything else forever")
     ]

@@ -17,7 +17,7 @@ from capacity_assets.collection.service import CollectionSummary
 from capacity_assets.database.views import VIEWS
 from capacity_assets.digest import KINDS, Digest, DigestDeliveries
 from capacity_assets.forecast.issuing import IssuedRunways
-from capacity_assets.history.retention import MaintenanceReport
+from capacity_assets.history.retention import DEFAULT_RETENTION, VARIABLE, MaintenanceReport
 from capacity_assets.orchestration.aggregates import AggregationConfig, MaintenanceConfig, maintenance_metadata
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.collection import CollectionConfig, collection_metadata
@@ -49,6 +49,7 @@ def test_defaults_in_the_example_are_the_real_ones() -> None:
     real = {str(field.validation_alias): getattr(defaults, name) for name, field in Settings.model_fields.items()}
     # Secrets have no default; the example shows their form. The zone's default is the machine's.
     shown = {name: value for name, value in real.items() if value not in (None, "", ()) and name != "CAPACITY_TIMEZONE"}
+    shown[VARIABLE] = DEFAULT_RETENTION
     assert len(shown) > 12
     for name, value in shown.items():
         listed = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from capacity_assets.base.settings import HISTORY_DAYS, HORIZONS_DAYS
+from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.database.views import RUNWAY_VIEWS, STANDS_FOR_ITSELF
 from capacity_assets.forecast.model import (
     BAND,
@@ -39,6 +39,7 @@ from capacity_assets.forecast.model import (
 from capacity_assets.forecast.reference import reference
 from capacity_assets.forecast.results import (
     DAY_PROBABILITIES,
+    HISTORY_DAYS,
     LEAST_CHANGES,
     LEAST_ERRORS,
     ORIGIN_STEP_DAYS,

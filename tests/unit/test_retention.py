@@ -6,12 +6,12 @@ import pytest
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE
 from capacity_assets.base.periods import PERIODS, Period
-from capacity_assets.base.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
+from capacity_assets.base.settings import ConfigurationError
 from capacity_assets.history.retention import parse_retention
 
 
 def test_by_default_samples_stay_400_days_daily_rows_three_years_and_the_rest_for_ever() -> None:
-    retention = parse_retention(DEFAULT_RETENTION_DAYS)
+    retention = parse_retention("")
 
     assert [retention.of(level.source) for level in (DATABASE, INSTANCE)] == [400, 400]
     assert {period: retention.of(DATABASE.target, period) for period in PERIODS} == {
