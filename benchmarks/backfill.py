@@ -28,7 +28,8 @@ from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import load_settings
 from capacity_assets.database.engine import disposed
-from capacity_assets.orchestration.graph import PARTITIONS_PER_RUN, asset_name
+from capacity_assets.orchestration.graph import asset_name
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.runtime import open_dagster_database, open_engine, prepare_database, task_runner
 
 PORT = 3917

@@ -56,20 +56,15 @@ from capacity_assets.orchestration.checks import (
 from capacity_assets.orchestration.collection import COLLECTION_JOB
 from capacity_assets.orchestration.graph import (
     MARKING_SECONDS,
-    PARTITIONS_PER_RUN,
     Graph,
     Requests,
     Services,
     asset_name,
-    bounded_spans,
     dagster_failures,
-    days_behind_a_window,
     job_name,
     marking_result,
     pool_name,
-    run_request,
     schedule_name,
-    windows_of,
 )
 from capacity_assets.orchestration.metadata import (
     MetadataMapping,
@@ -79,6 +74,13 @@ from capacity_assets.orchestration.metadata import (
     markdown,
     plain,
     summary_metadata,
+)
+from capacity_assets.orchestration.partitions import (
+    PARTITIONS_PER_RUN,
+    bounded_spans,
+    days_behind_a_window,
+    run_request,
+    windows_of,
 )
 from capacity_assets.orchestration.private import (
     ASSET_PARTITION_RANGE_END_TAG,

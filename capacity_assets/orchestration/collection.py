@@ -40,7 +40,6 @@ from capacity_assets.orchestration.checks import (
 from capacity_assets.orchestration.graph import (
     COLLECTION_POOL,
     MARKING_SECONDS,
-    PARTITIONS_PER_RUN,
     SERVICES,
     Graph,
     Requests,
@@ -57,6 +56,7 @@ from capacity_assets.orchestration.metadata import (
     plain,
     table_metadata,
 )
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.orchestration.private import create_external_asset_from_source_asset
 from capacity_assets.orchestration.runways import RUNWAY, runway_schedule
 from capacity_assets.reading.windows import data_versions, days_with_samples

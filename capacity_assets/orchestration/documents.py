@@ -31,7 +31,6 @@ from capacity_assets.orchestration.graph import (
     Services,
     asset_name,
     dagster_failures,
-    windows_of,
 )
 from capacity_assets.orchestration.metadata import (
     PARTITION_ROW_COUNT,
@@ -43,6 +42,7 @@ from capacity_assets.orchestration.metadata import (
     markdown_table,
     table_metadata,
 )
+from capacity_assets.orchestration.partitions import windows_of
 from capacity_assets.ownership import bills
 from capacity_assets.ownership.labels import default_grouping
 from capacity_assets.reading.changes import ChangeKind

@@ -22,7 +22,6 @@ from capacity_assets.orchestration.checks import (
 )
 from capacity_assets.orchestration.graph import (
     RUNWAY_POOL,
-    SAMPLE_DAY,
     Graph,
     Requests,
     Services,
@@ -36,6 +35,7 @@ from capacity_assets.orchestration.metadata import (
     plain,
     table_metadata,
 )
+from capacity_assets.orchestration.partitions import SAMPLE_DAY
 from capacity_assets.reading.forecasts import figures_of, issue_of, recent_issue
 
 if TYPE_CHECKING:

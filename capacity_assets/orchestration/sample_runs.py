@@ -27,10 +27,9 @@ from capacity_assets.orchestration.graph import (
     Graph,
     RunRetryPolicy,
     asset_name,
-    bounded_spans,
     job_name,
-    range_tags,
 )
+from capacity_assets.orchestration.partitions import bounded_spans, range_tags
 from capacity_assets.orchestration.private import (
     RUNLESS_JOB_NAME,
     RUNLESS_RUN_ID,

@@ -21,7 +21,7 @@ from capacity_assets.aggregates.runs import RunOptions
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
-from capacity_assets.orchestration.graph import partitions_of
+from capacity_assets.orchestration.partitions import partitions_of
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
 from tests.runs import run_range
 

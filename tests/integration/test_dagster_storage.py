@@ -17,7 +17,7 @@ from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
 from capacity_assets.database.engine import disposed
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.graph import range_tags
+from capacity_assets.orchestration.partitions import range_tags
 from capacity_assets.orchestration.sample_runs import report_marks
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.runs import run_range

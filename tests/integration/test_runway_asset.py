@@ -15,7 +15,7 @@ from capacity_assets.forecast.decisions import Decision, decide
 from capacity_assets.forecast.issuing import RunwayService, issue_runways
 from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.graph import range_tags
+from capacity_assets.orchestration.partitions import range_tags
 from capacity_assets.orchestration.runways import RUNWAY_JOB
 from capacity_assets.reading.forecasts import issue_of
 from tests.clocks import TODAY, fixed_clock

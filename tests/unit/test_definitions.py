@@ -15,8 +15,8 @@ from capacity_assets.aggregates.levels import LEVELS, SERVER_LEVELS
 from capacity_assets.base.periods import PERIODS, Period
 from capacity_assets.base.settings import ConfigurationError, Settings
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.graph import PARTITIONS_PER_RUN
 from capacity_assets.orchestration.instance import shipped_file
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from tests.code_location import CRONS, aggregate_keys, specs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import pytest
 
 from capacity_assets.base.periods import PERIODS, Period
 from capacity_assets.base.settings import Settings
-from capacity_assets.orchestration.graph import SAMPLE_DAY, days_behind_a_window, partitions_of, windows_of
+from capacity_assets.orchestration.partitions import SAMPLE_DAY, days_behind_a_window, partitions_of, windows_of
 
 # Shanghai has no daylight saving; Berlin and New York change at night; Santiago and Cairo change at
 # midnight, so that one midnight a year does not exist; Kathmandu is off by a quarter of an hour.
