@@ -1,8 +1,8 @@
 """Registries of sizes and figures, which tables, statements, views and the reference follow.
 
-- A new size of a database is an entry of `SIZE_KINDS`: columns of samples and aggregates, figures, imports and views
-  follow, and `capacity init` adds the columns. An engine's class passes its bytes by `stem`. Raise `SCHEMA_REVISION`
-  (`database.tables`), so that programs ask for `capacity init` before they use the columns.
+- A new size of a database is an entry of `SIZE_MEASURES`: columns of samples and aggregates, figures, imports and
+  views follow, and `capacity init` adds the columns. An engine's class passes its bytes by `stem`. Raise
+  `SCHEMA_REVISION` (`database.tables`), so that programs ask for `capacity init` before they use the columns.
 - A new kind of space outside databases is an entry of `PART_KINDS`. An engine defines in `part_sources` how it measures
   a kind. These sizes are not part of the size of a database or server.
 - A new figure is a field of `Measure` or `Further`, with its column. Its computation is in `aggregates.figures`, a
@@ -19,30 +19,6 @@ from sqlalchemy import BigInteger, Column, Integer, Numeric, String
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.trend import trend_rule
-
-
-@dataclass(frozen=True)
-class SizeKind:
-    """A part of a database's size, `{stem}_mb` and `{stem}_bytes` of a sample; null if the engine reports none."""
-
-    stem: str
-    files: str
-    """The measured value, as in "Size of the data files"."""
-    since: str | None = None
-    """The revision of the schema that added it; None: it exists in that of 0.3.0."""
-
-    @property
-    def what(self) -> str:
-        """The stem in words, as in "Mean data size"."""
-        return self.stem.replace("_", " ")
-
-
-USED_SIZE = "used_size"
-SIZE_KINDS = (
-    SizeKind("data_size", "the data files"),
-    SizeKind("log_size", "the log files"),
-    SizeKind(USED_SIZE, "the used space inside the data files", since="0022"),
-)
 
 
 @dataclass(frozen=True)
@@ -113,9 +89,10 @@ class Further:
 class Measure:
     """One raw column, and the columns of the aggregate table that are computed from it.
 
-    `what` is the measured value in the comments of the columns. `optional` names the columns of the mean and the
-    extremes that may be null. The representation is part of the fingerprint of computed windows, unless a revision
-    added the measure `since`: older rows have null there, as newer rows without a value do, so none is computed again.
+    `what` is the measured value in the comments of the columns; `files` is that of a part of a database's size, as in
+    "Size of the data files". `optional` names the columns of the mean and the extremes that may be null. The
+    representation is part of the fingerprint of computed windows, unless a revision added the measure `since`: older
+    rows have null there, as newer rows without a value do, so none is computed again.
     """
 
     source: str
@@ -128,9 +105,15 @@ class Measure:
     further: Further | None = None
     _: KW_ONLY
     what: str = field(repr=False)
+    files: str = field(default="", repr=False)
     type: type[Integer] = field(default=BigInteger, repr=False)
     optional: tuple[str, ...] = field(default=(), repr=False)
     since: str | None = field(default=None, repr=False)
+
+    @property
+    def stem(self) -> str:
+        """The name of a size without its unit: `{stem}_mb` and `{stem}_bytes` are columns of the samples."""
+        return self.source.removesuffix("_mb")
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -237,14 +220,16 @@ def size_measure(
     stem: str,
     what: str,
     *,
+    files: str = "",
     last: str | None = None,
-    is_optional: bool = False,
     since: str | None = None,
     **names: str,
 ) -> Measure:
     """Return the measure of a size; its columns are named after the stem, or as `names` say.
 
-    If a column for its last value is named, it has the further figures. `since` is the revision that added it.
+    With `files`, it is a part of a database's size, and null if the engine does not report it. If a column for its last
+    value is named, it has the further figures. `since` is the revision of the schema that added it; None: it exists in
+    that of 0.3.0.
     """
     own = {"average": f"avg_{stem}_mb", "maximum": f"max_{stem}_mb", "minimum": f"min_{stem}_mb", **names}
     further = None
@@ -265,7 +250,8 @@ def size_measure(
         change_percent=f"{stem}_change_percent",
         further=further,
         what=what,
-        optional=tuple(own.values()) if is_optional else (),
+        files=files,
+        optional=tuple(own.values()) if files else (),
         since=since,
     )
 
@@ -282,3 +268,12 @@ def count_measure(name: str, what: str, **options: Any) -> Measure:
         what=what,
         **options,
     )
+
+
+USED_SIZE = "used_size"
+SIZE_MEASURES = (
+    size_measure("data_size", "data size", files="the data files"),
+    size_measure("log_size", "log size", files="the log files"),
+    size_measure(USED_SIZE, "used size", files="the used space inside the data files", since="0022"),
+)
+"""The sizes that a database has besides its total."""

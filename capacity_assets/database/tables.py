@@ -54,7 +54,7 @@ from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import LARGEST_MB
 from capacity_assets.database.measures import (
     PART_KINDS,
-    SIZE_KINDS,
+    SIZE_MEASURES,
     Measure,
     count_measure,
     figure_columns,
@@ -216,8 +216,8 @@ database_size_stats = table(
     instance_id(),
     database_name(),
     megabytes("size_mb", "Total size of the database"),
-    *(megabytes(f"{part.stem}_mb", f"Size of {part.files}", nullable=True) for part in SIZE_KINDS),
-    *(exact_bytes(name) for name in ("size", *(part.stem for part in SIZE_KINDS))),
+    *(megabytes(measure.source, f"Size of {measure.files}", nullable=True) for measure in SIZE_MEASURES),
+    *(exact_bytes(name) for name in ("size", *(measure.stem for measure in SIZE_MEASURES))),
     collected_date(),
     timestamp("collected_at", "When the sample was taken"),
     timestamp("created_at", "When the row was first written"),
@@ -252,10 +252,7 @@ instance_size_stats = table(
     postgresql_partition_by=BY_DAY,
 )
 
-DATABASE_MEASURES = (
-    size_measure("size", "total size", last="last_size_mb"),
-    *(size_measure(part.stem, part.what, is_optional=True, since=part.since) for part in SIZE_KINDS),
-)
+DATABASE_MEASURES = (size_measure("size", "total size", last="last_size_mb"), *SIZE_MEASURES)
 database_size_aggregations = table(
     "database_size_aggregations",
     "Size, change, growth and trend of each database in each window.",

@@ -21,7 +21,7 @@ from capacity_assets.database import tables
 from capacity_assets.database.changes import STALE_WINDOWS_VIEW
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.label_rules import SPANS_BY_SERVER, labels_in, labels_of
-from capacity_assets.database.measures import SIZE_KINDS
+from capacity_assets.database.measures import SIZE_MEASURES
 from capacity_assets.database.partitions import PARTITIONED
 from capacity_assets.database.sql import SERVER_SIZES, View, ViewColumn, execute, literal, quoted, sql_text, views_in
 
@@ -454,9 +454,9 @@ def _further(stem: str, last: str) -> str:
 
 def _parts(*, added_later: bool) -> str:
     return "".join(
-        f"a.avg_{part.stem}_mb AS {part.stem}_mb,  -- Mean size of {part.files}, MiB; null: not measured\n       "
-        for part in SIZE_KINDS
-        if bool(part.since) is added_later
+        f"a.{measure.average} AS {measure.source},  -- Mean size of {measure.files}, MiB; null: not measured\n       "
+        for measure in SIZE_MEASURES
+        if bool(measure.since) is added_later
     )
 
 

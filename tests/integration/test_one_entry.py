@@ -18,8 +18,9 @@ from tests.forked import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 PART = """
-import capacity_assets.database.measures as parts
-parts.SIZE_KINDS = (*parts.SIZE_KINDS, parts.SizeKind("temp_size", "the temporary files", since="9999"))
+import capacity_assets.database.measures as measures
+further = measures.size_measure("temp_size", "temp size", files="the temporary files", since="9999")
+measures.SIZE_MEASURES = (*measures.SIZE_MEASURES, further)
 """
 PERIOD = """
 import capacity_assets.base.periods as periods

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, TypeVar
 
 from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import BYTES_PER_MB, first_of, suggestion
-from capacity_assets.database.measures import SIZE_KINDS, USED_SIZE
+from capacity_assets.database.measures import SIZE_MEASURES, USED_SIZE
 
 Value = TypeVar("Value")
 LONGEST_REASON = 1000
@@ -397,7 +397,7 @@ class DatabaseSize:
 
         `parts` are bytes by stem, for example `data_size`. A part that the engine does not report is None or missing.
         """
-        unknown = set(parts) - {part.stem for part in SIZE_KINDS}
+        unknown = set(parts) - {measure.stem for measure in SIZE_MEASURES}
         if unknown:
             raise TypeError(f"no part of a size is called {', '.join(sorted(unknown))}; see database/measures.py")
         rounded = whole_mb or floor_mb
@@ -415,7 +415,7 @@ class DatabaseSize:
     @property
     def values(self) -> tuple[int | None, ...]:
         """The values of a sample, in the order of the level: MiB, then bytes; None: not reported."""
-        stems = [part.stem for part in SIZE_KINDS]
+        stems = [measure.stem for measure in SIZE_MEASURES]
         whole, exact = (tuple(map(parts.get, stems)) for parts in (self.parts_mb, self.parts_bytes))
         return (self.size_mb, *whole, self.size_bytes, *exact)
 
