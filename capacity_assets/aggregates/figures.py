@@ -668,8 +668,8 @@ def _per_window(rows: Rows, start: Element) -> Rows:
     return rows.add_columns(func.count().label("rows")).group_by(start)
 
 
-ARITHMETIC = 1
-"""Raise it when the same samples give other figures. A test fails when the statement changes."""
+FIGURES_REVISION = SUMS_REVISION = 1
+"""Raise one when the same samples give other figures or stored sums. A test fails when the statement changes."""
 
 
 def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> str:
@@ -682,16 +682,16 @@ def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> st
     measures, sums = _of_0_3_0(level)
     added = {name for measure in level.measures if measure.since for name in measure.targets} | level.sums.keys() - sums
     figures = tuple(name for name in level.figures if name not in added)
-    made_of = f"{ARITHMETIC} {measures} {level.ratios} {figures}"
+    made_of = f"{FIGURES_REVISION} {measures} {level.ratios} {figures}"
     return _digest(f"{made_of} {period.windows_per_year} {period.trend_percent} {servers}") + sums_fingerprint(level)
 
 
 @cache
 def sums_fingerprint(level: Level) -> str:
-    """Return a fingerprint of how stored sums are computed: 32 digits. If their meaning changes, raise the number."""
+    """Return a fingerprint of how stored sums are computed: 32 digits."""
     measures, sums = _of_0_3_0(level)
     values = tuple(measure.source for measure in measures)
-    return _digest(f"1 {level.source.name} {values} {level.void_flag} {sorted(sums)}{level.rule}")
+    return _digest(f"{SUMS_REVISION} {level.source.name} {values} {level.void_flag} {sorted(sums)}{level.rule}")
 
 
 def _of_0_3_0(level: Level) -> tuple[tuple[Measure, ...], list[str]]:

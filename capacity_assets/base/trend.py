@@ -1,8 +1,8 @@
 """The rule of the trend: its thresholds, in words, in SQL, and calculated a second time for explanations.
 
-The rule is defined only in this file. If you change it, raise `ARITHMETIC` in `aggregates/figures.py`, so that stored
-windows become stale. A change of only the percentage does not need this, because a window's fingerprint contains the
-threshold. The text of `trend_percent` in `base/settings.py` says "20 % per year" and changes with the percentage.
+The rule is defined only in this file. If you change it, raise `FIGURES_REVISION` in `aggregates/figures.py`, so that
+stored windows become stale. A change of only the percentage does not need this, because a window's fingerprint contains
+the threshold. The text of `trend_percent` in `base/settings.py` says "20 % per year" and changes with the percentage.
 """
 
 from __future__ import annotations
