@@ -28,8 +28,7 @@ from capacity_assets.base.units import (
 from capacity_assets.charts.drawing import size_axis
 from capacity_assets.database.engine import snapshot
 from capacity_assets.forecast.results import day_text
-from capacity_assets.messages.message import Message, MessageLine, Section, Sentence, html_of, plain_text
-from capacity_assets.messages.transports import (
+from capacity_assets.messages.channels import (
     CONCURRENT_DELIVERIES,
     DIGEST,
     Receiver,
@@ -38,6 +37,7 @@ from capacity_assets.messages.transports import (
     one_at_a_time,
     send,
 )
+from capacity_assets.messages.message import Message, MessageLine, Section, Sentence, html_of, plain_text
 from capacity_assets.reading.changes import (
     DatabaseOfOneWindow,
     ServerOfOneWindow,

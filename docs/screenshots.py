@@ -22,8 +22,8 @@ from playwright.sync_api import Browser, sync_playwright
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import Thresholds, load_settings
 from capacity_assets.messages.alerts import AlertUpdate, message_of
+from capacity_assets.messages.channels import Receiver, SendingSettings
 from capacity_assets.messages.message import NEW, RENDERERS, html_of, pagerduty_events
-from capacity_assets.messages.transports import Receiver, SendingSettings
 from capacity_assets.reading.risks import read_risks
 from capacity_assets.runtime import open_engine
 

@@ -8,7 +8,7 @@ from datetime import time as time_of_day
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.periods import Clock
-from capacity_assets.messages.transports import ALERTS, Receiver, SendingSettings
+from capacity_assets.messages.channels import ALERTS, Receiver, SendingSettings
 from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import SHANGHAI, TODAY
 from tests.fleet import add_database_sizes, add_instances, sizes

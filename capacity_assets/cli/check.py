@@ -42,7 +42,7 @@ from capacity_assets.database.schema import schema_revision, schema_state
 from capacity_assets.database.tables import SCHEMA_REVISION
 from capacity_assets.forecast.history import HistoryScope, open_history_reader
 from capacity_assets.history.retention import Retention, parse_retention
-from capacity_assets.messages.transports import Receiver, SendingSettings, receivers_of, unreachable
+from capacity_assets.messages.channels import Receiver, SendingSettings, receivers_of, unreachable
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.ownership.labels import label_of_nothing
 from capacity_assets.reading.space import retained_wal_on

@@ -24,7 +24,7 @@ from capacity_assets.cli.options import Report
 from capacity_assets.collection.servers import refuse_unknown_engine
 from capacity_assets.digest import as_html, as_text, read_digest, send_digests
 from capacity_assets.history.exporting import WRITERS, Query, copy_csv, open_driver, rows_of_view
-from capacity_assets.messages.transports import SendingSettings, receivers_of
+from capacity_assets.messages.channels import SendingSettings, receivers_of
 from capacity_assets.ownership.labels import refuse_unknown_grouping, refuse_unknown_label
 from capacity_assets.report.page import file_name, make_report_folder, next_edition, read_report, render, write_report
 from capacity_assets.runtime import open_task_runner

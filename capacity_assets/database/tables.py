@@ -773,7 +773,7 @@ capacity_digests = table(
     "Which receiver got the digest of which week.",
     key("week", Date, "First day of the week"),
     key("receiver", String(255), "Name of the receiver in CAPACITY_RECEIVERS"),
-    key("channel", String(20), "Transport, such as mail"),
+    key("channel", String(20), "mail or webhook"),
     timestamp("sent_at", "When it was handed over"),
 )
 
@@ -781,7 +781,7 @@ capacity_alerts = table(
     "capacity_alerts",
     "What receivers of alerts were told: the newest alert for each server, database and volume.",
     key("receiver", String(255), "Name of the receiver in CAPACITY_RECEIVERS, or default"),
-    key("channel", String(20), "Transport, such as mail"),
+    key("channel", String(20), "mail or webhook"),
     key("instance_id", Integer, "Number of the server"),
     key("subject", String(20), "server, database or volume"),
     key("name", String(255), "Database or volume; empty: the server as a whole"),

@@ -23,8 +23,7 @@ from capacity_assets.base.units import human_change_mb, human_day, human_mb, hum
 from capacity_assets.database.tables import capacity_alerts
 from capacity_assets.forecast.decisions import decide_command
 from capacity_assets.forecast.results import DATABASE, RECENT_DAYS, VOLUME_LIMIT
-from capacity_assets.messages.message import NEW, PAGERDUTY, RESOLVED, WORSE, Event, Message, MessageLine, Section
-from capacity_assets.messages.transports import (
+from capacity_assets.messages.channels import (
     CONCURRENT_DELIVERIES,
     Receiver,
     SendingError,
@@ -32,6 +31,7 @@ from capacity_assets.messages.transports import (
     one_at_a_time,
     send,
 )
+from capacity_assets.messages.message import NEW, PAGERDUTY, RESOLVED, WORSE, Event, Message, MessageLine, Section
 from capacity_assets.reading.forecasts import SubjectKey
 from capacity_assets.reading.risks import AlertRisk, OpenAlert, Risks, read_risks, subject_of
 from capacity_assets.reading.subjects import address, page_url, subject_address

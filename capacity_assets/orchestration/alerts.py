@@ -1,6 +1,6 @@
 """Alerts: failed runs and failed checks of severity error to the default receiver, what fills soon to its owners.
 
-`messages.transports` delivers messages to receivers.
+`messages.channels` delivers messages to receivers.
 
 One sensor reads both kinds of event after its cursor, so that an unreachable receiver loses nothing: the tick fails,
 the cursor stays, and the next tick sends again. It runs outside of runs and cannot harm them. The first tick begins at
@@ -30,8 +30,7 @@ from capacity_assets.base.units import counted, first_of, printable
 from capacity_assets.digest import send_digests
 from capacity_assets.forecast.decisions import newest_decision
 from capacity_assets.messages.alerts import send_alerts
-from capacity_assets.messages.message import NEW, Event, Message, Sentence
-from capacity_assets.messages.transports import (
+from capacity_assets.messages.channels import (
     DEFAULT,
     Receiver,
     SendingError,
@@ -40,6 +39,7 @@ from capacity_assets.messages.transports import (
     receivers_of_alerts,
     send,
 )
+from capacity_assets.messages.message import NEW, Event, Message, Sentence
 from capacity_assets.orchestration.checks import DIGEST_SENT, NOTHING_FILLS_SOON
 from capacity_assets.orchestration.documents import DIGEST_PERIOD, WAITING_WEEK
 from capacity_assets.orchestration.graph import Graph

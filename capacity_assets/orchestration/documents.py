@@ -22,7 +22,7 @@ from capacity_assets.base.units import counted, human_change_mb, human_pair_mb
 from capacity_assets.database.tables import capacity_bill_lines
 from capacity_assets.digest import Digest, DigestDeliveries, opening, read_digest, sections, send_digests
 from capacity_assets.history.exporting import WrittenFile, write_window
-from capacity_assets.messages.transports import SendingSettings, receivers_of
+from capacity_assets.messages.channels import SendingSettings, receivers_of
 from capacity_assets.orchestration.checks import DIGEST_SENT, DIGEST_SENT_DESCRIPTION, digest_sent_result
 from capacity_assets.orchestration.graph import (
     REPORTS_PATH,

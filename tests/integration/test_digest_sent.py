@@ -13,10 +13,10 @@ from sqlalchemy import Engine, text
 from capacity_assets.base.units import human_day
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.digest import DigestDeliveries, send_digests
-from capacity_assets.messages import transports
+from capacity_assets.messages import channels
+from capacity_assets.messages.channels import Receiver as WantsDigest
+from capacity_assets.messages.channels import SendingError, SendingSettings, send
 from capacity_assets.messages.message import Message
-from capacity_assets.messages.transports import Receiver as WantsDigest
-from capacity_assets.messages.transports import SendingError, SendingSettings, send
 from tests.certificates import make_certificates
 from tests.command import capacity
 from tests.digests import TEAM, WEEK, filled
@@ -55,7 +55,7 @@ def test_a_server_that_ends_idle_sessions_does_not_end_the_lock_while_a_receiver
 ) -> None:
     options = {"options": "-c idle_in_transaction_session_timeout=200"}
     limited = capacity_engine(engine.url.update_query_dict(options))
-    monkeypatch.setattr(transports, "post_json", lambda *_: time.sleep(1))
+    monkeypatch.setattr(channels, "post_json", lambda *_: time.sleep(1))
 
     sent = send_digests(
         limited, WEEK, [WantsDigest("dba", webhook=True)], SendingSettings(webhook_url="http://127.0.0.1:1")
@@ -145,7 +145,7 @@ def test_a_mail_server_that_is_away_or_hangs_is_named_in_bounded_time(
     receivers: Any, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     receivers(TEAM)
-    monkeypatch.setattr(transports, "TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(channels, "TIMEOUT_SECONDS", 1)
     monkeypatch.setenv("CAPACITY_MAIL_FROM", "capacity@example.com")
     with silent_socket() as port:
         address = port if state == "silent" else 9

@@ -25,8 +25,8 @@ from capacity_assets.collection.volumes import volumes_of
 from capacity_assets.database import locks
 from capacity_assets.database.locks import LockUnavailableError, ask_redis
 from capacity_assets.digest import send_digests
-from capacity_assets.messages import transports
-from capacity_assets.messages.transports import Receiver, SendingSettings
+from capacity_assets.messages import channels
+from capacity_assets.messages.channels import Receiver, SendingSettings
 from tests.clocks import TODAY
 from tests.digests import WEEK, filled
 from tests.servers import free_port
@@ -83,12 +83,12 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (network, "WEBHOOK_SECONDS"),
         (prometheus, "TIMEOUT_SECONDS"),
-        (transports, "MAIL_SECONDS"),
+        (channels, "MAIL_SECONDS"),
         (locks, "CALL_SECONDS"),
     ):
         monkeypatch.setattr(module, name, LIMIT_SECONDS)
     # A handshake cannot be shortened; this is its deadline.
-    monkeypatch.setattr(transports, "TIMEOUT_SECONDS", 2 * LIMIT_SECONDS)
+    monkeypatch.setattr(channels, "TIMEOUT_SECONDS", 2 * LIMIT_SECONDS)
 
 
 def send(engine: Engine, receiver: Receiver, sending_settings: SendingSettings) -> str:

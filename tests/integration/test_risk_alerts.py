@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.forecast.decisions import Decision, decide
 from capacity_assets.messages.alerts import AlertDeliveries, send_alerts
-from capacity_assets.messages.transports import Receiver as AlertReceiver
+from capacity_assets.messages.channels import Receiver as AlertReceiver
 from capacity_assets.ownership.labels import Label, declare_labels
 from tests.alerted_fleet import KEY, clock_at, fill_with_owners, issue, receiver, sending_settings
 from tests.clocks import TODAY

@@ -17,14 +17,14 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.forecast.results import Runway
 from capacity_assets.messages.alerts import AlertUpdate, SentAlert, dedup_key, is_worse, message_of
-from capacity_assets.messages.message import NEW, RENDERERS, RESOLVED, Message, pagerduty_events, plain_text
-from capacity_assets.messages.transports import (
+from capacity_assets.messages.channels import (
     Receiver,
     SendingSettings,
     receivers_of,
     receivers_of_alerts,
     unreachable,
 )
+from capacity_assets.messages.message import NEW, RENDERERS, RESOLVED, Message, pagerduty_events, plain_text
 from capacity_assets.reading.forecasts import SubjectKey
 from capacity_assets.reading.risks import AlertRisk, OpenAlert
 from tests.alerted_fleet import KEY, sending_settings

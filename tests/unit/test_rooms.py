@@ -70,7 +70,7 @@ def test_pages_report_digest_and_messages_only_present() -> None:
         if isinstance(node, ast.Attribute) and node.attr == "execute"
     }
 
-    assert executing == {"digest.py", "messages/alerts.py", "messages/transports.py"}
+    assert executing == {"digest.py", "messages/alerts.py", "messages/channels.py"}
 
 
 def test_private_names_of_dagster_are_imported_in_one_place() -> None:

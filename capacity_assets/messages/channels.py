@@ -1,6 +1,6 @@
-"""Receivers of digests and alerts, read from the file CAPACITY_RECEIVERS, and the transports that deliver to them.
+"""Receivers of digests and alerts, read from the file CAPACITY_RECEIVERS, and the channels that deliver to them.
 
-A further transport is an entry of `TRANSPORTS` and a field of `Receiver`. Every delivery has a time limit. Error texts
+A further channel is an entry of `CHANNELS` and a field of `Receiver`. Every delivery has a time limit. Error texts
 contain no webhook address and no password.
 """
 
@@ -84,7 +84,7 @@ class Receiver:
     webhook: bool | str = False
     """A reference to its webhook address (`env:NAME`, `file:/PATH` or `secret:NAME`); true: the alert webhook."""
     format: str = "text"
-    """Format of the webhook, one of FORMATS."""
+    """Format of the webhook, one of MESSAGE_FORMATS."""
     label: Annotated[tuple[str, str], BeforeValidator(_label)] | None = None
     gets: Sequence[str] = (DIGEST,)
     """digest, alerts or both."""
@@ -95,8 +95,8 @@ class Receiver:
 
     @property
     def channels(self) -> list[str]:
-        """The names of its transports: webhook, mail or both."""
-        return [name for name, transport in TRANSPORTS.items() if transport.reaches(self)]
+        """The names of its channels: webhook, mail or both."""
+        return [name for name, channel in CHANNELS.items() if channel.reaches(self)]
 
     def has(self, labels: Mapping[str, str]) -> bool:
         """Whether messages about a subject with these labels are sent to this receiver."""
@@ -243,14 +243,14 @@ def send(
     """
     if settings.seconds_left <= 0:
         raise SendingError("No time was left after the other receivers.")
-    return TRANSPORTS[channel].deliver(message, receiver, settings, html)
+    return CHANNELS[channel].deliver(message, receiver, settings, html)
 
 
 def unreachable(receivers: Sequence[Receiver], settings: SendingSettings) -> Iterator[str]:
     """Yield the settings that these receivers lack, in words."""
     for receiver in receivers:
         for channel in receiver.channels:
-            yield from TRANSPORTS[channel].problems(receiver, settings)
+            yield from CHANNELS[channel].problems(receiver, settings)
 
 
 def _deliver_to_webhook(message: Message, receiver: Receiver, settings: SendingSettings, _html: str | None) -> str:
@@ -290,7 +290,7 @@ def _problems_of_mail(_receiver: Receiver, settings: SendingSettings) -> Iterato
 
 
 @dataclass(frozen=True)
-class Transport:
+class Channel:
     """A way to receivers: whether a receiver uses it, how it delivers (see `send`), and the settings that it lacks."""
 
     reaches: Callable[[Receiver], bool]
@@ -298,9 +298,9 @@ class Transport:
     problems: Callable[[Receiver, SendingSettings], Iterator[str]]
 
 
-TRANSPORTS = {
-    WEBHOOK: Transport(lambda receiver: bool(receiver.webhook), _deliver_to_webhook, _problems_of_webhook),
-    MAIL: Transport(lambda receiver: bool(receiver.to), _deliver_by_mail, _problems_of_mail),
+CHANNELS = {
+    WEBHOOK: Channel(lambda receiver: bool(receiver.webhook), _deliver_to_webhook, _problems_of_webhook),
+    MAIL: Channel(lambda receiver: bool(receiver.to), _deliver_by_mail, _problems_of_mail),
 }
 
 
