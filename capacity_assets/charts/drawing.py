@@ -67,16 +67,16 @@ def environment_of(loader: BaseLoader) -> Environment:
 
 
 @cache  # Compiling templates takes longer than rendering them.
-def _drawings() -> Environment:
-    environment = environment_of(PackageLoader("capacity_assets.charts", "drawings"))
+def _templates() -> Environment:
+    environment = environment_of(PackageLoader("capacity_assets.charts", "templates"))
     # Charts grow with the text of a page, whose root element sets the size of a rem; it has 16 pixels by default.
     environment.filters.update(rem=lambda pixels: f"{pixels / 16:.6g}rem", percent="{:.2f}%".format)
     return environment
 
 
 def draw(name: str, **values: object) -> Markup:
-    """Render the drawing of this name."""
-    return Markup(_drawings().get_template(f"{name}.svg.j2").render(values))  # noqa: S704 -- the template escapes
+    """Render the template of this name."""
+    return Markup(_templates().get_template(f"{name}.svg.j2").render(values))  # noqa: S704 -- the template escapes
 
 
 @dataclass(frozen=True)

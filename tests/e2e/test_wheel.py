@@ -26,7 +26,7 @@ def test_the_wheel_holds_what_runs_and_the_sdist_what_builds_it(demo: Demo) -> N
     assert wheel.name.startswith(f"capacity_assets-{version('capacity_assets')}-")
     templates = ("report/templates/report.html.j2", "messages/templates/message.html.j2")
     shipped = ("py.typed", *templates, "shipped/dagster.yaml", "shipped/workspace.yaml")
-    charts = ("charts/styles/page.css", "charts/styles/chart.css", "charts/drawings/chart.svg.j2")
+    charts = ("charts/styles/page.css", "charts/styles/chart.css", "charts/templates/chart.svg.j2")
     for name in (*shipped, *charts, "web/templates/fleet.html.j2", "web/static/search.js"):
         assert f"capacity_assets/{name}" in names
     assert not any(name.startswith(("tests/", "docs/", "benchmarks/")) for name in names)
