@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from capacity_assets.aggregates.groups import GROUP_DAYS
 from capacity_assets.base.declarations import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.database import tables
-from capacity_assets.database.label_rules import GROUP_DAYS
 from capacity_assets.database.measures import Measure
 from capacity_assets.database.sql import sql_text
 from capacity_assets.database.tables import (

@@ -3,7 +3,7 @@
 A quarter is computed from its months: stored shorter windows are read instead of samples if they are current by the
 ledger. A window that is only compared is read from its stored rows if these are current, otherwise from samples. For
 the level of groups, days that are not stored are added up from samples into a temporary table, by
-`database.label_rules.GROUP_DAYS`.
+`aggregates.groups.GROUP_DAYS`.
 
 Servers are processed in bounded slices, each in its own transaction, so that an interrupted run keeps what was written
 and the next one continues. If the rows of a slice cause an error, the slice is halved until the failing server, and
@@ -37,6 +37,7 @@ from capacity_assets.aggregates.figures import (
     node_statements,
     stored_windows,
 )
+from capacity_assets.aggregates.groups import GROUP_DAYS, day_parameters
 from capacity_assets.aggregates.levels import GROUP, LEVELS, Level
 from capacity_assets.base.errors import (
     MAXIMUM_LISTED_ERRORS,
@@ -53,7 +54,6 @@ from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES
 from capacity_assets.base.units import counted
 from capacity_assets.database.changes import WRITER_SETTING
 from capacity_assets.database.cluster import SETTINGS_OF_A_SLICE, is_distributed
-from capacity_assets.database.label_rules import GROUP_DAYS, day_parameters
 
 ALL_LEVELS = tuple(LEVELS)
 SCOPE_ALL = "all"

@@ -1,24 +1,15 @@
-"""The rules of labels, in SQL: which labels apply on a day, and the size of each group on it (docs/semantics.md).
+"""The rule of labels, in SQL: which labels apply to a server or database on a day (docs/semantics.md).
 
 A label of a database comes before one of a pattern, a longer pattern before a shorter one, and all of them before the
 label of the server: `ranks` is this order. The LIKE form of a pattern decides which names it matches: the column
 `database_like` (`database.views`), or `AS_LIKE` (`ownership.labels`) for labels that are not stored yet. Views read the
 labels of each row by `labels_of`, statements those of many rows at once by `LABELS_OF_SUBJECTS`.
 
-A server counts in a group with its total or, if it has none on the day, with the sum of its databases. A database with
-a label of its own leaves its server's group and enters its own with its size of that day. Everything is in whole MiB,
-so the groups of one key add up to the fleet exactly. If no sample of a day is left, its stored daily aggregates are
-used, which contain the same values.
+Labels are declared in `ownership.labels`. The rule is here, because views and the sizes of groups (`aggregates.groups`)
+need it, which `ownership` reads.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from datetime import date
-
-from sqlalchemy import ARRAY, Connection, Date, any_, literal, select
-
-from capacity_assets.database.tables import database_size_stats, instance_size_stats
 
 
 def ranks(label: str, database: str) -> tuple[str, str, str]:
@@ -87,94 +78,3 @@ FROM (
 
 `database_name` null: the server. One by one, twenty thousand would take a tenth of a second.
 """
-
-
-FLEET, ENGINE, TOTAL = "(fleet)", "engine", "(total)"
-"""Keys that exist without any label: everything, by engine, and by whether a server has a total on the day. Labels
-cannot have these keys."""
-WITHOUT = ""
-"""The value of subjects without a label of a key."""
-
-_EXACT, _, _LONGEST = ranks("r", "d.database_name")
-# Its text, with its comments, is in the fingerprint of stored groups: if it changes, they count as stale. So a comment
-# in it still has the former name of this module, `database.labels`.
-GROUP_PARTS = f"""
-WITH totals AS MATERIALIZED (
-    SELECT instance_id, collected_date, sum(total_size_mb) AS size_mb, sum(database_count) AS databases
-    FROM instance_size_stats
-    WHERE collected_date = ANY (CAST(:days AS date[])) AND NOT is_deleted AND total_size_mb <= 8796093022207
-    GROUP BY instance_id, collected_date
-    UNION ALL
-    SELECT instance_id, period_start, total_size_mb, database_count FROM instance_size_aggregations
-    WHERE period_type = 'daily' AND period_start = ANY (CAST(:without_instance_size_stats AS date[]))
-      AND total_size_mb <= 8796093022207
-), databases AS MATERIALIZED (
-    SELECT instance_id, collected_date, database_name, size_mb FROM database_size_stats
-    WHERE collected_date = ANY (CAST(:days AS date[])) AND size_mb <= 8796093022207
-    UNION ALL
-    SELECT instance_id, period_start, database_name, avg_size_mb FROM database_size_aggregations
-    WHERE period_type = 'daily' AND period_start = ANY (CAST(:without_database_size_stats AS date[]))
-      AND avg_size_mb <= 8796093022207
-), servers AS MATERIALIZED (
-    SELECT s.*, coalesce(i.db_type, 'unknown') AS engine
-    FROM (
-        SELECT totals.*, 'measured' AS total FROM totals
-        UNION ALL
-        SELECT d.instance_id, d.collected_date, sum(d.size_mb), count(*), 'derived' FROM databases d
-        WHERE NOT EXISTS (SELECT FROM totals t
-                          WHERE t.instance_id = d.instance_id AND t.collected_date = d.collected_date)
-        GROUP BY d.instance_id, d.collected_date
-    ) AS s LEFT JOIN instances i ON i.id = s.instance_id
-    WHERE i.counted_by IS NULL
-), spans AS MATERIALIZED (
-    SELECT * FROM capacity_label_spans WHERE value IS NOT NULL
-), labelled AS (
-    -- Of the labels of a key that name a database, the one that `database.labels` puts first.
-    SELECT DISTINCT ON (d.instance_id, d.database_name, d.collected_date, r.key)
-           d.instance_id, d.database_name, d.collected_date, r.key, r.value, d.size_mb
-    FROM databases d
-    JOIN spans r ON r.instance_id = d.instance_id
-        AND r.valid_from <= d.collected_date AND d.collected_date < r.valid_until AND r.database_pattern <> ''
-        AND (d.database_name = r.database_pattern OR d.database_name LIKE r.database_like)
-    ORDER BY d.instance_id, d.database_name, d.collected_date, r.key, {_EXACT} DESC,
-             {_LONGEST} DESC, r.database_pattern
-)
-SELECT s.collected_date, b.label_key, b.label_value, s.instance_id, CAST(NULL AS varchar) AS database_name,
-       s.size_mb, s.databases
-FROM servers s
-CROSS JOIN LATERAL (VALUES ('(fleet)', '(fleet)'), ('engine', s.engine), ('(total)', s.total))
-    AS b (label_key, label_value)
-UNION ALL
-SELECT s.collected_date, k.key, coalesce(l.value, ''), s.instance_id, NULL, s.size_mb, s.databases
-FROM servers s CROSS JOIN (SELECT DISTINCT key FROM capacity_labels) AS k
-LEFT JOIN spans l ON l.instance_id = s.instance_id AND l.key = k.key AND l.database_pattern = ''
-    AND l.valid_from <= s.collected_date AND s.collected_date < l.valid_until
-UNION ALL
-SELECT d.collected_date, d.key, side.value, d.instance_id, CASE side.sign WHEN 1 THEN d.database_name END,
-       side.sign * d.size_mb, side.sign
-FROM labelled d JOIN servers s ON s.instance_id = d.instance_id AND s.collected_date = d.collected_date
-LEFT JOIN spans l ON l.instance_id = d.instance_id AND l.key = d.key AND l.database_pattern = ''
-    AND l.valid_from <= d.collected_date AND d.collected_date < l.valid_until
-CROSS JOIN LATERAL (VALUES (coalesce(l.value, ''), -1), (d.value, 1)) AS side (value, sign)
-WHERE d.value IS DISTINCT FROM l.value
-"""  # noqa: S608 -- the order is defined once
-"""The parts of each group on each day: a server without its databases that have labels of their own, and each of these.
-
-Parameters are those of `day_parameters`. Sizes above 8 EiB do not count.
-"""
-GROUP_DAYS = f"""
-SELECT collected_date, label_key, label_value, CAST(sum(size_mb) AS bigint) AS size_mb,
-       count(DISTINCT instance_id) AS server_count, CAST(sum(databases) AS bigint) AS database_count
-FROM ({GROUP_PARTS}) AS parts GROUP BY collected_date, label_key, label_value
-"""  # noqa: S608 -- an explanation reads the parts themselves
-"""One row per day and group. Its columns are those of the source of the level, in order."""
-
-
-def day_parameters(connection: Connection, days: Sequence[date]) -> dict[str, list[date]]:
-    """Return the parameters of days: all of them, and for each raw table those without a sample."""
-    parameters = {"days": list(days)}
-    for raw in (database_size_stats, instance_size_stats):
-        sampled = select(raw.c.collected_date).where(raw.c.collected_date == any_(literal(list(days), ARRAY(Date))))
-        known = set(connection.execute(sampled.distinct()).scalars())
-        parameters[f"without_{raw.name}"] = [day for day in days if day not in known]
-    return parameters

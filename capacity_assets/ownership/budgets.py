@@ -22,6 +22,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 from sqlalchemy import Connection, Engine, Row, delete, text
 
+from capacity_assets.aggregates.groups import FLEET
 from capacity_assets.base.declarations import (
     NO_OTHER_NAMES,
     checked_label,
@@ -36,7 +37,7 @@ from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import MB_PER_GB, counted, first_of, human_day, human_mb
 from capacity_assets.database.declared_rows import Stored, declaring, refuse_repeated, replace_rows, rows_of
 from capacity_assets.database.engine import rows_of_issue
-from capacity_assets.database.label_rules import FLEET, LABELS_OF_SUBJECTS
+from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import capacity_budgets
 from capacity_assets.forecast.results import STALE_DAYS, TOO_LITTLE_HISTORY

@@ -1,10 +1,10 @@
-"""Declared labels (team, environment, service or any other key), and their groups.
+"""Declared labels, and what groups contain. Which label applies to a database is in `database/label_rules.py`.
 
-Each has a first day, so that last year's figures keep last year's owners. `database.label_rules` determines which one
-applies to a database on a day.
+A label is a team, environment, service or any other key with a value. It has a first day, so that last year's figures
+keep last year's owners.
 
 To explain a group, its parts are added up from the samples, with the labels of each row, and compared with the stored
-row. The figures of groups are in `reading.groups`.
+row. The size of a group on a day is in `aggregates.groups`, the figures of groups are in `reading.groups`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, Row, Text, cast, select, table, text
 from sqlalchemy import column as sql_column
 
+from capacity_assets.aggregates.groups import GROUP_PARTS, day_parameters
 from capacity_assets.base.declarations import DeclaredItems, checked_label, day_of, declarations, refuse_lacking
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import Period, Window
@@ -38,7 +39,7 @@ from capacity_assets.database.declared_rows import (
     rows_of,
     subject_text,
 )
-from capacity_assets.database.label_rules import GROUP_PARTS, LABELS_OF_SUBJECTS, day_parameters, precedence, ranks
+from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS, precedence, ranks
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import ALWAYS, capacity_labels
 

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from capacity_assets.aggregates.groups import ENGINE, FLEET, TOTAL, WITHOUT
 from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import LARGEST_MB
-from capacity_assets.database.label_rules import ENGINE, FLEET, TOTAL, WITHOUT
 from capacity_assets.database.tables import instances
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.coverage import measured_ends
