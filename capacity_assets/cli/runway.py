@@ -221,7 +221,7 @@ def runway_lines(
 
 def _decided_text(row: Runway, decision: StoredDecision) -> str:
     # The decision may be on the volume or server with the binding limit.
-    subject = "" if decision.name == row.name else f"{decision.display_name}: "
+    subject = "" if decision.name == row.name else f"Decision on {decision.display_name}: "
     return f"{subject}{decision.sentence}{f' {row.planned.sentence}' if row.planned else ''}"
 
 

@@ -268,7 +268,7 @@ def status(settings: Settings, /) -> Report:
         *([f"Distributed: {distribution}."] if distribution else []),
         *(_runway_lines(runways) if is_current else [f"Greatest risks: {NOT_BEFORE_THE_UPGRADE}"]),
         *_activity_lines(runs, late, unknown),
-        *_stale_lines(stale),
+        *_stale_lines(stale, late),
         *([NO_DAEMON] if runs is not None and not works else []),
         *([silent] if silent else []),
         *(
@@ -413,7 +413,7 @@ def _activity_lines(runs: list[ActiveRun] | None, late: list[LateWindows] | None
         yield f"Materialise these partitions in the UI, or run `capacity aggregate --period all --from {first}`."
 
 
-def _stale_lines(stale: list[LateWindows] | None) -> Iterator[Line]:
+def _stale_lines(stale: list[LateWindows] | None, late: list[LateWindows] | None) -> Iterator[Line]:
     if stale:
         yield _late_table("Stale", stale)
         yield (
@@ -421,7 +421,8 @@ def _stale_lines(stale: list[LateWindows] | None) -> Iterator[Line]:
             f"`capacity aggregate --period all --from {_first_window(stale)}` recomputes all of them."
         )
     elif stale is not None:
-        yield "Stale: nothing else. All windows match their samples, and no other session wrote aggregates."
+        which, what = ("All other windows", "nothing else") if late else ("All windows", "nothing")
+        yield f"Stale: {what}. {which} match their samples, and no other session wrote aggregates."
 
 
 def _late_table(title: str, late: Sequence[LateWindows]) -> Table:

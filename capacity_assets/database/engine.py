@@ -119,9 +119,9 @@ def snapshot(engine: Engine, of_issue: RowsByStatement | None = None) -> Iterato
 
 
 def rows_of_issue(connection: Connection, statement: Executable, **parameters: object) -> Sequence[Row[Any]]:
-    """Return the rows of a statement that has the same ones until forecasts are issued or something is declared.
+    """Return the rows of a statement whose result changes only when forecasts are issued or something is declared.
 
-    In a `snapshot` with rows of the issue, it is executed only once for all snapshots with these. Raises DBAPIError.
+    Snapshots with the same rows of an issue share them, so the statement is executed once. Raises DBAPIError.
     """
     kept = connection.get_execution_options().get(ROWS_OF_ISSUE)
     key = (str(statement), repr(parameters))

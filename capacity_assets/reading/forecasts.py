@@ -539,7 +539,7 @@ def forecast_day(connection: sa.Connection) -> date | None:
 
 
 def forecasts_revision(connection: sa.Connection) -> tuple[object, ...]:
-    """Return values that change when forecasts are issued, or what they are made of, labels or prices are declared."""
+    """Return values that change when forecasts are issued, or what they or the figures of groups follow is declared."""
     day = forecast_day(connection)
     # The time of the newest one is read from an index, because there are many, and this is read every few seconds.
     newest = sa.select(_ISSUED.c.issued_at).where(_ISSUED.c.as_of == day).order_by(_ISSUED.c.issued_at.desc()).limit(1)
@@ -550,6 +550,7 @@ def forecasts_revision(connection: sa.Connection) -> tuple[object, ...]:
 _DECLARED = (
     "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_label_spans",
     "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_prices",
+    "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_budgets",
     "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_declared_limits",
     "SELECT count(*) AS number, max(declared_at) AS newest FROM capacity_declared_steps",
     "SELECT count(*) AS number, max(greatest(declared_at, closed_at)) AS newest FROM capacity_declared_decisions",

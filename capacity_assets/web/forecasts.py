@@ -295,7 +295,11 @@ class ScenarioPage:
 
 def read_scenario(reader: Reader, query: PageQuery) -> ScenarioPage:
     """Read the page. Raises NotFoundError, ValidationError, DatabaseError, sqlalchemy.exc.DBAPIError."""
-    name, by, tables = query.text("name"), query.text("by") or default_grouping(query.label_keys), tables_of(query)
+    name, by, tables = (
+        query.text("name") or None,
+        query.text("by") or default_grouping(query.label_keys),
+        tables_of(query),
+    )
     if name is not None and tables:
         raise ValidationError("Give assumptions or the name of a stored scenario, not both.")
     if tables:

@@ -131,7 +131,7 @@ class Reader:
     def transaction(self, revision: Hashable = None) -> Iterator[Connection]:
         """Return a context with a connection that sees one snapshot of the tables throughout.
 
-        With a `shared_revision`, rows of `rows_of_issue` are kept until there is another one.
+        With a `revision`, that of `shared_revision`, rows of `rows_of_issue` are kept until the revision changes.
         """
         if self._is_ended:
             raise DatabaseError("The pages are being stopped.")
@@ -348,7 +348,7 @@ def notice_of(uncomputed: UncomputedSamples, today: date) -> str:
 
 
 def shared_revision(reader: Reader) -> tuple[object, ...]:
-    """Return a value that changes when forecasts, or declarations other than plain figures of a month, change.
+    """Return a value that changes when forecasts or declarations change.
 
     It is part of the cache key of every value with one of these, so updates show within seconds.
     """

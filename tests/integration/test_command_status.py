@@ -125,7 +125,7 @@ def test_status_tells_what_is_stale_of_open_windows_and_what_others_wrote_apart_
     late, stale = behind()
     assert not [one for one in late if one[0] == "yearly"]
     assert stale == set()
-    assert "Stale: nothing else." in capacity("status").output
+    assert "Stale: nothing else. All other windows match their samples" in capacity("status").output
 
     with engine.begin() as connection:
         connection.execute(text("UPDATE instance_size_stats SET total_size_mb = 11"))

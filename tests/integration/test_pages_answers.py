@@ -33,6 +33,7 @@ from capacity_assets.web import app
 from capacity_assets.web.app import CHALLENGE, HEADERS
 from capacity_assets.web.reader import FORECASTS_SECONDS, Reader
 from capacity_assets.web.rendering import PageRoute
+from capacity_assets.web.routes import PAGES
 from tests.command import capacity
 from tests.databases import execute
 from tests.former_revisions import ADDED_LATER
@@ -112,6 +113,16 @@ def test_invalid_addresses_are_answered_with_a_sentence(pages: Pages) -> None:
         ("/databases?order=colour", '<a href="/">Fleet</a> · <a href="/databases">Databases</a>'),
     ):
         assert f"<p>{leads_to}</p>" in pages.ask(path).text
+
+
+def test_an_empty_parameter_is_refused_or_counts_as_missing(pages: Pages) -> None:
+    addresses = {address.partition("?")[0]: address.partition("?")[2] for address in ADDRESSES}
+    for page in PAGES:
+        for name in page.parameters:
+            others = [part for part in addresses[page.path].split("&") if part.partition("=")[0] not in {name, ""}]
+            answer = pages.ask(f"{page.path}?{'&'.join([*others, f'{name}='])}")
+            assert answer.status in {200, 400, 404}, (page.path, name, answer.status)
+    assert "<h1>What if</h1>" in pages.ask("/scenario?name=").text
 
 
 def test_a_token_is_asked_for_as_a_password_and_no_cookie_carries_it(database: URL) -> None:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -34,6 +35,7 @@ from capacity_assets.forecast.results import (
     Runway,
     standing_for_themselves,
 )
+from capacity_assets.ownership.budgets import MonthBudget, declare_budgets
 from capacity_assets.ownership.labels import Label, declare_labels, first_fill_date_of_groups
 from capacity_assets.reading.forecasts import (
     ForecastIssue,
@@ -196,12 +198,13 @@ def test_pages_notice_what_is_declared_for_forecasts_and_what_is_removed(engine:
         lambda: declare_limits(engine, [Limit("server-1", "orders", 20_000)]),
         lambda: declare_limits(engine, [Limit("server-1", "orders", 30_000)]),
         lambda: declare_steps(engine, [SizeStep("server-1", "orders", TODAY, "purged")]),
+        lambda: declare_budgets(engine, [MonthBudget("team=payments", TODAY.replace(day=1), Decimal(5), "EUR")]),
         lambda: execute(engine, "DELETE FROM capacity_limits"),
         lambda: execute(engine, "DELETE FROM capacity_steps"),
     ):
         declare()
         revisions.append(revision())
-    assert len(set(revisions)) == 6
+    assert len(set(revisions)) == 7
 
 
 def test_more_databases_than_are_told_on_one_full_volume_hide_nothing_else(engine: Engine) -> None:
