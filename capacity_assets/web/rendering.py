@@ -382,10 +382,7 @@ def page_templates(pages: tuple[PageRoute, ...], dagster_url: str | None, thresh
     environment.filters.update(FILTERS)
     environment.tests["with_word"] = lambda text, begin: f" {begin}".casefold() in f" {text}".casefold()
     environment.globals.update(
-        {
-            one.__name__: one
-            for one in (*FUNCTIONS, space_map, changes_chart, amounts_chart, table_chart, uses_chart, is_past, marks_of)
-        },
+        {one.__name__: one for one in (*FUNCTIONS, *CHARTS, is_past, marks_of)},
         chart=size_chart,
         growth=human_percent,
         severity_of=partial(severity_of, thresholds=thresholds),
@@ -608,19 +605,19 @@ def table_chart(title: str, sizes: Sequence[TableSize]) -> Markup:
         name: [sizes // BYTES_PER_MB if known else None for sizes, known in zip(values, is_listed, strict=True)]
         for name, values in parts.items()
     }
-    return _draw_stacked(title, [size.day for size in drawn], series)
+    return stacked_chart(title, [size.day for size in drawn], series)
 
 
 def uses_chart(title: str, uses: Sequence[SpaceDay]) -> Markup:
     """Draw what filled a volume by day; a day without measured parts is a gap."""
     titles = dict.fromkeys(title for day in uses for title in day.uses)
-    return _draw_stacked(
+    return stacked_chart(
         title, [day.day for day in uses], {name: [day.uses.get(name) for day in uses] for name in titles}
     )
 
 
-def _draw_stacked(title: str, days: Sequence[date], parts: Mapping[str, Sequence[int | None]]) -> Markup:
-    """Draw the parts of a size in MiB by day."""
+def stacked_chart(title: str, days: Sequence[date], parts: Mapping[str, Sequence[int | None]]) -> Markup:
+    """Draw the parts of a size by day, in MiB; None: not measured."""
     series = [Series(name, values) for name, values in parts.items() if any(values)] or [
         Series(title, [None] * len(days))
     ]
@@ -656,3 +653,7 @@ def amounts_chart(  # noqa: PLR0913 -- the parts of a chart
     return columns_chart(
         ColumnChart(title, names, series, height=height, currency=currency, unknown="no bill", every_name=every_group)
     )
+
+
+CHARTS = (space_map, changes_chart, table_chart, uses_chart, stacked_chart, amounts_chart)
+"""Functions with which templates draw charts, besides `chart`, which is `size_chart`."""
