@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import TypeAlias
@@ -78,6 +78,13 @@ class DatabaseError(CapacityError):
         """Keep code and transience with the text."""
         super().__init__(message, transient=transient)
         self.sqlstate = sqlstate
+
+
+def refuse(*problems: tuple[object, str], error: Callable[[str], Exception] = ValidationError) -> None:
+    """Raise an error with the sentence of the first problem whose condition is true, if any is."""
+    for applies, sentence in problems:
+        if applies:
+            raise error(sentence)
 
 
 def sqlstate_of(error: DatabaseFailure) -> str | None:

@@ -11,7 +11,7 @@ import click
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.task_runner import follow_labels
-from capacity_assets.base.errors import ValidationError, database_errors
+from capacity_assets.base.errors import ValidationError, database_errors, refuse
 from capacity_assets.base.periods import Clock, Period, Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import human_change_mb, human_day, human_mb, whole_mb
@@ -209,10 +209,11 @@ def inside(
       capacity inside db-7 orders --by schema
       capacity inside db-7 orders --from 2025-01-01 --to 2025-03-31 --json
     """
-    if first_day is not None and (period, day) != (None, None):
-        raise click.UsageError("Give either --from, or --period and --window.")
-    if first_day is None and last_day is not None:
-        raise click.UsageError("--to needs --from.")
+    refuse(
+        (first_day and (period, day) != (None, None), "Give either --from, or --period and --window."),
+        (last_day and not first_day, "--to needs --from."),
+        error=click.UsageError,
+    )
     with open_task_runner(settings, existing=True) as runner:
         if first_day is None:
             window = runner.service.partitions.window_holding(runner.service.period(period or "monthly"), day)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from capacity_assets.base.errors import CapacityError, ValidationError
+from capacity_assets.base.errors import CapacityError, ValidationError, refuse
 from capacity_assets.base.settings import (
     DEFAULT_PASSWORD_FOLDERS,
     DEFAULT_PASSWORD_VARIABLES,
@@ -81,25 +81,29 @@ class SecretFolders:
     def refuse_what_is_not_allowed(self, reference: str) -> None:
         """Raise CredentialError for a variable or file that is not allowed; the text names the setting to change."""
         scheme, _, place = reference.partition(":")
-        if scheme == "env" and (place in variable_names() or place.startswith("DAGSTER_")):
-            raise CredentialError(f"{place} is a variable of capacity_assets and cannot hold the password of a server.")
-        if scheme == "env" and not any(fnmatchcase(place, pattern) for pattern in self.variables):
-            raise CredentialError(
+        is_variable, path, allowed = scheme == "env", self.path_of(reference), (self.mounted, *self.folders)
+        refuse(
+            (
+                is_variable and (place in variable_names() or place.startswith("DAGSTER_")),
+                f"{place} is a variable of capacity_assets and cannot hold the password of a server.",
+            ),
+            (
+                is_variable and not any(fnmatchcase(place, pattern) for pattern in self.variables),
                 f"variable {place} may not hold the password of a server. CAPACITY_PASSWORD_VARIABLES "
-                f"allows {', '.join(self.variables) or 'none'}: rename the variable, or add it there."
-            )
-        path = self.path_of(reference)
-        # Folders of passwords also contain our own environment file, /etc/capacity/capacity.env.
-        if path is not None and ENV_FILE in {path.name[-4:], path.resolve().name[-4:]}:
-            raise CredentialError(
-                f"{path} is an environment file, not a password file. Write the password to a separate file."
-            )
-        allowed = (self.mounted, *self.folders)
-        if path is not None and not any(path.resolve().is_relative_to(folder.resolve()) for folder in allowed):
-            raise CredentialError(
+                f"allows {', '.join(self.variables) or 'none'}: rename the variable, or add it there.",
+            ),
+            (
+                # Folders of passwords also contain our own environment file, /etc/capacity/capacity.env.
+                path is not None and ENV_FILE in {path.name[-4:], path.resolve().name[-4:]},
+                f"{path} is an environment file, not a password file. Write the password to a separate file.",
+            ),
+            (
+                path is not None and not any(path.resolve().is_relative_to(folder.resolve()) for folder in allowed),
                 f"the file {path} is not in a folder for passwords of servers. "
-                f"CAPACITY_PASSWORD_FOLDERS allows {', '.join(map(str, self.folders)) or 'none'}."
-            )
+                f"CAPACITY_PASSWORD_FOLDERS allows {', '.join(map(str, self.folders)) or 'none'}.",
+            ),
+            error=CredentialError,
+        )
 
 
 def password_of(reference: str, folders: SecretFolders) -> str:

@@ -43,6 +43,7 @@ from capacity_assets.base.errors import (
     database_error,
     database_errors,
     reason_of,
+    refuse,
     sqlstate_of,
 )
 from capacity_assets.base.units import counted, human_day, suggestion
@@ -116,7 +117,9 @@ def with_engine_defaults(server: Server) -> Server:
     stays_here = server.host.startswith("/") or is_loopback(server.host)
     tls = server.tls or (TLS_OFF if stays_here else TLS_VERIFY_FULL)
     sizing = server.sizing or FILES
-    problems = [
+    if server.password_from is not None:
+        checked_reference(server.password_from)
+    refuse(
         (
             not server.name or server.name != server.name.strip() or len(server.name) > LONGEST_NAME,
             "a name must have 1 to 255 characters, without spaces at its ends",
@@ -128,25 +131,21 @@ def with_engine_defaults(server: Server) -> Server:
         (server.counted_by == server.name, "counted_by: a server cannot be counted by itself"),
         (bool(server.tls_certificate) != bool(server.tls_key), "tls_certificate and tls_key are needed together"),
         (
-            bool(server.server_public_key) and server.engine not in {"mysql", "mariadb"},
+            server.server_public_key and server.engine not in {"mysql", "mariadb"},
             "server_public_key: only for MySQL and MariaDB",
         ),
         (
-            bool(server.server_public_key) and tls != TLS_OFF,
+            server.server_public_key and tls != TLS_OFF,
             "server_public_key: only without TLS; with TLS, use tls_ca to verify the server",
         ),
-        (bool(HOST_AND_PORT.fullmatch(server.host)), "host: write the port separately, as port (--port)"),
+        (HOST_AND_PORT.fullmatch(server.host), "host: write the port separately, as port (--port)"),
         ("@" in server.host, "host: must not contain an @; write username and password_from"),
         (
             server.password_from == OWN and server.engine != "postgresql",
             "password_from: own is only for the PostgreSQL server that holds the capacity tables",
         ),
-    ]
-    if server.password_from is not None:
-        checked_reference(server.password_from)
-    for wrong, problem in problems:
-        if wrong:
-            raise ValidationError(f"Server {server.name!r}: {problem}.")
+        error=lambda problem: ValidationError(f"Server {server.name!r}: {problem}."),
+    )
     return replace(server, port=port, tls=tls, sizing=sizing)
 
 

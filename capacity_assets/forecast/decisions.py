@@ -29,7 +29,7 @@ from capacity_assets.base.declarations import (
     mb_of_gb,
     names_of,
 )
-from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors, refuse
 from capacity_assets.base.periods import Window
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import first_of, human_day, human_mb, human_probability, printable, suggestion
@@ -82,10 +82,10 @@ def _kind(written: object) -> str:
 
 def _note(written: object) -> str:
     note = str(written).strip()
-    if not note:
-        raise ValidationError("note is empty: say why.")
-    if len(note) > LONGEST_TEXT:
-        raise ValidationError(f"note has {len(note):,} characters; at most {LONGEST_TEXT:,} are stored.")
+    refuse(
+        (not note, "note is empty: say why."),
+        (len(note) > LONGEST_TEXT, f"note has {len(note):,} characters; at most {LONGEST_TEXT:,} are stored."),
+    )
     return note
 
 
@@ -142,14 +142,11 @@ def checked_decision(values: Mapping[str, object], today: date, sign: str = "") 
     `sign` is what the user writes before the names of values: `--` for options, nothing in a file.
     """
     decision = declaration(Decision, values)
-    problems = [
-        (bool(decision.database and decision.volume), "Name either a database or a volume."),
+    refuse(
+        (decision.database and decision.volume, "Name either a database or a volume."),
         (decision.added_mb is not None and decision.kind != PLANNED, f"{sign}gb is only for {PLANNED}."),
         (decision.until < today, f"{sign}until {decision.until} is in the past; give today or a later day."),
-    ]
-    for is_wrong, problem in problems:
-        if is_wrong:
-            raise ValidationError(problem)
+    )
     return decision
 
 

@@ -29,7 +29,7 @@ from capacity_assets.base.declarations import (
     read_each,
     toml_document,
 )
-from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors, refuse
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import first_of, human_change_mb, human_day, human_mb, suggestion
 from capacity_assets.forecast import history
@@ -164,15 +164,17 @@ class LimitChange:
 
     def __post_init__(self) -> None:
         """Refuse both sizes or neither, a size for all limits, and two subjects."""
-        if (self.limit_mb is None) == (self.add_mb is None):
-            raise ValidationError("A limit has either gb or add_gb.")
-        if self.server is None and (self.database or self.volume):
-            what = f"disk {self.volume}" if self.volume else f"database {self.database}"
-            raise ValidationError(f"Name the server of {what}.")
-        if self.server is None and self.limit_mb is not None:
-            raise ValidationError("A limit needs a server; only add_gb may be for every limit.")
-        if self.database and self.volume:
-            raise ValidationError("A limit is that of a database or of a volume.")
+        what = f"disk {self.volume}" if self.volume else f"database {self.database}"
+        is_for_all = self.server is None
+        refuse(
+            ((self.limit_mb is None) == (self.add_mb is None), "A limit has either gb or add_gb."),
+            (is_for_all and (self.database or self.volume), f"Name the server of {what}."),
+            (
+                is_for_all and self.limit_mb is not None,
+                "A limit needs a server; only add_gb may be for every limit.",
+            ),
+            (self.database and self.volume, "A limit is that of a database or of a volume."),
+        )
 
     @property
     def text(self) -> str:

@@ -34,7 +34,7 @@ from zipfile import BadZipFile, ZipFile
 from sqlalchemy import Connection, Engine, Executable
 
 from capacity_assets.base.declarations import UTF_16, LineTooLongError, bounded_lines, next_line, refuse_workbook
-from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.errors import ValidationError, refuse
 from capacity_assets.base.units import first_of
 from capacity_assets.database.sql import with_queries
 from capacity_assets.history.rows import MOST_LISTED, ImportColumns, column_positions
@@ -73,13 +73,13 @@ def file_source(path: Path, layout: ImportColumns, options: FileOptions) -> File
 
     Raises ValidationError if it cannot be read, lacks a needed column, or an option does not fit this kind of file.
     """
-    if not path.is_file():
-        raise ValidationError(f"{path} does not exist or is not a file.")
     kind = path.suffix.lower()
-    if options.encoding is not None and kind in {PARQUET, EXCEL}:
-        raise ValidationError(f"--encoding is for CSV files; {path} has its own encoding.")
-    if options.sheet is not None and kind != EXCEL:
-        raise ValidationError(f"--sheet is for {EXCEL} files.")
+    is_recoded, has_sheet = options.encoding is not None, options.sheet is not None
+    refuse(
+        (not path.is_file(), f"{path} does not exist or is not a file."),
+        (is_recoded and kind in {PARQUET, EXCEL}, f"--encoding is for CSV files; {path} has its own encoding."),
+        (has_sheet and kind != EXCEL, f"--sheet is for {EXCEL} files."),
+    )
     try:
         if kind != EXCEL:
             refuse_workbook(path)

@@ -32,7 +32,7 @@ from capacity_assets.base.declarations import (
     key_and_value,
     named_tables,
 )
-from capacity_assets.base.errors import ValidationError, database_errors
+from capacity_assets.base.errors import ValidationError, database_errors, refuse
 from capacity_assets.base.network import Connections, WebhookError, post_json, run_within
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Settings, Thresholds
 from capacity_assets.base.units import suggestion
@@ -134,7 +134,7 @@ def _receiver(values: Mapping[str, object], keys: Sequence[str]) -> Receiver:
     gets, known = tuple(receiver.gets), ", ".join(MESSAGE_FORMATS)
     if isinstance(receiver.webhook, str):
         _refuse_an_address(receiver.webhook)
-    problems = (
+    refuse(
         (
             len(receiver.name) > LONGEST_NAME or not receiver.name.isprintable(),
             f"name must have 1 to {LONGEST_NAME} printable characters.",
@@ -163,9 +163,6 @@ def _receiver(values: Mapping[str, object], keys: Sequence[str]) -> Receiver:
             "events_url is not a web address; write https://host/path.",
         ),
     )
-    for is_wrong, problem in problems:
-        if is_wrong:
-            raise ValidationError(problem)
     key, value = checked_label(*receiver.label, keys) if receiver.label else (None, None)
     label = None if key is None else (key, str(value))
     return replace(receiver, to=tuple(receiver.to), gets=gets, label=label)

@@ -19,11 +19,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
 
-from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.errors import ValidationError, refuse
 from capacity_assets.base.units import BYTES_PER_MB, first_of, suggestion
 from capacity_assets.database.measures import SIZE_MEASURES, USED_SIZE
 
@@ -558,6 +558,11 @@ def closed_on_failure(connection: Any) -> Iterator[None]:
     except BaseException:
         connection.close()
         raise
+
+
+def refuse_setup(*problems: tuple[object, str]) -> None:
+    """Raise MeasureError with the sentence of the first problem of a server's registration, if it has one."""
+    refuse(*problems, error=partial(MeasureError, FailureKind.SETUP))
 
 
 def query_server(connection: Any, query: str, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:

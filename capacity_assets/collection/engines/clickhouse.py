@@ -43,6 +43,7 @@ from capacity_assets.collection.engines.base import (
     is_excluded,
     is_loopback,
     query_server,
+    refuse_setup,
     tls_context,
 )
 
@@ -246,14 +247,14 @@ class ClickHouse(EngineAdapter):
     )
 
     def connect(self, access: Access) -> Session:
-        if access.socket:
-            raise MeasureError(FailureKind.SETUP, "it is reached by HTTP, not by a socket: register a host")
-        if access.password and access.tls not in VERIFIED_TLS and not is_loopback(access.host):
-            raise MeasureError(
-                FailureKind.SETUP,
+        refuse_setup(
+            (access.socket, "it is reached by HTTP, not by a socket: register a host"),
+            (
+                access.password and access.tls not in VERIFIED_TLS and not is_loopback(access.host),
                 "HTTP transmits the password itself, so the server must be verified: register `tls = verify-full` or "
                 "`verify-ca`, and the port of HTTPS",
-            )
+            ),
+        )
         session = Session(access)
         # The login is checked by a query only.
         session.rows("SELECT 1")

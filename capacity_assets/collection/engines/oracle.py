@@ -37,6 +37,7 @@ from capacity_assets.collection.engines.base import (
     first_line,
     is_excluded,
     query_server,
+    refuse_setup,
     without_driver,
 )
 from capacity_assets.database.measures import ARCHIVED_LOG, BACKUP, RECOVERY_AREA, REDO, TEMPORARY
@@ -205,10 +206,10 @@ class Oracle(EngineAdapter):
             import oracledb
         except ImportError:
             raise without_driver("oracle") from None
-        if not access.username:
-            raise MeasureError(FailureKind.SETUP, "it needs a login: register `username` and `password_from`")
-        if not access.database:
-            raise MeasureError(FailureKind.SETUP, "it needs its service name: register `database`")
+        refuse_setup(
+            (not access.username, "it needs a login: register `username` and `password_from`"),
+            (not access.database, "it needs its service name: register `database`"),
+        )
         connection = oracledb.connect(
             user=access.username,
             password=access.password,

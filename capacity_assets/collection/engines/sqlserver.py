@@ -44,6 +44,7 @@ from capacity_assets.collection.engines.base import (
     is_loopback,
     objects_by_database,
     query_server,
+    refuse_setup,
     refuse_without_rights,
     used_by_database,
     without_driver,
@@ -257,15 +258,16 @@ class SQLServer(EngineAdapter):
             import pytds
         except ImportError:
             raise without_driver("sqlserver") from None
-        if access.tls != TLS_OFF and not access.tls_ca:
-            raise MeasureError(
-                FailureKind.SETUP, f"its driver encrypts only if it can verify the server: {access.tls} needs `tls_ca`"
-            )
-        if access.tls == TLS_OFF and access.password and not is_loopback(access.host):
-            raise MeasureError(
-                FailureKind.SETUP,
+        refuse_setup(
+            (
+                access.tls != TLS_OFF and not access.tls_ca,
+                f"its driver encrypts only if it can verify the server: {access.tls} needs `tls_ca`",
+            ),
+            (
+                access.tls == TLS_OFF and access.password and not is_loopback(access.host),
                 "without TLS, its password would be sent unencrypted: register `tls` and `tls_ca`",
-            )
+            ),
+        )
         pytds.tls.validate_host = is_issued_for
         opened = BoundedSocket(access)
         connection = pytds.connect(
