@@ -11,15 +11,13 @@ FILE the table is empty, without an error (seen on 11.8).
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from capacity_assets.base.units import counted
@@ -35,7 +33,6 @@ from capacity_assets.collection.engines.base import (
     TLS_OFF,
     VERIFIED_TLS,
     Access,
-    Allowance,
     Ceiling,
     DatabaseObjects,
     DatabaseSize,
@@ -71,12 +68,6 @@ if TYPE_CHECKING:
     import pymysql
 
 
-NATIVE, FAST_SHA2, SHA256 = "mysql_native_password", "caching_sha2_password", "sha256_password"
-SCRAMBLE_LENGTH = 20
-# The packet of caching_sha2_password with which the server accepts the proof; otherwise it requests the password.
-PROOF_ACCEPTED = b"\x01\x03"
-
-
 NO_PACKAGE = (
     "its login method needs a package that is not installed: pip install 'capacity_assets[mysql]'. Over verified TLS "
     "(`tls = verify-full` or `verify-ca`), caching_sha2_password and sha256_password do not need it"
@@ -96,134 +87,6 @@ KINDS = {
 def _number_and_text(error: pymysql.err.Error) -> tuple[int, str]:
     number, *rest = error.args or (0,)
     return (number, str(rest[0]) if rest else str(error)) if isinstance(number, int) else (0, str(error))
-
-
-class _ProvingLogin:
-    """A login to an unverified server, which proves knowledge of the password without sending it.
-
-    The driver would send the password to any server that requests it over TLS, verified or not; without TLS, it would
-    encrypt the password with any key that the server sends. Here it is encrypted only with the registered key.
-    """
-
-    def __init__(self, method: str, public_key: str | None, connection: Any) -> None:
-        self._method, self._public_key, self._connection = method, public_key, connection
-
-    def authenticate(self, packet: Any) -> Any:
-        """Answer a login packet; raises MeasureError if it requests the password."""
-        proof = _proofs().get(self._method)
-        if packet.is_auth_switch_request():
-            self._connection.salt = packet.read_all()
-            if proof is not None:
-                packet = self._exchange(proof(self._connection.password, self._connection.salt))
-            elif self._method == SHA256:
-                packet = self._exchange(self._encrypted_password())
-            else:
-                raise self._refusal()
-        if not packet.is_extra_auth_data():
-            return packet
-        if packet.get_all_data() == PROOF_ACCEPTED:
-            return self._connection._read_packet()  # noqa: SLF001 -- as logins of the driver do
-        if self._method == FAST_SHA2:
-            return self._exchange(self._encrypted_password())
-        raise self._refusal()
-
-    def _exchange(self, data: bytes) -> Any:
-        self._connection.write_packet(data)
-        return self._connection._read_packet()  # noqa: SLF001 -- as above
-
-    def _encrypted_password(self) -> bytes:
-        from pymysql._auth import sha2_rsa_encrypt
-
-        # Over TLS a server expects the password unencrypted.
-        if self._public_key is None or self._connection._secure:  # noqa: SLF001 -- as above
-            raise self._refusal()
-        try:
-            public_key = Path(self._public_key).read_bytes()
-            return bytes(sha2_rsa_encrypt(self._connection.password, self._connection.salt, public_key))
-        except (ValueError, TypeError, AttributeError):
-            raise MeasureError(
-                FailureKind.SETUP, f"the file {self._public_key} is not an RSA public key in PEM"
-            ) from None
-
-    def _refusal(self) -> MeasureError:
-        return MeasureError(
-            FailureKind.LOGIN,
-            f"it asks for the password itself, by the login method {self._method:.40}, but its identity is not "
-            "verified. The password was not sent. Register `tls = verify-full` or `verify-ca`, the socket as `host`, "
-            "or `tls = off` with a `server_public_key` file",
-        )
-
-
-def _proofs() -> dict[str, Callable[[bytes, bytes], bytes]]:
-    from pymysql import _auth
-
-    return {
-        "": _auth.scramble_native_password,
-        NATIVE: _auth.scramble_native_password,
-        FAST_SHA2: lambda password, salt: _auth.scramble_caching_sha2(password, salt[:SCRAMBLE_LENGTH]),
-        "client_ed25519": _auth.ed25519_password,
-    }
-
-
-def _proving_logins(public_key: str | None) -> dict[str, Any]:
-    """Return a map in which the driver finds a `_ProvingLogin` for every method."""
-
-    class Logins(dict[str, Any]):
-        def get(self, name: str | bytes, _default: object = None) -> Any:
-            method = name.decode("ascii", "replace") if isinstance(name, bytes) else name
-            return partial(_ProvingLogin, method, public_key)
-
-    # The driver replaces an empty map.
-    return Logins.fromkeys(_proofs())
-
-
-@cache
-def _bounded_connection() -> Any:
-    """A connection that aborts if the server sends too much or too slowly.
-
-    The driver has no such limit. The overridden methods are private; a test with an endless response covers them.
-    """
-    from pymysql.connections import Connection
-
-    class Bounded(Connection):
-        statement_seconds = math.inf
-
-        def __init__(self, **options: Any) -> None:
-            self.allowance = Allowance()
-            super().__init__(**options)
-
-        def _request_authentication(self) -> None:
-            # The driver sends the password at once if the server's greeting names a method that requests it.
-            proving: dict[str, Any] = self._auth_plugin_map  # type: ignore[attr-defined]
-            if proving and self._auth_plugin_name not in proving:
-                self._auth_plugin_name: str = NATIVE
-            super()._request_authentication()  # type: ignore[misc]
-
-        def _execute_command(self, command: int, sql: str | bytes) -> None:
-            self.allowance.begin(self.statement_seconds)
-            super()._execute_command(command, sql)  # type: ignore[misc]  # not among the published types
-
-        def _read_bytes(self, num_bytes: int) -> bytes:
-            received, wanted = bytearray(), num_bytes
-            try:
-                while True:
-                    self.allowance.take(wanted)
-                    wanted = 0  # counted before it is read
-                    missing = num_bytes - len(received)
-                    if not missing:
-                        return bytes(received)
-                    received += super()._read_bytes(min(missing, self._wait_for_bytes() or missing))  # type: ignore[misc]
-            except MeasureError:
-                self._force_close()  # type: ignore[attr-defined]
-                raise
-
-        def _wait_for_bytes(self) -> int:
-            """Wait for a byte; return how many can be read without waiting. 0: the driver will find the reason."""
-            with suppress(OSError):
-                return len(self._rfile.peek(1))  # type: ignore[attr-defined]
-            return 0
-
-    return Bounded
 
 
 def _tls(access: Access) -> dict[str, Any]:
@@ -627,7 +490,9 @@ class MySQL(EngineAdapter):
     )
 
     def connect(self, access: Access) -> Any:
-        connection = _bounded_connection()(
+        from capacity_assets.collection.engines.mysql_connection import BoundedConnection, ProvingLogins
+
+        connection = BoundedConnection(
             defer_connect=True,
             host=None if access.socket else access.host,
             unix_socket=access.socket,
@@ -645,7 +510,7 @@ class MySQL(EngineAdapter):
             # A socket or a verified certificate proves who answers.
             auth_plugin_map=None
             if access.socket or access.tls in VERIFIED_TLS
-            else _proving_logins(access.server_public_key),
+            else ProvingLogins(access.server_public_key),
             **_tls(access),
         )
         connection.statement_seconds = access.connect_seconds
