@@ -88,20 +88,7 @@ def run_within(seconds: float, call: Callable[[], Result], end: Callable[[], obj
         Exception: whatever `call` raises.
     """
     outcome: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:  # noqa: BLE001 -- raised again for the caller
-            outcome.set_exception(error)
-
-    def close() -> None:
-        # Repeatedly: a connection that is still being opened can only be shut down a moment later.
-        while not outcome.done():
-            end()
-            time.sleep(CLOSING_SECONDS)
-
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=_settle, args=(outcome, call), daemon=True).start()
     try:
         return outcome.result(seconds)
     except TimeoutError as error:
@@ -110,7 +97,21 @@ def run_within(seconds: float, call: Callable[[], Result], end: Callable[[], obj
         raise TimeoutError(f"no complete answer within {seconds:g} s") from error
     finally:
         if not outcome.done():
-            threading.Thread(target=close, daemon=True).start()
+            threading.Thread(target=_end_until_done, args=(outcome, end), daemon=True).start()
+
+
+def _settle(outcome: Future[Result], call: Callable[[], Result]) -> None:
+    try:
+        outcome.set_result(call())
+    except BaseException as error:  # noqa: BLE001 -- raised again for the caller
+        outcome.set_exception(error)
+
+
+def _end_until_done(outcome: Future[Result], end: Callable[[], object]) -> None:
+    # Repeatedly: a connection that is still being opened can only be shut down a moment later.
+    while not outcome.done():
+        end()
+        time.sleep(CLOSING_SECONDS)
 
 
 class _NoRedirects(urllib.request.HTTPErrorProcessor):

@@ -212,22 +212,23 @@ def first_lines(lines: Iterable[str], noun: str) -> list[str]:
     return [*every[:LINES_SHOWN], *([f"and {counted(hidden, noun)}."] if hidden > 0 else [])]
 
 
+def _note_always(context: click.Context, _parameter: click.Parameter, always: bool) -> None:
+    context.meta["always"] = always
+
+
+def _first_day(context: click.Context, _parameter: click.Parameter, day: date | None) -> date | None:
+    if context.meta["always"] and day is not None:
+        raise click.UsageError("Give either --from or --always.")
+    return ALWAYS if context.meta["always"] else day
+
+
 def first_day_options(from_help: str, always_help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the options --from and --always, of which one can be given; both set `first_day`, None by default."""
-
-    def note_always(context: click.Context, _parameter: click.Parameter, always: bool) -> None:
-        context.meta["always"] = always
-
-    def first_day(context: click.Context, _parameter: click.Parameter, day: date | None) -> date | None:
-        if context.meta["always"] and day is not None:
-            raise click.UsageError("Give either --from or --always.")
-        return ALWAYS if context.meta["always"] else day
-
     return options.combined_options(
-        click.option("--from", "first_day", type=options.DAY, callback=first_day, help=from_help),
+        click.option("--from", "first_day", type=options.DAY, callback=_first_day, help=from_help),
         # Eager: it is read before --from, in any order of the options.
         click.option(
-            "--always", is_flag=True, is_eager=True, expose_value=False, callback=note_always, help=always_help
+            "--always", is_flag=True, is_eager=True, expose_value=False, callback=_note_always, help=always_help
         ),
     )
 

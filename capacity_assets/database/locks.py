@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Row, text
@@ -30,6 +31,7 @@ from capacity_assets.base.network import run_within
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.lock import Lock as RedisLock
 
 
 class LockHeldError(CapacityError):
@@ -161,25 +163,11 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
         client.close()
         raise lock_held_error(period, _readable_token(holder))
     stopped = threading.Event()
-
-    def renew() -> None:
-        while not stopped.wait(time_to_live_seconds / RENEWALS_PER_TIME_TO_LIVE):
-            # Redis may be unreachable for a moment: `ensure_held` checks again before anything is committed.
-            with suppress(RedisError):
-                _call(client, lambda: lock.extend(time_to_live_seconds, replace_ttl=True))
-
-    def ensure_held() -> None:
-        try:
-            owned = _call(client, lock.owned)
-        except RedisError as error:
-            raise lock_lost_error(period, "Redis does not say whether it is still held") from error
-        if not owned:
-            raise lock_lost_error(period, "its key expired, was flushed, or belongs to another holder")
-
-    renewer = threading.Thread(target=renew, name=f"lock-{period}", daemon=True)
+    renewing = (client, lock, time_to_live_seconds, stopped)
+    renewer = threading.Thread(target=_renew, args=renewing, name=f"lock-{period}", daemon=True)
     renewer.start()
     try:
-        yield HeldLock(ensure_held)
+        yield HeldLock(partial(_ensure_owned, client, lock, period))
     finally:
         stopped.set()
         renewer.join()
@@ -187,6 +175,26 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
         with suppress(RedisError):
             _call(client, lock.release)
         client.close()
+
+
+def _renew(client: Redis, lock: RedisLock, seconds: float, stopped: threading.Event) -> None:
+    from redis.exceptions import RedisError
+
+    while not stopped.wait(seconds / RENEWALS_PER_TIME_TO_LIVE):
+        # Redis may be unreachable for a moment: `_ensure_owned` checks again before anything is committed.
+        with suppress(RedisError):
+            _call(client, lambda: lock.extend(seconds, replace_ttl=True))
+
+
+def _ensure_owned(client: Redis, lock: RedisLock, period: str) -> None:
+    from redis.exceptions import RedisError
+
+    try:
+        owned = _call(client, lock.owned)
+    except RedisError as error:
+        raise lock_lost_error(period, "Redis does not say whether it is still held") from error
+    if not owned:
+        raise lock_lost_error(period, "its key expired, was flushed, or belongs to another holder")
 
 
 @contextmanager
@@ -274,20 +282,20 @@ def _row_lock(engine: Engine, period: str) -> Iterator[HeldLock]:
             holder = None if is_taken else connection.execute(text(_HOLDER), parameters).first()
         if not is_taken:
             raise lock_held_error(period, _readable_holder(holder) if holder else None)
-
-        def ensure_held() -> None:
-            try:
-                connection.execute(text("SELECT 1"))
-            except (DBAPIError, PendingRollbackError) as error:
-                # After the loss, SQLAlchemy itself refuses further calls.
-                raise lock_lost_error(period, "its connection was closed") from error
-
         try:
-            yield HeldLock(ensure_held)
+            yield HeldLock(partial(_ensure_connected, connection, period))
         finally:
             # Releases the lock, and resets the name of the session.
             with suppress(SQLAlchemyError):
                 connection.rollback()
+
+
+def _ensure_connected(connection: Connection, period: str) -> None:
+    try:
+        connection.execute(text("SELECT 1"))
+    except (DBAPIError, PendingRollbackError) as error:
+        # After the loss, SQLAlchemy itself refuses further calls.
+        raise lock_lost_error(period, "its connection was closed") from error
 
 
 def _take_row(connection: Connection, parameters: dict[str, str]) -> bool:

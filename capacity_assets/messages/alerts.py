@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import partial
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -102,23 +103,30 @@ def send_alerts(
                     ends.append(quiet_until)
                 elif unsent:
                     due.append((receiver, channel, unsent))
-
-        def deliver(delivery: tuple[Receiver, str, Sequence[AlertUpdate]]) -> tuple[str, str]:
-            receiver, channel, unsent = delivery
-            # PagerDuty takes one event per message. An event that it accepted is not sent again if a later one fails.
-            parts = [[update] for update in unsent] if receiver.format == PAGERDUTY else [unsent]
-            for updates in parts:
-                try:
-                    send(message_of(receiver, updates, settings, risks.installation), receiver, channel, settings)
-                except SendingError as error:
-                    return receiver.name, str(error)
-                _store(engine, Destination(receiver.name, channel), updates, risks.as_of, now)
-            return receiver.name, ""
-
         with ThreadPoolExecutor(CONCURRENT_DELIVERIES) as threads:
-            outcomes = list(threads.map(deliver, due))
+            outcomes = list(threads.map(partial(_deliver, engine, risks, settings, now), due))
     sent = tuple(dict.fromkeys(name for name, problem in outcomes if not problem))
     return AlertDeliveries(sent, min(ends, default=None), tuple(outcome for outcome in outcomes if outcome[1]))
+
+
+def _deliver(
+    engine: Engine,
+    risks: Risks,
+    settings: SendingSettings,
+    now: datetime,
+    delivery: tuple[Receiver, str, Sequence[AlertUpdate]],
+) -> tuple[str, str]:
+    """Send updates by a channel of a receiver, and store that; return its name, and why it was not reached."""
+    receiver, channel, unsent = delivery
+    # PagerDuty takes one event per message. An event that it accepted is not sent again if a later one fails.
+    parts = [[update] for update in unsent] if receiver.format == PAGERDUTY else [unsent]
+    try:
+        for updates in parts:
+            send(message_of(receiver, updates, settings, risks.installation), receiver, channel, settings)
+            _store(engine, Destination(receiver.name, channel), updates, risks.as_of, now)
+    except SendingError as error:
+        return receiver.name, str(error)
+    return receiver.name, ""
 
 
 def updates_for(receiver: Receiver, risks: Risks, sent: Mapping[SubjectKey, SentAlert]) -> Iterator[AlertUpdate]:

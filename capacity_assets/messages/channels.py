@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Annotated
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import BeforeValidator
 from sqlalchemy import Engine, text
@@ -310,24 +310,12 @@ def _send_mail(url: str, mail: EmailMessage, seconds: float) -> str:
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
     context = ssl.create_default_context()
-    is_encrypted = parts.scheme == "smtps"
     opened = Connections()
     encrypted = partial(opened.noting(smtplib.SMTP_SSL), context=context)
-    connected = encrypted if is_encrypted else opened.noting(smtplib.SMTP)
-
-    def hand_over() -> Mapping[str, object]:
-        with connected(host, port, timeout=TIMEOUT_SECONDS) as server:
-            server.ehlo()
-            if not is_encrypted and server.has_extn("starttls"):
-                server.starttls(context=context)
-            elif not is_encrypted and parts.username:
-                raise SendingError(f"{host} offers no encryption: the password was not sent.")
-            if parts.username:
-                server.login(unquote(parts.username), unquote(parts.password or ""))
-            return server.send_message(mail)
-
+    connected = encrypted if parts.scheme == "smtps" else opened.noting(smtplib.SMTP)
+    connect = partial(connected, host, port, timeout=TIMEOUT_SECONDS)
     try:
-        refused = run_within(seconds, hand_over, opened.close)
+        refused = run_within(seconds, partial(_hand_over, connect, mail, parts, context), opened.close)
     except smtplib.SMTPAuthenticationError:
         raise SendingError(f"{host} refuses the login.") from None
     except smtplib.SMTPRecipientsRefused as error:
@@ -341,6 +329,22 @@ def _send_mail(url: str, mail: EmailMessage, seconds: float) -> str:
         # The original text would show the login.
         raise SendingError(f"{host}: CAPACITY_SMTP_URL has a login that cannot be sent to a mail server.") from None
     return f"{host} refuses {', '.join(refused)}; the other addresses got it." if refused else ""
+
+
+def _hand_over(
+    connect: Callable[[], smtplib.SMTP], mail: EmailMessage, parts: SplitResult, context: ssl.SSLContext
+) -> Mapping[str, object]:
+    """Send a mail by a new connection; return the refused addresses."""
+    with connect() as server:
+        server.ehlo()
+        is_encrypted = parts.scheme == "smtps"
+        if not is_encrypted and server.has_extn("starttls"):
+            server.starttls(context=context)
+        elif not is_encrypted and parts.username:
+            raise SendingError(f"{parts.hostname} offers no encryption: the password was not sent.")
+        if parts.username:
+            server.login(unquote(parts.username), unquote(parts.password or ""))
+        return server.send_message(mail)
 
 
 @contextmanager

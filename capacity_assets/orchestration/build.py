@@ -17,6 +17,7 @@ import dagster as dg
 from capacity_assets.aggregates.levels import LEVELS, RAW_TABLES
 from capacity_assets.base.periods import PERIODS, Clock, Period, with_trend_threshold
 from capacity_assets.base.settings import Settings
+from capacity_assets.database.sql import View
 from capacity_assets.database.tables import capacity_bill_lines, capacity_runways
 from capacity_assets.database.views import VIEWS
 from capacity_assets.history.retention import parse_retention
@@ -32,19 +33,19 @@ VIEW_GROUP, PAGES_GROUP, PAGES = "views", "pages", "pages"
 PAGES_DESCRIPTION = "The pages of the fleet, its groups, servers, databases and disks, as `capacity serve` shows them."
 
 
+def _read_by(view: View, views: Mapping[str, View], sources: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield the assets that a view reads, also through other views, which are assets too."""
+    for word in dict.fromkeys(re.findall(r"\w+", view.query)):
+        if word in sources:
+            yield from sources[word]
+        elif word in views and word != view.name and any(_read_by(views[word], views, sources)):
+            yield word
+
+
 def consumer_definitions(graph: Graph) -> dg.Definitions:
     """Return the views that read a table of the graph, and the pages, which read them all."""
     views = {view.name: view for view in VIEWS}
     sources = _sources(graph)
-
-    def read_by(name: str) -> Iterator[str]:
-        """Yield the assets that a view reads, also through other views, which are assets too."""
-        for word in dict.fromkeys(re.findall(r"\w+", views[name].query)):
-            if word in sources:
-                yield from sources[word]
-            elif word in views and word != name and any(read_by(word)):
-                yield word
-
     specs = [
         dg.AssetSpec(
             graph.key(name),
@@ -61,7 +62,7 @@ def consumer_definitions(graph: Graph) -> dg.Definitions:
             },
         )
         for name, view in views.items()
-        if (deps := list(read_by(name)))
+        if (deps := list(_read_by(view, views, sources)))
     ]
     pages = dg.AssetSpec(
         graph.key(PAGES),

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -21,7 +22,7 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregates.levels import INSTANCE, LEVELS, RAW_TABLES, SERVER_LEVELS, RawTable
 from capacity_assets.base.errors import CapacityError
-from capacity_assets.base.settings import HOURS_PER_DAY
+from capacity_assets.base.settings import HOURS_PER_DAY, Settings
 from capacity_assets.base.units import counted, human_day, human_days
 from capacity_assets.collection.servers import declared_servers, register_servers
 from capacity_assets.collection.service import CollectionService, CollectionShare, CollectionSummary, parse_share
@@ -232,31 +233,30 @@ def collected_assets(graph: Graph) -> dg.AssetsDefinition:
         if run_days.missing_days:
             # One result would apply to all requested days, so those that have samples are reported one by one.
             _warn_of_missing(context, run_days)
-            for day in sorted({*run_days.days} - {*run_days.missing_days}):
-                for raw in RAW_TABLES:
-                    if _has_samples(raw, run_days.measured_on(day)):
-                        context.log_event(
-                            dg.AssetMaterialization(
-                                graph.key(raw.name), metadata=_metadata_of(run_days, day), partition=day.isoformat()
-                            )
-                        )
+            for materialization in _materializations(graph, run_days):
+                context.log_event(materialization)
             yield from checks
             return
-        for raw in RAW_TABLES:
-            if _has_samples(raw, run_days.summary):
-                key = graph.key(raw.name)
-                for day in run_days.days:
-                    context.add_asset_metadata(_metadata_of(run_days, day), key, partition_key=day.isoformat())
-                yield dg.MaterializeResult(
-                    asset_key=key, check_results=[check for check in checks if check.asset_key == key]
-                )
+        for key in _measured_tables(graph, run_days.summary):
+            for day in run_days.days:
+                context.add_asset_metadata(_metadata_of(run_days, day), key, partition_key=day.isoformat())
+            yield dg.MaterializeResult(
+                asset_key=key, check_results=[check for check in checks if check.asset_key == key]
+            )
 
     return collection
 
 
-def _has_samples(raw: RawTable, measured: CollectionSummary | None) -> bool:
-    """Whether a raw table has samples of a measurement: tables and indexes are not measured on every day."""
-    return not raw.is_optional or (measured is not None and measured.object_databases > 0)
+def _measured_tables(graph: Graph, measured: CollectionSummary | None) -> list[dg.AssetKey]:
+    """Return the raw tables with samples of a measurement: tables and indexes are not measured on every day."""
+    has_objects = measured is not None and measured.object_databases > 0
+    return [graph.key(raw.name) for raw in RAW_TABLES if has_objects or not raw.is_optional]
+
+
+def _materializations(graph: Graph, run_days: RequestedDays) -> Iterator[dg.AssetMaterialization]:
+    for day in sorted({*run_days.days} - {*run_days.missing_days}):
+        for key in _measured_tables(graph, run_days.measured_on(day)):
+            yield dg.AssetMaterialization(key, metadata=_metadata_of(run_days, day), partition=day.isoformat())
 
 
 def _warn_of_missing(context: dg.AssetExecutionContext, run_days: RequestedDays) -> None:
@@ -315,23 +315,6 @@ def registered_servers(graph: Graph, path: Path) -> dg.AssetsDefinition:
 def collection_schedule(graph: Graph) -> dg.ScheduleDefinition:
     """Build the schedule: every day, and later in the day once more for servers that failed."""
     settings = graph.settings
-
-    def request_today(context: dg.ScheduleEvaluationContext, moment: datetime) -> Requests:
-        day = moment.date()
-        with dagster_failures():
-            service = Services.of(context).collection
-        if day != service.clock.today():
-            return dg.SkipReason(f"{human_day(day)} is over; only today can be measured.")
-        shares = list(settings.collection_shares) or [""]
-        try:
-            shares = [name for name in shares if service.count_remaining(day, parse_share(name) if name else None)]
-        except CapacityError as error:
-            # Request the run anyway: it retries the database, while a failed tick is not repeated.
-            context.log.warning(str(error))
-        if not shares:
-            return dg.SkipReason(f"No registered server is left to measure on {human_day(day)}.")
-        return [_request(moment, name, queues=settings.share_queues == "on") for name in shares]
-
     later = [str(settings.collection_hour + hours) for hours in HOURS_LATER]
     later = [hour for hour in later if int(hour) < HOURS_PER_DAY]
     return graph.schedule(
@@ -339,9 +322,26 @@ def collection_schedule(graph: Graph) -> dg.ScheduleDefinition:
         COLLECTION_JOB,
         [f"{MINUTES} {settings.collection_hour} * * *", *([f"0 {','.join(later)} * * *"] if later else [])],
         "Measures the registered servers, and later in the day those that failed.",
-        request_today,
+        partial(_request_today, settings),
         needs_services=True,
     )
+
+
+def _request_today(settings: Settings, context: dg.ScheduleEvaluationContext, moment: datetime) -> Requests:
+    day = moment.date()
+    with dagster_failures():
+        service = Services.of(context).collection
+    if day != service.clock.today():
+        return dg.SkipReason(f"{human_day(day)} is over; only today can be measured.")
+    shares = list(settings.collection_shares) or [""]
+    try:
+        shares = [name for name in shares if service.count_remaining(day, parse_share(name) if name else None)]
+    except CapacityError as error:
+        # Request the run anyway: it retries the database, while a failed tick is not repeated.
+        context.log.warning(str(error))
+    if not shares:
+        return dg.SkipReason(f"No registered server is left to measure on {human_day(day)}.")
+    return [_request(moment, name, queues=settings.share_queues == "on") for name in shares]
 
 
 def _request(moment: datetime, share: str, *, queues: bool) -> dg.RunRequest:
