@@ -221,7 +221,7 @@ def sections(digest: Digest, pages_url: str | None = None) -> list[Section]:
     return [
         Section(
             heading,
-            [MessageLine(printable(sentence(one)), pages_url and page_url(pages_url, _page_of(one))) for one in listed],
+            [MessageLine(printable(sentence(row)), pages_url and page_url(pages_url, _page_of(row))) for row in listed],
             digest.counts[kind] - len(listed),
         )
         for kind, (heading, sentence) in KINDS.items()
@@ -259,8 +259,8 @@ def _unusual_text(change: UnusualChange) -> str:
     return f"{change.database} on {change.server}: {human_change_mb(change.change_mb)}; {usual}{_behind(change)}"
 
 
-def _behind(one: UnusualChange | ShrunkDatabase) -> str:
-    return f". Most by {one.behind.sentence}" if one.behind else ""
+def _behind(database: UnusualChange | ShrunkDatabase) -> str:
+    return f". Most by {database.behind.sentence}" if database.behind else ""
 
 
 def _moved_date_text(change: FillDateChange) -> str:
@@ -285,8 +285,8 @@ KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "declines": ("Shrank most", _decline_text),
     "runways": ("Full sooner than forecast a week ago", _moved_date_text),
     "later": ("Full later than forecast a week ago", _moved_date_text),
-    "retained_wal": ("Too much WAL retained by slots or archivers", lambda one: one.text),
-    "silent": ("No longer measured", lambda one: f"{one.server}: last on {human_day(one.last_day)}"),
+    "retained_wal": ("Too much WAL retained by slots or archivers", lambda wal: wal.text),
+    "silent": ("No longer measured", lambda server: f"{server.server}: last on {human_day(server.last_day)}"),
     "came": ("Servers that came", _server_text),
     "went": ("Servers that went", _server_text),
     "new": ("New databases", _size_text),

@@ -118,8 +118,8 @@ def calculate_database(
             summary.to_dict() for name in chosen for summary in run.of_level(DATABASE.name).of_period(name).summaries
         ],
         "instances": {
-            one.id: {"instance_id": one.id, "instance_name": one.name, "errors": reasons.get(one.id, [])}
-            for one in instances
+            ref.id: {"instance_id": ref.id, "instance_name": ref.name, "errors": reasons.get(ref.id, [])}
+            for ref in instances
         },
     }
     message = run.message if chosen else "" if errors else "No registered period was requested."

@@ -366,7 +366,9 @@ def explanation_of(
         # Listed, because the key begins with the day.
         days = day == any_(literal(some.dates, ARRAY(Date)))
         rows = select(day, *sums).where(*of_subject(raw), days, *level.live()).group_by(day).order_by(day)
-        values = ((day, [None if one is None else int(one) for one in sums]) for day, *sums in connection.execute(rows))
+        values = (
+            (day, [None if value is None else int(value) for value in sums]) for day, *sums in connection.execute(rows)
+        )
         return tuple(ValuesOfDay(day, dict(zip(level.values, some, strict=True))) for day, some in values)
 
     is_window = (target.c.period_type == period.name, target.c.period_start == window.start)

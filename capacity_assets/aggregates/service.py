@@ -284,10 +284,10 @@ class AggregationService:
     def ids_of(self, names: Sequence[str]) -> list[int]:
         """Return the ids of servers by name or, if none has that name, by number; raises NotFoundError."""
         every = self.instances(None)
-        known = {str(instance.id): instance.id for instance in every} | {one.name: one.id for one in every}
+        known = {str(ref.id): ref.id for ref in every} | {ref.name: ref.id for ref in every}
         missing = [name for name in names if name not in known]
         if missing:
-            close = suggestion(missing[0], (one.name for one in every))
+            close = suggestion(missing[0], (ref.name for ref in every))
             raise NotFoundError(
                 f"No server {', '.join(map(repr, missing))} is registered.{close} `capacity instances list` shows all."
             )

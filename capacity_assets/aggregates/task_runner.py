@@ -197,7 +197,7 @@ def follow_labels(
         windows_by_period.setdefault(window.period_type, []).append(window.window)
     # Shorter ones first, because longer ones are computed from them.
     periods = sorted(
-        (runner.service.periods[name] for name in windows_by_period), key=lambda one: (one.months, one.days)
+        (runner.service.periods[name] for name in windows_by_period), key=lambda period: (period.months, period.days)
     )
     computed = 0
     while periods:

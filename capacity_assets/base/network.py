@@ -73,8 +73,8 @@ class Connections:
 
     def close(self) -> None:
         """Shut down the open connections, so that waiting threads continue."""
-        for one in list(self._connections):
-            connection = getattr(one, "sock", one)
+        for noted in list(self._connections):
+            connection = getattr(noted, "sock", noted)
             if connection is not None:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)

@@ -62,7 +62,7 @@ def environment_of(loader: BaseLoader) -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    environment.filters.update({one.__name__: one for one in FILTERS}, number="{:,}".format, group=group_named)
+    environment.filters.update({show.__name__: show for show in FILTERS}, number="{:,}".format, group=group_named)
     return environment
 
 
@@ -191,7 +191,7 @@ class ColumnChart:
         wanted = {name: number for number, name in enumerate(self.every_name)}
         places: dict[str, int] = {}
         # In the order of the names, so that who shares a colour gets the same one wherever both are drawn.
-        for series in sorted(self.series, key=lambda one: (wanted.get(one.name, last), one.name)):
+        for series in sorted(self.series, key=lambda named: (wanted.get(named.name, last), named.name)):
             first = wanted.get(series.name, MOST_SERIES - 1)
             taken = set(places.values())
             free = (place for number in range(MOST_SERIES) if (place := (first + number) % MOST_SERIES) not in taken)

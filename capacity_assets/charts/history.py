@@ -224,7 +224,7 @@ def _areas(history: History, plot: _Plot) -> Iterator[tuple[str, list[str]]]:
 
 
 def _lines(history: History, plot: _Plot) -> Iterator[tuple[str, list[str]]]:
-    for is_known, earlier in groupby(history.earlier, lambda one: one[1] is not None):
+    for is_known, earlier in groupby(history.earlier, lambda point: point[1] is not None):
         if is_known:
             yield "earlier", plot.line(earlier)
     for stretch in _stretches(history.points):

@@ -241,7 +241,7 @@ def remove_price(
 def _with_only_first_day(engine: Engine, price: Price) -> Price:
     """Return the price; its first day is that of the only price for its subject, unless that applies always."""
     prices = (stored.declaration for stored in price_list.stored_prices(engine))
-    days = [one.valid_from for one in prices if one.display_name == price.display_name]
+    days = [declared.valid_from for declared in prices if declared.display_name == price.display_name]
     return price if ALWAYS in days or len(days) != 1 else replace(price, valid_from=days[0])
 
 

@@ -120,7 +120,9 @@ def check() -> Report:
     stored = list(_capacity_database(settings, today))
     # The database's message on a setting, such as the zone, replaces the line of the setting.
     judged = {finding.subject for finding in stored}
-    configuration = [one for one in configuration if one.subject not in judged or one.verdict is not Verdict.OK]
+    configuration = [
+        finding for finding in configuration if finding.subject not in judged or finding.verdict is not Verdict.OK
+    ]
     others = [*stored, *_dagster_storage(settings), *_location(settings), *_redis(settings), *_pages(settings)]
     code = BAD_USAGE if _is_bad(configuration) else FAILED if _is_bad(others) else DONE
     return _report([*configuration, *others], code)

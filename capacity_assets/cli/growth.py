@@ -283,7 +283,7 @@ def _schemas_table(growth: DatabaseGrowth, limit: int) -> Table:
 
 def _sums(growth: DatabaseGrowth, hidden: Sequence[ObjectChange | SchemaGrowth]) -> list[tuple[str, str]]:
     """Return the rows below a list, which with it add up to the change of the database."""
-    sums = [(f"{len(hidden):,} others that changed", sum(one.change_bytes for one in hidden))] if hidden else []
+    sums = [(f"{len(hidden):,} others that changed", sum(change.change_bytes for change in hidden))] if hidden else []
     sums += [
         ("all other tables and indexes", growth.others_change_bytes),
         ("unexplained", growth.unexplained_change_bytes),

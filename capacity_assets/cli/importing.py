@@ -97,7 +97,7 @@ class ImportOptions:
             self.level, sorted(self.mapping), self.server, self.unit, self.decimal, self.on_conflict, self.register_as,
         ]  # fmt: skip
         # Left out if not given, so that imports by an earlier version continue.
-        how += [one for one in (self.date_format, self.encoding, self.origin) if one is not None]
+        how += [option for option in (self.date_format, self.encoding, self.origin) if option is not None]
         return hashlib.sha256(json.dumps([source.fingerprint, *how]).encode()).hexdigest()
 
 
@@ -221,7 +221,7 @@ class _Import:
         settings = self.settings
         if settings.volume_sources is None:
             raise ValidationError(f"{prometheus.VARIABLE} is unset: set it to the file that lists the sources.")
-        named = {one.name: one for one in prometheus.prometheus_sources(settings.volume_sources)}
+        named = {source.name: source for source in prometheus.prometheus_sources(settings.volume_sources)}
         source = named.get(name.removeprefix(PROMETHEUS_SOURCE))
         if source is None:
             raise ValidationError(f"{settings.volume_sources} has no source {name!r}. It has {', '.join(named)}.")

@@ -205,8 +205,11 @@ def runway_lines(
         lines.append(Table(title, HEADINGS, list(map(_cells, rows[:show]))))
         sooner = [row for row in rows[:show] if row.sooner_day is not None]
         lines += [f"note: {row.display_name} on {row.server}. {row.remark}" for row in sooner]
-        decided = [(row, decision) for row in rows[:show] if (decision := decisions.on(row)) is not None]
-        lines += [f"note: {row.display_name} on {row.server}. {_decided_text(row, one)}" for row, one in decided]
+        lines += [
+            f"note: {row.display_name} on {row.server}. {_decided_text(row, decision)}"
+            for row in rows[:show]
+            if (decision := decisions.on(row)) is not None
+        ]
     elif forecasts.unknown_limits:
         lines.append("None of these has a known limit. `capacity limits set` declares one.")
     else:
@@ -227,7 +230,7 @@ def _decided_text(row: Runway, decision: StoredDecision) -> str:
 
 def _cells(row: Runway) -> list[object]:
     shown = (row.probabilities.get(days) for days in SHOWN_WITHIN_DAYS)
-    probabilities = ["" if one is None else human_probability(one) for one in shown]
+    probabilities = ["" if probability is None else human_probability(probability) for probability in shown]
     states = {TOO_LITTLE_HISTORY: f"{row.history_days} of {LEAST_HISTORY_DAYS} days"}
     days = row.days_text if row.state in {FORECAST, FULL} else [states.get(row.state, row.state)] * 3
     subject = [row.server, row.display_name]
@@ -287,7 +290,7 @@ def scenario(
       capacity scenario next-year.toml --store "next year"
       capacity scenario --fit 300
     """
-    if sum(one is not None for one in (file, fit, removed_name)) != 1 or (stored_name and file is None):
+    if sum(given is not None for given in (file, fit, removed_name)) != 1 or (stored_name and file is None):
         raise click.UsageError("Give a FILE, with or without --store, or --fit, or --remove.")
     with options.open_database(settings, settings.zone) as engine:
         today = Clock(settings.zone).today()
@@ -548,4 +551,4 @@ def _evidence_cells(limit_mb: float, second: ReferenceForecast, days: int) -> li
     pieces = zip(second.evidence(limit_mb, days), model.WEIGHTS[days], strict=True)
     weighed = [piece * weight for piece, weight in pieces]
     full = second.probabilities(limit_mb)[days]
-    return [f"{days} days", *(f"{one:+.2f}" for one in (*weighed, sum(weighed))), human_probability(full)]
+    return [f"{days} days", *(f"{weight:+.2f}" for weight in (*weighed, sum(weighed))), human_probability(full)]

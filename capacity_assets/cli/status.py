@@ -236,7 +236,7 @@ def status(settings: Settings, /) -> Report:
             apart = check_today(connection, Clock(settings.zone)).apart
         followed = works and not has_failed(runs or ())
         late, stale, unknown = _late_and_stale(engine, settings, revision, followed=followed)
-        stopped = [one for one in newest_samples(engine, today) if one.has_stopped]
+        stopped = [samples for samples in newest_samples(engine, today) if samples.has_stopped]
         # An older schema has none of these; `capacity check` reports this.
         is_current = revision == SCHEMA_REVISION
         collecting = collection_state(engine) if is_current else None
@@ -248,7 +248,7 @@ def status(settings: Settings, /) -> Report:
         "clocks_apart": apart,
         "active_instances": active,
         "samples": samples,
-        "samples_stopped": {one.table: one.day for one in stopped},
+        "samples_stopped": {samples.table: samples.day for samples in stopped},
         "windows": windows,
         "runs": runs,
         "daemon_works": works,
@@ -426,8 +426,8 @@ def _stale_lines(stale: list[LateWindows] | None, late: list[LateWindows] | None
 
 
 def _late_table(title: str, late: Sequence[LateWindows]) -> Table:
-    return Table(title, LATE_HEADINGS, [_cells(asdict(one)) for one in late])
+    return Table(title, LATE_HEADINGS, [_cells(asdict(late_windows)) for late_windows in late])
 
 
 def _first_window(late: Sequence[LateWindows]) -> str:
-    return min(one.first_window for one in late)
+    return min(late_windows.first_window for late_windows in late)

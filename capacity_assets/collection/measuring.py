@@ -97,13 +97,15 @@ def _limits_fit(limits: Limits) -> bool:
     volumes = [volume.name for volume in limits.volumes]
     databases = [ceiling.database for ceiling in limits.ceilings]
     places = [name for ceiling in limits.ceilings for name in ceiling.volumes or ()]
-    within = [(size, one.total_bytes) for one in limits.volumes for size in (one.free_bytes, one.used_bytes or 0)]
+    within = [(size, disk.total_bytes) for disk in limits.volumes for size in (disk.free_bytes, disk.used_bytes or 0)]
     return (
         _are_names(*volumes, *databases, *places)
         and len(set(volumes)) == len(volumes)
         and len(set(databases)) == len(databases)
         and all(0 <= size <= total <= LARGEST_BYTES for size, total in within)
-        and all(0 <= one.limit_bytes <= LARGEST_BYTES for one in limits.ceilings if one.limit_bytes is not None)
+        and all(
+            0 <= ceiling.limit_bytes <= LARGEST_BYTES for ceiling in limits.ceilings if ceiling.limit_bytes is not None
+        )
     )
 
 

@@ -126,7 +126,7 @@ def values_now(source: PrometheusSource, query: str, headers: Mapping[str, str])
     """Return the values of an instant query by labels; raises SourceError."""
     answer = _answer(source, "query", {"query": query}, headers)
     try:
-        return {_labels(one): float(one["value"][1]) for one in answer["data"]["result"]}
+        return {_labels(series): float(series["value"][1]) for series in answer["data"]["result"]}
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise SourceError(
             "its answer is not an instant vector: write a query that gives one value per series"

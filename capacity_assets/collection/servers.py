@@ -399,7 +399,9 @@ def _write(
     connection: Connection, wanted: Sequence[Server], ids: dict[str, int], disabled: Sequence[int], by: str | None
 ) -> None:
     """Store servers in few statements, because triggers fire once per statement and search for samples."""
-    rows = [{"name": one.name, "db_type": one.engine, "host": one.host, "port": one.port} for one in wanted]
+    rows = [
+        {"name": server.name, "db_type": server.engine, "host": server.host, "port": server.port} for server in wanted
+    ]
     added = [row for row in rows if row["name"] not in ids]
     if added:
         new = rows_of_values(instances, list(added[0]), added).add_columns(true())
@@ -409,7 +411,10 @@ def _write(
         both = zip(wanted, rows, strict=True)
         _update_servers(
             connection,
-            [{**row, "id": ids[one.name], "counted_by": one.counted_by and ids[one.counted_by]} for one, row in both],
+            [
+                {**row, "id": ids[server.name], "counted_by": server.counted_by and ids[server.counted_by]}
+                for server, row in both
+            ],
         )
         _write_targets(connection, [{"instance_id": ids[server.name], **_target(server)} for server in wanted], by)
     if disabled:

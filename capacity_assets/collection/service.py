@@ -192,22 +192,26 @@ class CollectionSummary:
 
     def with_outcomes(self, outcomes: Sequence[ProbeOutcome]) -> CollectionSummary:
         """Return the summary with further outcomes, of whose sizes only sums are kept."""
-        collected = [one for one in outcomes if one.collected]
+        collected = [outcome for outcome in outcomes if outcome.collected]
         failures = [
-            ServerFailure(one.server, one.kind, one.explanation or "") for one in outcomes if one.kind is not None
+            ServerFailure(outcome.server, outcome.kind, outcome.explanation or "")
+            for outcome in outcomes
+            if outcome.kind is not None
         ]
         named: Mapping[str, Iterable[tuple[str, str]]] = {
-            "not_counted": ((one.server, what) for one in outcomes for what in one.not_counted),
-            "unknown_used": ((one.server, what) for one in collected for what in one.unknown_used),
-            "unknown_limits": ((one.server, one.limits.unknown) for one in collected if one.limits.unknown),
-            "unknown_parts": ((one.server, what) for one in collected for what in one.unknown_parts),
-            "unknown_objects": ((one.server, what) for one in collected for what in one.objects.unknown),
+            "not_counted": ((outcome.server, what) for outcome in outcomes for what in outcome.not_counted),
+            "unknown_used": ((outcome.server, what) for outcome in collected for what in outcome.unknown_used),
+            "unknown_limits": (
+                (outcome.server, outcome.limits.unknown) for outcome in collected if outcome.limits.unknown
+            ),
+            "unknown_parts": ((outcome.server, what) for outcome in collected for what in outcome.unknown_parts),
+            "unknown_objects": ((outcome.server, what) for outcome in collected for what in outcome.objects.unknown),
         }
         lists: dict[str, Any] = {
             name: tuple(sorted((*getattr(self, name), *(f"{server}: {what}" for server, what in further))))
             for name, further in named.items()
         }
-        left_out = Counter(self.left_out) + Counter(name for one in outcomes for name in one.left_out)
+        left_out = Counter(self.left_out) + Counter(name for outcome in outcomes for name in outcome.left_out)
         return replace(
             self,
             processed_instances=self.processed_instances + len(collected),
@@ -215,7 +219,7 @@ class CollectionSummary:
             kept_instances=self.kept_instances + sum(outcome.keeps_sample for outcome in outcomes),
             measured_databases=self.measured_databases + sum(len(outcome.sizes) for outcome in collected),
             measured_size_mb=self.measured_size_mb + sum(outcome.total_size_mb for outcome in collected),
-            object_databases=self.object_databases + sum(len(one.objects.databases) for one in collected),
+            object_databases=self.object_databases + sum(len(outcome.objects.databases) for outcome in collected),
             failures=tuple(sorted((*self.failures, *failures), key=lambda failure: failure.server)),
             left_out=dict(sorted(left_out.items())),
             **lists,

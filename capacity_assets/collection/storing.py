@@ -55,7 +55,9 @@ def _part_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]
 
 
 def _staging_table(name: str, table: Table, *names: str) -> Table:
-    return temporary_table(name, *(Column(one, table.c[one].type) for one in ("instance_id", *names, "collected_at")))
+    return temporary_table(
+        name, *(Column(column, table.c[column].type) for column in ("instance_id", *names, "collected_at"))
+    )
 
 
 _VOLUMES = _staging_table("measured_volume", volume_size_stats, "volume_name", "total_mb", "free_mb", "used_mb")
@@ -92,7 +94,7 @@ def _store_beside(
     insertion = insert(table).from_select([*fixed, *staged.c.keys()], every, include_defaults=False)
     unique = ["collected_date", *keys]
     changes: dict[str, object] = {
-        one: insertion.excluded[one] for one in (*fixed, *staged.c.keys()) if one not in unique
+        name: insertion.excluded[name] for name in (*fixed, *staged.c.keys()) if name not in unique
     }
     if "declared_by" in table.c:
         changes["declared_by"] = null()  # measured now, and no longer from an imported file

@@ -193,7 +193,7 @@ def volumes_from(
             strangers.add(label)
             continue
         volume = named.get(source.volume_label, "") if source.volume_label else source.volume
-        sizes = (totals[labels], free[labels], *(one[labels] for one in used if labels in one))
+        sizes = (totals[labels], free[labels], *(by_labels[labels] for by_labels in used if labels in by_labels))
         by_place.setdefault((server, volume or source.volume), []).append(sizes)
     volumes, left_out = [], []
     for (server, volume), candidates in sorted(by_place.items()):
@@ -213,7 +213,7 @@ def _reason_against(candidates: list[tuple[float, ...]]) -> str | None:
     [(total, free, *used)] = candidates
     if not (math.isfinite(total) and math.isfinite(free) and 0 < total <= LARGEST_BYTES and 0 <= free <= total):
         return f"{total:g} bytes, {free:g} of them free, is impossible"
-    if not all(0 <= one <= total for one in used):
+    if not all(0 <= used_bytes <= total for used_bytes in used):
         return f"{total:g} bytes, {used[0]:g} of them used, is impossible"
     return None
 

@@ -296,7 +296,7 @@ def _samples_body(table: Table) -> str:
 
 
 _WANTED = values(column("table_name", Text), column("trigger_name", Text), name="wanted").data(
-    [(one.table, f"{one.function}_{event}") for one in _every_tracking() for event in one.events]
+    [(tracking.table, f"{tracking.function}_{event}") for tracking in _every_tracking() for event in tracking.events]
 )
 _ALL_FIRE = """
 SELECT bool_and(t.tgenabled IS NOT NULL AND t.tgenabled IN ('O', 'A')) AS is_on FROM wanted

@@ -571,7 +571,7 @@ def _beside_servers(name: str, comment: str, rows: sa.Table, *columns: str | tup
     day = ("collected_date AS day",) if "collected_date" in rows.c else ()
     number = ("s.instance_id", "server_id", "Number of the server")
     server = ("coalesce(i.name, 'server ' || s.instance_id)", "server", "Name of the server")
-    listed = [one for column in (*day, number, server, *columns) for one in _split_columns(rows, column)]
+    listed = [part for column in (*day, number, server, *columns) for part in _split_columns(rows, column)]
     chosen: list[sa.Label[Any]] = [sa.literal_column(expression).label(name) for expression, name, _ in listed]
     query = sa.select(*chosen).select_from(sa.text(f"{rows.name} s LEFT JOIN instances i ON i.id = s.instance_id"))
     if "is_deleted" in rows.c:

@@ -221,7 +221,7 @@ class Scenario:
     @property
     def texts(self) -> list[str]:
         """The assumptions as people read them."""
-        return [one.text for kind in fields(self) for one in getattr(self, kind.name)]
+        return [assumption.text for kind in fields(self) for assumption in getattr(self, kind.name)]
 
     @property
     def servers(self) -> set[str]:
@@ -278,7 +278,7 @@ def scenario_of_tables(
         for number, values in enumerate(tables, start=1)
     ]
     read = read_each(entries, lambda entry: (entry[0], declaration(KINDS_OF_ASSUMPTIONS[entry[0]], entry[1])))
-    return Scenario(**{name: [one for kind, one in read if kind == name] for name in KINDS_OF_ASSUMPTIONS})
+    return Scenario(**{name: [assumed for kind, assumed in read if kind == name] for name in KINDS_OF_ASSUMPTIONS})
 
 
 def higher_limits(add_gb: Decimal) -> Scenario:
@@ -469,7 +469,7 @@ def _refuse_unknown(scenario: Scenario, measured: _Measurements) -> None:
             raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}.{close}")
     additions: list[NewDatabase | LimitChange] = [*scenario.new_database, *scenario.limit]
     on_servers = (change.server for change in additions if change.server)
-    for name in (*on_servers, *(one.to for one in scenario.move)):
+    for name in (*on_servers, *(move.to for move in scenario.move)):
         if name not in measured.servers:
             raise NotFoundError(f"Server {name!r} is out of service, or was not measured within the last month.")
     disks = [(new.server, new.volume) for new in scenario.new_database]
@@ -511,11 +511,11 @@ def _effects(
         if not chosen:
             raise NotFoundError(f"No measured database matches: {growth.text}.")
         for subject in chosen:
-            one = measured.databases[subject]
+            database = measured.databases[subject]
             # A factor does not change databases that do not grow.
             more = max(rates[subject], 0.0) * float(growth.factor - 1)
             rates[subject] += more
-            effects.append(Effect(*subject, _only_name(one.volumes), one.last_day, 0.0, more, growth))
+            effects.append(Effect(*subject, _only_name(database.volumes), database.last_day, 0.0, more, growth))
     for new in scenario.new_database:
         rate = new.growth_mb_per_month * 12 / HORIZONS_DAYS[-1]
         for server in sorted(measured.servers) if new.server is None else (new.server,):
@@ -574,7 +574,7 @@ def chosen_databases(growth: Growth, subjects: Sequence[Subject], having: LabelF
     if growth.label is None:
         return chosen
     labelled = having(chosen, growth.label)
-    return [one for one in chosen if one in labelled]
+    return [subject for subject in chosen if subject in labelled]
 
 
 def _only_name(names: Iterable[str] | None) -> str | None:
@@ -640,8 +640,8 @@ class _ScenarioForecaster:
         now = np.sum([start == 0 for start in starts], axis=0) - 1
         is_full = np.array(
             [
-                one.forecasts.last[place] >= limits_of([one.bound[place]])[0]
-                for place, one in enumerate(intervals[number] for number in now)
+                interval.forecasts.last[place] >= limits_of([interval.bound[place]])[0]
+                for place, interval in enumerate(intervals[number] for number in now)
             ]
         )
         shown = replace(base, drift=newest.forecasts.drift)

@@ -87,7 +87,7 @@ def send_alerts(
     """
     now = clock.local_now()
     with one_at_a_time(engine, "alerts"):
-        open_alerts = _open_alerts(engine, [one.name for one in receivers], clock)
+        open_alerts = _open_alerts(engine, [receiver.name for receiver in receivers], clock)
         risks = read_risks(
             engine, clock.today(), settings.thresholds, {key for sent in open_alerts.values() for key in sent}
         )

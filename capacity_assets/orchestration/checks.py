@@ -135,14 +135,14 @@ def retained_wal_result(engine: Engine, today: date, pages_url: str | None, asse
         # Only a warning, because the samples are stored and their aggregates must not wait for this.
         text = "Retained WAL could not be looked up."
         return check_result(LITTLE_WAL_RETAINED, text, [str(error)], is_error=False, asset=asset)
-    pages = {one.server: subject_address("server", one.server_id) for one in retained[:PAGES_LISTED]}
+    pages = {wal.server: subject_address("server", wal.server_id) for wal in retained[:PAGES_LISTED]}
     text = (
         f"Too much WAL is retained in {counted(len(retained), 'place')}."
         if retained
         else "Nothing retains too much WAL."
     )
     # The incident is named without sizes, which change every day.
-    incident = "\n".join(sorted(f"{one.server}: {one.part or one.holder}" for one in retained))
+    incident = "\n".join(sorted(f"{wal.server}: {wal.part or wal.holder}" for wal in retained))
     metadata = {**pages_metadata(pages, pages_url), **({"incident": incident} if incident else {})}
     lines = [f"{wal.text}. {wal.advice}" for wal in retained]
     return check_result(LITTLE_WAL_RETAINED, text, lines, is_error=True, metadata=metadata, asset=asset)

@@ -123,9 +123,12 @@ def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet:
 
     aggregates = [
         chunk
-        for one in PERIODS.values()
+        for period in PERIODS.values()
         for chunk in chunks(
-            one, [asset_name(one, level) for level in LEVELS.values()], job_name(one), f"the {one.name} windows"
+            period,
+            [asset_name(period, level) for level in LEVELS.values()],
+            job_name(period),
+            f"the {period.name} windows",
         )
     ]
     monthly, weekly = PERIODS[documents.REPORT_PERIOD], PERIODS[documents.DIGEST_PERIOD]
@@ -230,7 +233,7 @@ def _written_by(job: dg.JobDefinition, instance: dg.DagsterInstance, chunk: Plan
             "Finished runs were kept. `capacity up` shows the run; `capacity demo` continues."
         )
     metadata = [event.materialization.metadata for event in result.get_asset_materialization_events()]
-    counts = [one["written_records"].value for one in metadata if "written_records" in one]
+    counts = [recorded["written_records"].value for recorded in metadata if "written_records" in recorded]
     return sum(count for count in counts if isinstance(count, int))
 
 

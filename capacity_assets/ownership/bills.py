@@ -631,7 +631,7 @@ def _differences(bill_by_group: BillByGroup) -> list[str]:
         return []
     before, now = ({group.name: group for group in bill.groups} for bill in (bill_by_group.before, bill_by_group))
     amounts = {name: (_amount(before.get(name)), _amount(now.get(name))) for name in dict.fromkeys([*now, *before])}
-    exact = {name: [one and one.exact_amount for one in (before.get(name), now.get(name))] for name in amounts}
+    exact = {name: [bill and bill.exact_amount for bill in (before.get(name), now.get(name))] for name in amounts}
     return [
         f"  {group_named(name, bill_by_group.grouped_by)}: {was} before, {is_now} now"
         + (", by rounding" if len({*exact[name]}) == 1 else "")

@@ -90,7 +90,7 @@ def declare_labels(
         DatabaseError: the database failed; nothing was changed.
     """
     subjects = [(label.server, label.database, label.key, label.valid_from) for label in labels]
-    refuse_repeated(subjects, lambda one: f"{one[2]} of {subject_text(one[0], one[1])}", "Given more than once:")
+    refuse_repeated(subjects, lambda given: f"{given[2]} of {subject_text(*given[:2])}", "Given more than once:")
     with places_in_errors(labels), declaring(engine, "storing labels", dry_run=dry_run) as connection:
         rows = _rows(connection, labels)
         possible_changes = _changes(labels, _first_days_of(connection, rows, today))
@@ -163,7 +163,7 @@ def _change(label: Label, stored: Row[Any], values_by_day: Mapping[date, str | N
 
 
 def _value_on(history: Mapping[date, str | None], day: date) -> str | None:
-    return history[max(earlier)] if (earlier := [one for one in history if one <= day]) else None
+    return history[max(earlier)] if (earlier := [first for first in history if first <= day]) else None
 
 
 @dataclass(frozen=True)

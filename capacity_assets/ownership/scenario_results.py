@@ -309,7 +309,7 @@ def _groups_of_other_growth(
                 own = level if line.end_size_mb <= line.size_mb else f"grows by {human_mb(own_mb)} per month"
                 grow = f"some of its databases grow by {human_mb(month_mb)} per month together"
                 differing.append((difference_mb, line, f"{own}, but {grow}. The factor applies to these."))
-    differing.sort(key=lambda one: -one[0])
+    differing.sort(key=lambda difference: -difference[0])
     for _, line, text in differing[:OTHER_GROWTH_SHOWN]:
         yield f"The forecast of {group_named(line.name, base.grouped_by)} {text}"
     others = [group_named(line.name, base.grouped_by) for _, line, _ in differing[OTHER_GROWTH_SHOWN:]]

@@ -347,7 +347,7 @@ def headline(accuracy: FleetAccuracy, horizon_days: int, today: date) -> str:
     if accuracy.last_measured is None:
         return "No forecast was issued yet, so there is nothing to judge."
     first_due = accuracy.last_measured + timedelta(days=horizon_days)
-    lately = next((one for one in accuracy.horizons if one.horizon_days == horizon_days), None)
+    lately = next((horizon for horizon in accuracy.horizons if horizon.horizon_days == horizon_days), None)
     if lately is None or not lately.is_judged or lately.median_error_percent is None:
         if first_due > today:
             return f"Too few forecasts have come due to judge: the first comes due on {human_day(first_due)}."

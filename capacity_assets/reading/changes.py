@@ -169,7 +169,7 @@ def unusual_changes(
 ) -> list[UnusualChange]:
     """Return the databases with this label that changed more than usual, largest change first."""
     key, value = label or (None, None)
-    habit = [one.start for one in period.back(period.previous(window), WINDOWS_OF_HABIT)]
+    habit = [earlier.start for earlier in period.back(period.previous(window), WINDOWS_OF_HABIT)]
     rule = {"habit": habit, "least_windows": LEAST_WINDOWS, "times": TIMES_HABIT, "least_mb": LEAST_MB}
     return records(UnusualChange, connection, _UNUSUAL, **_of(period, window), **rule, key=key, value=value)
 
@@ -219,10 +219,10 @@ Mover = TypeVar("Mover", DatabaseChange, UnusualChange, ShrunkDatabase, MovedDat
 
 def with_objects(connection: Connection, window: Window, moved: Sequence[Mover]) -> list[Mover]:
     """Return databases with the table or index behind the change of each, if these were measured on two days."""
-    places = [(one.server_id, one.name if isinstance(one, DatabaseChange) else one.database) for one in moved]
-    changes = dict(zip(places, (one.change_mb or 0 for one in moved), strict=True))
+    places = [(row.server_id, row.name if isinstance(row, DatabaseChange) else row.database) for row in moved]
+    changes = dict(zip(places, (row.change_mb or 0 for row in moved), strict=True))
     behind = objects_behind(connection, changes, window)
-    return [replace(one, behind=behind.get(place)) for one, place in zip(moved, places, strict=True)]
+    return [replace(row, behind=behind.get(place)) for row, place in zip(moved, places, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ def servers_come_and_gone(
             came.append(server)
         elif not row.is_new and row.server_id in retired and last[row.server_id] < window.start:
             went.append(server)
-    return came, sorted(went, key=lambda one: (-one.size_mb, one.server_id))
+    return came, sorted(went, key=lambda server: (-server.size_mb, server.server_id))
 
 
 def _retired_without_windows(

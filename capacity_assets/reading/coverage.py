@@ -109,7 +109,9 @@ def coverage_of(connection: Connection, last: date, days: int, *, shown: int) ->
         WHERE day BETWEEN :first AND :last GROUP BY server_id"""
     measured = {row.server_id: row.days for row in rows(connection, statement, first=first, last=last)}
     missed = {server: count - measured.get(server, 0) for server, count in expected.items()}
-    most = sorted((server for server in missed if missed[server] > 0), key=lambda one: (-missed[one], active[one]))
+    most = sorted(
+        (server for server in missed if missed[server] > 0), key=lambda server: (-missed[server], active[server])
+    )
     of_servers = """
         SELECT server_id, day FROM capacity_server_samples
         WHERE day BETWEEN :first AND :last AND server_id = ANY (CAST(:servers AS integer[]))"""
@@ -484,7 +486,7 @@ def partial_servers(connection: Connection, period: Period, window: Window, serv
     windows = period.back(window, NEWEST_WINDOWS + 1)
     for _ in range(NEWEST_WINDOWS):
         windows.append(period.following(windows[-1]))
-    counts = counts_of_databases(connection, period, [one.start for one in windows], servers)
+    counts = counts_of_databases(connection, period, [window.start for window in windows], servers)
     newest = max((start for of_server in counts.values() for start in of_server), default=window.start)
     holes = windows_with_holes(connection, period, counts, newest)
     return {server for server, start in holes if start == window.start}

@@ -481,7 +481,7 @@ ORDER BY server_id, full_middle, full_early, subject DESC, name
 def _of_keys(source: sa.FromClause, keys: Collection[tuple[int, str, str]], *, on_nodes: bool) -> sa.Select[Any]:
     servers, subjects, names = ([key[place] for key in keys] for place in range(3))
     every: list[sa.ColumnElement[Any]] = [sa.literal(servers, sa.ARRAY(sa.Integer))]
-    every += [sa.literal(one, sa.ARRAY(sa.Text)) for one in (subjects, names)]
+    every += [sa.literal(values, sa.ARRAY(sa.Text)) for values in (subjects, names)]
     columns = [source.c.server_id, source.c.subject, source.c.name]
     if on_nodes:
         # On distributed rows, a subquery must not depend on the outer query. The caller ignores other subjects.

@@ -282,7 +282,7 @@ def out_of_service_note(connection: Connection, period: Period, window: Window, 
         return None
     measured = rows(connection, _MEASURED_DAYS, **of_window)[0].days or len(window.dates)
     largest = sorted(sums, key=lambda server: (-sums[server], retired[server]))
-    named = first_of((f"{retired[one]} ({human_mb(sums[one] // measured)})" for one in largest), GROUPS_NAMED)
+    named = first_of((f"{retired[server]} ({human_mb(sums[server] // measured)})" for server in largest), GROUPS_NAMED)
     return f"Groups also contain servers that are out of service now: {named}. The size of the fleet does not."
 
 
@@ -352,7 +352,7 @@ def partial_groups(
         WHERE instance_id = ANY (CAST(:servers AS integer[])) AND key = :key AND value IS NOT NULL
           AND valid_from <= :day AND :day < valid_until AND (database_pattern = '' OR CAST(:own AS boolean))"""
     windows = [*period.back(window, 3), period.following(window)]
-    starts = [one.start for one in windows]
+    starts = [shown.start for shown in windows]
     spans = {"befores": starts[:2], "current": starts[1:3], "afters": starts[2:]}
     with planned_with(connection, WITHOUT_LOOPS):
         missing_rows = rows(connection, missing, **of_windows(period, starts), **spans)
@@ -496,7 +496,10 @@ def _moved_sizes(
     if grouped_by in WITHOUT_LABEL:
         return
     windows = [period.window_of(start) for start in starts]
-    ends = {"first": min(period.previous(one).start for one in windows), "last": max(one.end for one in windows)}
+    ends = {
+        "first": min(period.previous(window).start for window in windows),
+        "last": max(window.end for window in windows),
+    }
     spans = rows(connection, _LABEL_CHANGES, by=grouped_by, servers=servers, **ends)
     for window in windows:
         before = period.previous(window)

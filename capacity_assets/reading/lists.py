@@ -316,7 +316,7 @@ def _recent_sizes(
     """Return the sizes of servers or databases in the last windows; None: not measured."""
     if window is None or not subjects:
         return {}
-    starts = [one.start for one in period.back(window, RECENT_WINDOWS)]
+    starts = [recent.start for recent in period.back(window, RECENT_WINDOWS)]
     of_subjects: dict[str, object] = {"servers": [server for server, _ in subjects]}
     if any(name for _, name in subjects):
         of_subjects["names"] = [name for _, name in subjects]
@@ -508,10 +508,11 @@ def name_index(connection: Connection, today: date) -> NameIndex:
         if full_by is not None:
             names[number] = replace(match, full_by=full_by)
     names.sort(key=_order_of_kind)
-    lines = [_line(one).replace(SEPARATOR, " ") for one in names]
+    lines = [_line(match).replace(SEPARATOR, " ") for match in names]
     starts = accumulate((len(line) + 1 for line in lines[:-1]), initial=0)
     filling = sorted(
-        (one for one in names if one.full_by is not None), key=lambda one: (one.full_by, one.name, one.server)
+        (match for match in names if match.full_by is not None),
+        key=lambda match: (match.full_by, match.name, match.server),
     )
     return NameIndex(names, SEPARATOR.join(lines), list(starts), filling)
 

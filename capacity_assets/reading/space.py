@@ -184,7 +184,7 @@ def space_history(
     if not in_parts:
         return []
     sizes, used = _sizes(connection, parameters)
-    kinds = [kind for kind in (DATABASES, *PART_KINDS) if any(kind == one for _, one in sizes)]
+    kinds = [kind for kind in (DATABASES, *PART_KINDS) if any(kind == measured for _, measured in sizes)]
     history = []
     for day, used_mb in sorted(used.items()):
         uses = {_title(kind): sizes.get((day, kind), 0) for kind in kinds} if day in in_parts else {}
@@ -255,7 +255,7 @@ def excessive_wal(
             about = (row.kind, row.part, retained_mb, row.detail or "")
             server = {"server_id": row.server_id, "server": row.server, "day": row.day}
             large.append(RetainedWal(*about, **server, of_mb=int(of_mb), volume=volume))
-    return sorted(large, key=lambda one: -one.retained_mb)
+    return sorted(large, key=lambda wal: -wal.retained_mb)
 
 
 def retained_wal_on(connection: Connection, today: date, server_id: int | None = None) -> list[RetainedWal]:

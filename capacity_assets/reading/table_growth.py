@@ -163,7 +163,7 @@ def by_schema(growth: DatabaseGrowth) -> list[SchemaGrowth]:
     sums = [
         SchemaGrowth(schema, len(them), sum(change.change_bytes for change in them)) for schema, them in schemas.items()
     ]
-    return sorted(sums, key=lambda one: (-abs(one.change_bytes), one.schema))
+    return sorted(sums, key=lambda schema_growth: (-abs(schema_growth.change_bytes), schema_growth.schema))
 
 
 def growth_inside(

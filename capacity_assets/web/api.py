@@ -76,7 +76,7 @@ def _schemas() -> tuple[dict[str, str], dict[str, Any]]:
     """Return the name of the kind of each page's answer, and the JSON schemas of all kinds by their names."""
     inputs: list[tuple[str, Any, TypeAdapter[Any]]] = [(page.name, "serialization", page.form) for page in PAGES]
     references, schemas = TypeAdapter.json_schemas(inputs, schema_generator=_Described)
-    return {name: one["$ref"].removeprefix(OWN) for (name, _), one in references.items()}, schemas["$defs"]
+    return {name: reference["$ref"].removeprefix(OWN) for (name, _), reference in references.items()}, schemas["$defs"]
 
 
 def parameter_schema(page: PageRoute, name: str) -> dict[str, object]:

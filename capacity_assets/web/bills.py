@@ -127,7 +127,7 @@ def read_bill_page(reader: Reader, query: PageQuery) -> BillPage:
         is_final=bill.is_final,
         total=issued.total,
         compared_month=None if issued.compared_issue is None else MONTHLY.previous(window).start,
-        history_months=[one.start for one in past],
+        history_months=[past_month.start for past_month in past],
         history=history,
         page=query.page,
         has_more=has_more,

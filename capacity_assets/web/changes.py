@@ -255,6 +255,7 @@ def _sizes(reader: Reader, period: Period, window: Window) -> tuple[SizeInWindow
     marked = with_partial_marks(reader, period, sizes)
     by_start = {window_size.window_start: window_size for window_size in marked}
     before, size = (
-        by_start.get(one.start, SizeInWindow(one.start, one.end, None)) for one in (period.previous(window), window)
+        by_start.get(shown.start, SizeInWindow(shown.start, shown.end, None))
+        for shown in (period.previous(window), window)
     )
     return before, size

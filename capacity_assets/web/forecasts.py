@@ -200,7 +200,7 @@ def read_accuracy(reader: Reader, query: PageQuery) -> AccuracyPage:
     chosen = query.one_of("horizon", ("", *map(str, HORIZONS_DAYS)))
     accuracy = shared_accuracy(reader, query.today)
     horizon = int(chosen) if chosen else _default_horizon(accuracy)
-    shown = {name: [one for one in getattr(accuracy, name) if one.horizon_days == horizon] for name in OF_HORIZON}
+    shown = {name: [row for row in getattr(accuracy, name) if row.horizon_days == horizon] for name in OF_HORIZON}
     return AccuracyPage(
         headline=headline(accuracy, horizon, query.today),
         horizon_days=horizon,
@@ -212,7 +212,7 @@ def read_accuracy(reader: Reader, query: PageQuery) -> AccuracyPage:
 
 
 def _default_horizon(accuracy: FleetAccuracy) -> int:
-    judged = {one.horizon_days for one in accuracy.horizons if one.is_judged}
+    judged = {figures.horizon_days for figures in accuracy.horizons if figures.is_judged}
     return next((days for days in DEFAULT_HORIZONS_DAYS if days in judged), DEFAULT_HORIZONS_DAYS[-1])
 
 

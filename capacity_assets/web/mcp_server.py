@@ -121,15 +121,15 @@ def bounded_answer(value: Any, shown: int, left_out: dict[str, int], *, with_ser
     if isinstance(value, list):
         if len(value) > shown:
             left_out[path] = left_out.get(path, 0) + len(value) - shown
-        return [bounded_answer(one, shown, left_out, with_series=with_series, path=path) for one in value[:shown]]
+        return [bounded_answer(entry, shown, left_out, with_series=with_series, path=path) for entry in value[:shown]]
     if not isinstance(value, dict):
         return value
     bounded = {}
-    for name, one in value.items():
-        is_series = name in SERIES and isinstance(one, list)
+    for name, part in value.items():
+        is_series = name in SERIES and isinstance(part, list)
         if is_series and with_series:
-            bounded[name] = one
+            bounded[name] = part
         elif not is_series:
             place = f"{path}.{name}" if path else name
-            bounded[name] = bounded_answer(one, shown, left_out, with_series=with_series, path=place)
+            bounded[name] = bounded_answer(part, shown, left_out, with_series=with_series, path=place)
     return bounded

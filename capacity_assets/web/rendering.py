@@ -189,7 +189,7 @@ def _cells(row: Mapping[str, object]) -> dict[str, object]:
         if value is None or isinstance(value, str | int | float):
             cells[name] = value
         elif isinstance(value, Mapping):
-            cells |= {f"{name}_{key}": one for key, one in _cells(value).items()}
+            cells |= {f"{name}_{key}": cell for key, cell in _cells(value).items()}
         elif not isinstance(value, list | tuple):
             cells[name] = value
     return cells
@@ -355,7 +355,7 @@ FILTERS: Mapping[str, Callable[..., object]] = {
     "words": lambda name: name.replace("_", " "),
     "shell": shlex.quote,
     # As in charts, the line skips partly measured windows.
-    "recent": lambda sizes: [one.size_mb for one in sizes if not one.is_partial],
+    "recent": lambda sizes: [size.size_mb for size in sizes if not size.is_partial],
     "ticket": lambda url: url.rstrip("/").rpartition("/")[2] or url,
 }
 MENU_CLASSES = ((3, "first"), (4, "second"), (7, "third"))

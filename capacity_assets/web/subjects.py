@@ -260,7 +260,7 @@ def read_volume(reader: Reader, query: PageQuery) -> VolumePage:
     with reader.transaction() as connection:
         server = subjects.server_facts(connection, number)
         volumes = subjects.volumes_of(connection, number, query.today)
-        volume = next((one for one in volumes if one.volume == name), None)
+        volume = next((measured for measured in volumes if measured.volume == name), None)
         if volume is None:
             raise _no_such(f"volume {name!r} of {server.server}")
         # Volumes have samples but no aggregates.
@@ -351,7 +351,7 @@ def _values(  # noqa: PLR0913, PLR0917 -- the subject, and what its headline say
     volume = name if subject == "volume" else None if binding is None else binding.name
     is_server = subject == "server"
     large = retained_wal_on(connection, query.today, number) if is_server or volume else ()
-    retained_wal = [one for one in large if is_server or one.volume == volume]
+    retained_wal = [wal for wal in large if is_server or wal.volume == volume]
     return {"server": server, "headline": headline, "runway": own, "binding": binding, "retained_wal": retained_wal}
 
 

@@ -287,7 +287,7 @@ def objects_by_database(
     """Return the objects of databases. Databases for which `read` returns None were dropped, and are left out."""
     objects, unknown = by_database(names, read, failure, OBJECTS_BEGIN_SECONDS)
     return Objects(
-        tuple(one for one in objects.values() if one is not None),
+        tuple(database for database in objects.values() if database is not None),
         tuple(f"{name}: {reason}" for name, reason in unknown),
     )
 

@@ -124,7 +124,7 @@ def limits_by_disks(connection: Any, names: Sequence[str]) -> Limits:
         return Limits(unknown=NOT_LISTED.format(folder))
     # Folders may be relative to the data folder; a log that is not written has none.
     folders = {TEMPORARY: folder, **dict(zip((BINARY_LOG, RELAY_LOG, REDO, UNDO), others, strict=True))}
-    mount_of = {kind: volume_of(str(PurePosixPath(folder) / one), disks) for kind, one in folders.items() if one}
+    mount_of = {kind: volume_of(str(PurePosixPath(folder) / place), disks) for kind, place in folders.items() if place}
     places = {kind: mount for kind, mount in mount_of.items() if mount}
     mounts = dict.fromkeys((path, *places.values()))
     volumes = tuple(Volume(mount, *(size * BYTES_PER_KIB for size in disks[mount])) for mount in mounts)
@@ -163,7 +163,7 @@ def relay_logs_of(connection: Any, scope: PartScope) -> list[ServerPart]:
     named = (
         (str(replica.get("Channel_Name") or replica.get("Connection_name") or ""), replica) for replica in replicas
     )
-    return [_part(RELAY_LOG, scope, [one["Relay_Log_Space"]], name=name) for name, one in named]
+    return [_part(RELAY_LOG, scope, [status["Relay_Log_Space"]], name=name) for name, status in named]
 
 
 def undo_of(connection: Any, scope: PartScope) -> list[ServerPart]:

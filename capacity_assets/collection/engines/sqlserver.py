@@ -413,11 +413,11 @@ def is_issued_for(cert: Any, name: bytes) -> bool:
 
     certificate, host = cert.to_cryptography(), name.decode("ascii").lower()
     common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    names = [str(one.value).lower() for one in common[:1]]
+    names = [str(name.value).lower() for name in common[:1]]
     with suppress(x509.ExtensionNotFound):
         alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names += [one.lower() for one in alternatives.get_values_for_type(x509.DNSName)]
-        names += [str(one) for one in alternatives.get_values_for_type(x509.IPAddress)]
+        names += [name.lower() for name in alternatives.get_values_for_type(x509.DNSName)]
+        names += [str(address) for address in alternatives.get_values_for_type(x509.IPAddress)]
         if f"*.{host.partition('.')[2]}" in names[1:] and "." in host.partition(".")[2]:
             return True
     return host in names
