@@ -627,7 +627,7 @@ class PeriodSummary:
     @property
     def status(self) -> AggregationStatus:
         """Failed if any instance failed, skipped if none was processed, otherwise completed."""
-        return _status(self.failed_instances, self.processed_instances)
+        return AggregationStatus.of(self.failed_instances, self.processed_instances)
 
     @property
     def message(self) -> str:
@@ -687,7 +687,7 @@ class RunSummary:
     @property
     def status(self) -> AggregationStatus:
         """Failed if any window failed, skipped only if all are, otherwise completed."""
-        return _status(self.total("failed_instances"), self.total("processed_instances"))
+        return AggregationStatus.of(self.total("failed_instances"), self.total("processed_instances"))
 
     @property
     def everything_failed(self) -> bool:
@@ -789,12 +789,6 @@ def combine(parts: Iterable[PeriodSummary]) -> tuple[PeriodSummary, ...]:
 
 def _unsampled_text(unsampled: int) -> str:
     return f", {counted(unsampled, 'row')} kept without samples" if unsampled else ""
-
-
-def _status(failed: int, processed: int) -> AggregationStatus:
-    if failed:
-        return AggregationStatus.FAILED
-    return AggregationStatus.COMPLETED if processed else AggregationStatus.SKIPPED
 
 
 def coverage_of(

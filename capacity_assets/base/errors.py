@@ -215,3 +215,10 @@ class AggregationStatus(StrEnum):
     COMPLETED = "completed"
     SKIPPED = "skipped"
     FAILED = "failed"
+
+    @classmethod
+    def of(cls, failed: int, processed: int) -> AggregationStatus:
+        """Failed if any server failed, skipped if none was processed, otherwise completed."""
+        if failed:
+            return cls.FAILED
+        return cls.COMPLETED if processed else cls.SKIPPED

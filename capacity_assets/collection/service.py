@@ -159,9 +159,7 @@ class CollectionSummary:
     @property
     def status(self) -> AggregationStatus:
         """Failed if any server failed, skipped if none was measured now, otherwise completed."""
-        if self.failed_instances:
-            return AggregationStatus.FAILED
-        return AggregationStatus.COMPLETED if self.processed_instances else AggregationStatus.SKIPPED
+        return AggregationStatus.of(self.failed_instances, self.processed_instances)
 
     @property
     def message(self) -> str:

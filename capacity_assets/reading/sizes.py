@@ -343,24 +343,19 @@ def used_history(
     connection: Connection, period: Period, windows: Sequence[Window], server_id: int, database: str
 ) -> list[SizeInWindow]:
     """Return the used space inside the files of a database in windows, with gaps; empty if it was not measured."""
-    if not windows:
-        return []
     statement = """
         SELECT window_start, window_end, used_size_mb AS size_mb, measured_days FROM capacity_growth
         WHERE server_id = :server AND database = :database AND period = :period AND used_size_mb IS NOT NULL
           AND window_start = ANY (CAST(:starts AS date[]))
           AND window_start BETWEEN :first_start AND :last_start"""
     of_database = {**_of(period, windows), "server": server_id, "database": database}
-    sizes = records(SizeInWindow, connection, statement, **of_database)
-    return with_gaps(windows, sizes) if sizes else []
+    return with_gaps(windows, records(SizeInWindow, connection, statement, **of_database))
 
 
 def database_history(
     connection: Connection, period: Period, windows: Sequence[Window], server_id: int, database: str
 ) -> list[SizeInWindow]:
     """Return the sizes of a database in windows, with gaps."""
-    if not windows:
-        return []
     statement = """
         SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
                largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days

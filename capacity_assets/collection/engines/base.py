@@ -525,6 +525,15 @@ class EngineAdapter(ABC):
         """Whether the login lacks a right."""
         return self.failure(error).kind is FailureKind.RIGHTS
 
+    def rows_if_allowed(self, connection: Any, query: str) -> list[tuple[Any, ...]] | None:
+        """Return the rows of a query; None: the login lacks a right."""
+        try:
+            return query_server(connection, query)
+        except Exception as error:
+            if self.is_refusal(error):
+                return None
+            raise
+
 
 @dataclass
 class Allowance:

@@ -114,6 +114,7 @@ COPIES = {"EXTERN": 1, "NORMAL": 2, "HIGH": 3}
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/sqlrf/SYS_CONTEXT.html
 CONTAINER = "SELECT SYS_CONTEXT('USERENV', 'CON_NAME') FROM dual"
 ROOT = "CDB$ROOT"
+NO_GROUPS = "its login may not see the disk groups: SELECT on v_$asm_diskgroup_stat is missing"
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_SEGMENTS.html: one row per segment or
 # partition. LOBs and their indexes belong to the table in dba_lobs.
 OBJECTS = """
@@ -247,11 +248,8 @@ class Oracle(EngineAdapter):
         return Measurement(tuple(sizes), left_out=tuple(left_out))
 
     def used(self, connection: Any, access: Access, sizes: Sequence[DatabaseSize]) -> UsedSpace:
-        try:
-            rows = query_server(connection, USED)
-        except Exception as error:
-            if not self.is_refusal(error):
-                raise
+        rows = self.rows_if_allowed(connection, USED)
+        if rows is None:
             return UsedSpace(unknown=("its login may not see it: SELECT on dba_free_space is missing",))
         names = {size.name for size in sizes}
         offline = [name for name, _, files in rows if files and name in names]
@@ -261,13 +259,7 @@ class Oracle(EngineAdapter):
     def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:
         limits = dict(query_server(connection, CEILINGS))
         places = query_server(connection, GROUPS_OF_TABLESPACES)
-        groups, unknown = [], None
-        try:
-            groups = query_server(connection, DISK_GROUPS) if any(group for _, group in places) else []
-        except Exception as error:
-            if not self.is_refusal(error):
-                raise
-            unknown = "its login may not see the disk groups: SELECT on v_$asm_diskgroup_stat is missing"
+        disk_groups = self.rows_if_allowed(connection, DISK_GROUPS) if any(group for _, group in places) else []
         volumes = {
             name: Volume(
                 name,
@@ -275,7 +267,7 @@ class Oracle(EngineAdapter):
                 max(int(usable), 0) * BYTES_PER_MB,
                 (int(total) - int(free)) // COPIES[kind] * BYTES_PER_MB,
             )
-            for name, kind, total, usable, free in groups
+            for name, kind, total, usable, free in disk_groups or ()
             if kind in COPIES
         }
         grows_on: dict[str, tuple[str, ...]] = defaultdict(tuple)
@@ -284,7 +276,7 @@ class Oracle(EngineAdapter):
         # The maximum size of a file is unknown on a file system, and on a group whose usable size is not reported.
         on = {name: groups if set(groups) <= volumes.keys() else None for name, groups in grows_on.items()}
         ceilings = (Ceiling(name, int(limits[name]), volumes=on.get(name)) for name in names if name in limits)
-        return Limits(tuple(volumes.values()), tuple(ceilings), unknown)
+        return Limits(tuple(volumes.values()), tuple(ceilings), NO_GROUPS if disk_groups is None else None)
 
     def objects(self, connection: Any, access: Access, names: Sequence[str]) -> Objects:
         rows: dict[str, list[tuple[Any, ...]]] = defaultdict(list)

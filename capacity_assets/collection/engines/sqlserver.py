@@ -312,11 +312,8 @@ class SQLServer(EngineAdapter):
         else:
             ceilings = ceilings_of(query_server(connection, FILES), most_gb, names)
         shared, query = SHARED.get(edition, (None, VOLUMES))
-        try:
-            rows = query_server(connection, query)
-        except Exception as error:
-            if not self.is_refusal(error):
-                raise
+        rows = self.rows_if_allowed(connection, query)
+        if rows is None:
             return Limits((), ceilings, NO_VOLUMES)
         places: dict[str, tuple[str, ...]] = defaultdict(tuple)
         if shared is None:
@@ -351,8 +348,6 @@ class SQLServer(EngineAdapter):
         return ServerFacts(f"SQL Server {version}", encrypted=None)
 
     def explained(self, error: Exception) -> MeasureError | None:
-        if isinstance(error, TimeoutError):
-            return MeasureError(FailureKind.TIMEOUT, first_line(error))
         module = type(error).__module__.partition(".")[0]
         # The driver raises a bare Exception if a server insists on TLS.
         if module == "OpenSSL" or "tls_ctx" in str(error):
