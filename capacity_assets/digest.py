@@ -17,14 +17,7 @@ from capacity_assets.base.declarations import fleet_or_label
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
-from capacity_assets.base.units import (
-    counted,
-    human_change_mb,
-    human_day,
-    human_mb,
-    human_probability,
-    printable,
-)
+from capacity_assets.base.units import counted, human_change_mb, human_day, human_mb, human_probability, printable
 from capacity_assets.charts.drawing import size_axis
 from capacity_assets.database.engine import snapshot
 from capacity_assets.forecast.results import day_text

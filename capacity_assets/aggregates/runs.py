@@ -366,8 +366,7 @@ class AggregationRunner:
 
         In a dry run, nothing is written, and the summaries say what would be written.
 
-        Raises:
-            DatabaseError: the server, the schema or the connection failed; slices written before are kept.
+        Raises DatabaseError: the server, the schema or the connection failed; slices written before are kept.
         """
         started = time.perf_counter()
         summaries: list[PeriodSummary] = [self._empty(whole.period, window) for window in whole.windows]

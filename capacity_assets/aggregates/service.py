@@ -306,10 +306,7 @@ class AggregationService:
 
     def instances(self, instance_ids: Sequence[int] | None) -> list[InstanceRef]:
         """Return all registered instances, or those with the given ids; raises NotFoundError for an unknown id."""
-        with (
-            database_errors(doing="reading the servers"),
-            self.engine.connect() as connection,
-        ):
+        with database_errors(doing="reading the servers"), self.engine.connect() as connection:
             rows = connection.execute(text(_INSTANCES)).all()
         known = {row.id: InstanceRef(*row) for row in rows}
         if instance_ids is None:

@@ -215,8 +215,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Any number of writers may do this at once: the last one to end wins, and a reader never sees half a file.
 
-    Raises:
-        OSError: the folder cannot be written, or `path` is a folder, a device or the like; the existing file is kept.
+    Raises OSError: the folder cannot be written, or `path` is a folder, a device or the like; the existing file is
+    kept.
     """
     if path.exists() and not path.is_file():
         raise FileExistsError(0, "it exists and is not an ordinary file")
@@ -368,9 +368,8 @@ def declarations(
 
     A misspelt heading is refused. Otherwise a limit for one database would become one for the whole server.
 
-    Raises:
-        ValidationError: as `csv_rows`; a column is unknown, missing or repeated; or rows are wrong, all reported
-            together.
+    Raises ValidationError: as `csv_rows`; a column is unknown, missing or repeated; or rows are wrong, all reported
+    together.
     """
     headings, rows = csv_rows(path)
     known = f"The columns are {', '.join(columns)}."

@@ -125,8 +125,7 @@ def database_errors(*, doing: str, kept: str = "") -> Iterator[None]:
 
     `doing` completes "The database failed while …"; `kept` says what was kept if something had been done.
 
-    Raises:
-        DatabaseError: the database refused or lost the work, or no connection of the pool became free.
+    Raises DatabaseError: the database refused or lost the work, or no connection of the pool became free.
     """
     try:
         yield

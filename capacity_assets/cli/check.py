@@ -209,7 +209,7 @@ def _labels_of_receivers(engine: Engine, settings: Settings) -> Iterator[Finding
     """Name receivers that get nothing, because nothing has their label."""
     receivers: list[Receiver] = []
     with suppress(CapacityError):  # reported with the configuration
-        receivers = receivers_of(settings.receivers, settings.label_keys) if settings.receivers else []
+        receivers = receivers_of(settings.receivers, settings.label_keys)
     for receiver in receivers:
         if receiver.label is not None and (nothing := label_of_nothing(engine, *receiver.label)):
             yield _note(RECEIVERS, f"{receiver.name} gets nothing: {nothing[0].lower()}{nothing[1:]}")

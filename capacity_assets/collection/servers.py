@@ -109,8 +109,7 @@ class Server:
 def with_engine_defaults(server: Server) -> Server:
     """Return the server with the defaults of its engine.
 
-    Raises:
-        ValidationError: a value is invalid; the text never repeats a possible password.
+    Raises ValidationError: a value is invalid; the text never repeats a possible password.
     """
     engine = engine_named(server.engine)
     port = engine.default_port if server.port is None else server.port

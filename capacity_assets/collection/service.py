@@ -82,10 +82,7 @@ def servers_of_share(engine: Engine, share: CollectionShare, server_ids: Sequenc
     """Return the servers that belong to a share, by their labels on a day; raises DatabaseError."""
     labels: dict[int, str] = {}
     if share.key is not None:
-        with (
-            database_errors(doing="reading labels of servers"),
-            engine.connect() as connection,
-        ):
+        with database_errors(doing="reading labels of servers"), engine.connect() as connection:
             rows = connection.execute(text(_LABELS), {"key": share.key, "day": day})
             labels = {row.instance_id: row.value for row in rows}
     return {server for server in server_ids if share.holds(server, labels)}

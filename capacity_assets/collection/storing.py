@@ -260,8 +260,7 @@ def store_outcomes(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) 
 def store_each(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> list[ProbeOutcome]:
     """Write outcomes; a server whose values the tables refuse is found by halving, and fails.
 
-    Raises:
-        DatabaseError: the database failed for another reason; earlier writes are kept.
+    Raises DatabaseError: the database failed for another reason; earlier writes are kept.
     """
     try:
         store_outcomes(engine, day, outcomes)

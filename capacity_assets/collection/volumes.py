@@ -231,8 +231,7 @@ def fetch_volumes(
 ) -> FetchReport:
     """Query every source, and store its volumes of `day`, which is today. If a source fails, the others are queried.
 
-    Raises:
-        DatabaseError: the database failed; the volumes of earlier sources are stored.
+    Raises DatabaseError: the database failed; the volumes of earlier sources are stored.
     """
     fetched = FetchReport()
     try:

@@ -120,13 +120,9 @@ def issue_runways(engine: Engine, as_of: date, today: date, *, overwrite: bool =
 
     For a day that is over, forecasts that were issued in time are kept, unless `overwrite` is set.
 
-    Raises:
-        DatabaseError: the database failed; nothing was changed.
+    Raises DatabaseError: the database failed; nothing was changed.
     """
-    with (
-        database_errors(doing=f"issuing the runways of {as_of}"),
-        engine.begin() as connection,
-    ):
+    with database_errors(doing=f"issuing the runways of {as_of}"), engine.begin() as connection:
         wait_for_lock(connection, "runways")
         return _issue(connection, as_of, today, overwrite=overwrite)
 
@@ -163,8 +159,7 @@ def update_forecasts(engine: Engine, servers: Collection[str] | None, clock: Clo
     does. Nothing is updated if this is more than MOST_AT_ONCE forecasts, if the local clock and PostgreSQL's differ, if
     another run issues forecasts for longer than BUSY_SECONDS, or if the role lacks the rights.
 
-    Raises:
-        DatabaseError: the database failed; no forecast was changed.
+    Raises DatabaseError: the database failed; no forecast was changed.
     """
     kept = "The declaration is stored, but the forecasts are not updated. `capacity runway --issue` updates them."
     with database_errors(doing="updating forecasts", kept=kept), engine.begin() as connection:
@@ -366,8 +361,7 @@ def score_forecasts(connection: Connection, as_of: date, today: date) -> None:
     Forecasts are also scored if samples of their due day arrived or changed later. Those of this issue may have come
     due long ago, if a past day was issued.
 
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed.
+    Raises sqlalchemy.exc.DBAPIError: the database failed.
     """
     runways = capacity_runways.c
     spans = changed_spans(connection, as_of, today)

@@ -141,8 +141,7 @@ def compute_runways(engine: Engine, today: date, server: str | None = None, data
 
     A database that is limited by its server or a volume has all the free space there, as if nothing else grew.
 
-    Raises:
-        DatabaseError: the database failed.
+    Raises DatabaseError: the database failed.
     """
     with database_errors(doing="reading sizes and limits"), engine.connect() as connection:
         as_of = history.newest_day(connection, today)

@@ -169,10 +169,7 @@ class LimitChange:
         refuse(
             ((self.limit_mb is None) == (self.add_mb is None), "A limit has either gb or add_gb."),
             (is_for_all and (self.database or self.volume), f"Name the server of {what}."),
-            (
-                is_for_all and self.limit_mb is not None,
-                "A limit needs a server; only add_gb may be for every limit.",
-            ),
+            (is_for_all and self.limit_mb is not None, "A limit needs a server; only add_gb may be for every limit."),
             (self.database and self.volume, "A limit is that of a database or of a volume."),
         )
 

@@ -25,13 +25,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.base.declarations import LONGEST_LINE
 from capacity_assets.base.errors import ValidationError, database_errors
 from capacity_assets.base.units import human_day
-from capacity_assets.collection.prometheus import (
-    Labels,
-    PrometheusSource,
-    TooMuchError,
-    pages_of_days,
-    values_by_day,
-)
+from capacity_assets.collection.prometheus import Labels, PrometheusSource, TooMuchError, pages_of_days, values_by_day
 from capacity_assets.collection.volumes import store_volumes, volumes_from
 from capacity_assets.database.engine import safe_url
 from capacity_assets.history.rows import DATABASE_NAME, DAY, SERVER, ImportColumns

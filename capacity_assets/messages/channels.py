@@ -115,14 +115,14 @@ class Receiver:
         return datetime.combine(day, last, tzinfo=now.tzinfo)
 
 
-def receivers_of(path: Path, keys: Sequence[str]) -> list[Receiver]:
-    """Read the file, one table `[[receivers]]` each; raises ValidationError with all problems."""
-    return named_tables(path, TABLE, "receiver", lambda values: _receiver(values, keys))
+def receivers_of(path: Path | None, keys: Sequence[str]) -> list[Receiver]:
+    """Read the file, if there is one, one table `[[receivers]]` each; raises ValidationError with all problems."""
+    return named_tables(path, TABLE, "receiver", lambda values: _receiver(values, keys)) if path else []
 
 
 def receivers_of_alerts(path: Path | None, keys: Sequence[str], *, has_alert_webhook: bool) -> list[Receiver]:
     """Return the receivers of alerts, the default one first if it exists; raises as `receivers_of`."""
-    declared = [] if path is None else receivers_of(path, keys)
+    declared = receivers_of(path, keys)
     alerted = [receiver for receiver in declared if ALERTS in receiver.gets]
     if has_alert_webhook and all(receiver.name != DEFAULT for receiver in declared):
         alerted.append(Receiver(DEFAULT, webhook=True, gets=(ALERTS,)))
@@ -235,8 +235,7 @@ def send(
 
     `html` replaces the HTML part of a mail; an empty one leaves plain text only.
 
-    Raises:
-        SendingError: it was not delivered to anybody.
+    Raises SendingError: it was not delivered to anybody.
     """
     if settings.seconds_left <= 0:
         raise SendingError("No time was left after the other receivers.")

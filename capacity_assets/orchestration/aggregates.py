@@ -32,12 +32,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from capacity_assets.aggregates.checks import (
-    PARTITIONS_COMPLETE,
-    CheckOutcome,
-    CheckSeverity,
-    checks_of,
-)
+from capacity_assets.aggregates.checks import PARTITIONS_COMPLETE, CheckOutcome, CheckSeverity, checks_of
 from capacity_assets.aggregates.figures import fingerprint
 from capacity_assets.aggregates.ledger import StaleWindow
 from capacity_assets.aggregates.levels import INSTANCE, LEVELS, SERVER_LEVELS, Level

@@ -263,7 +263,7 @@ class _Outbox:
             return []
         now = self._clock.local_now()
         week = PERIODS[DIGEST_PERIOD].window_of(date.fromisoformat(state.digest_week))
-        receivers = receivers_of(settings.receivers, settings.label_keys) if settings.receivers else []
+        receivers = receivers_of(settings.receivers, settings.label_keys)
         waiting = send_digests(engine, week, receivers, self._sending, today=now.date(), now=now).waiting
         state.digest_week = state.digest_week if waiting else None
         return [receiver.quiet_until(now) or now for receiver in receivers if receiver.name in waiting]

@@ -128,8 +128,7 @@ def build_definitions(  # noqa: PLR0913 -- the options of the graph
     asset, have the executor of the code location. `key_prefix` is the prefix of the key of each asset. `fleet` is a
     file of servers. Nothing is opened here: the database is reached when a run starts.
 
-    Raises:
-        ConfigurationError: CAPACITY_RETENTION_DAYS or CAPACITY_SYSTEM_DATABASES names something that does not exist.
+    Raises ConfigurationError: CAPACITY_RETENTION_DAYS or CAPACITY_SYSTEM_DATABASES names something that does not exist.
     """
     periods = with_trend_threshold(periods, settings.trend_percent)
     parse_retention(settings.retention_days, periods)

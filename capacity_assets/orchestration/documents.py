@@ -341,9 +341,8 @@ def digest(graph: Graph, period: Period) -> dg.Definitions:
         waiting: dict[str, str] = {}
 
         def make(runner: AggregationTaskRunner, week: Window) -> MetadataMapping:
-            service, deliveries, path = runner.service, DigestDeliveries(), settings.receivers
-            receivers = [] if path is None else receivers_of(path, settings.label_keys)
-            today = service.clock.today()
+            service, deliveries = runner.service, DigestDeliveries()
+            receivers, today = receivers_of(settings.receivers, settings.label_keys), service.clock.today()
             if week == period.last(today):
                 sending, now = SendingSettings.of(settings), service.clock.local_now()
                 deliveries = send_digests(

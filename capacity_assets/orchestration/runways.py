@@ -20,13 +20,7 @@ from capacity_assets.orchestration.checks import (
     fills_soon_result,
     soon_risks,
 )
-from capacity_assets.orchestration.graph import (
-    RUNWAY_POOL,
-    Graph,
-    Requests,
-    Services,
-    dagster_failures,
-)
+from capacity_assets.orchestration.graph import RUNWAY_POOL, Graph, Requests, Services, dagster_failures
 from capacity_assets.orchestration.metadata import (
     MetadataMapping,
     escaped,

@@ -270,8 +270,7 @@ def matching(engine: Engine, label: Label) -> int:
 def labels_of_file(path: Path, keys: Sequence[str]) -> list[Label]:
     """Read labels from a CSV file with the columns server, database, from, and one per key; empty fields are left out.
 
-    Raises:
-        ValidationError: it cannot be read, or a line is invalid; all problems are reported together.
+    Raises ValidationError: it cannot be read, or a line is invalid; all problems are reported together.
     """
 
     def read(row: Mapping[str, str]) -> list[Label]:

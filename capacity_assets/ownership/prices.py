@@ -110,8 +110,7 @@ def label_of(written: str | None, keys: Sequence[str]) -> tuple[str, str]:
 def prices_of_file(path: Path, keys: Sequence[str]) -> list[Price]:
     """Read prices from a CSV file with the columns engine, label (key=value), price, currency and from.
 
-    Raises:
-        ValidationError: it cannot be read, or a line cannot be a price; all problems are reported together.
+    Raises ValidationError: it cannot be read, or a line cannot be a price; all problems are reported together.
     """
     return declarations(path, COLUMNS, NEEDED, lambda row: _price(row, keys))
 

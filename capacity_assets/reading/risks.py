@@ -116,8 +116,7 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
 
     Without a recent forecast there are no risks, and alerts are resolved only if their server is out of service.
 
-    Raises:
-        DatabaseError: the database failed.
+    Raises DatabaseError: the database failed.
     """
     with database_errors(doing="reading what fills soon"), snapshot(engine) as connection:
         newest = newest_day_of_issue(connection, today - timedelta(days=STALE_DAYS), today)

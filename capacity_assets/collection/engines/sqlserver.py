@@ -464,8 +464,7 @@ def measurement_of(rows: Sequence[tuple[Any, ...]], excluded: Sequence[str]) -> 
 
     A row is: name, data bytes, log bytes, files seen, containers, files without a size, whether it is a snapshot.
 
-    Raises:
-        MeasureError: the login sees no file of a database, or a file has no size.
+    Raises MeasureError: the login sees no file of a database, or a file has no size.
     """
     left_out = tuple(row[0] for row in rows if is_excluded(row[0], excluded))
     wanted = [row for row in rows if row[0] not in left_out and not row[6]]
