@@ -242,9 +242,7 @@ class AggregationService:
         """
         options = whole.options
         mark = fingerprint(runner.level, whole.period, [instance.id for instance in whole.instances])
-        before = {
-            known_window.window: known_window for known_window in known if known_window.period_type == whole.period.name
-        }
+        before = {stored.window: stored for stored in known if stored.period_type == whole.period.name}
         summaries: dict[Window, PeriodSummary] = {}
         if not (options.overwrite or options.recompute or options.instance_ids is not None):
             summaries = {

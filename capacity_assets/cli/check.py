@@ -357,7 +357,7 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
         try:
             password_of(reference, SecretFolders.of(settings))
         except CapacityError as error:
-            yield _bad(f"server {registered.server.name}", str(error))
+            yield _bad(f"server {registered.name}", str(error))
     yield from (_note("servers", warning) for warning in _warnings(measured, every))
     if settings.collection == "off":
         off = "off: another application fills the raw tables, which are observed"
@@ -377,14 +377,12 @@ def _warnings(measured: Sequence[RegisteredServer], every: Sequence[RegisteredSe
     places: dict[tuple[str, str | None], list[str]] = {}
     for registered in measured:
         if registered.server.counted_by is None:
-            places.setdefault((registered.server.place, registered.server.database), []).append(registered.server.name)
+            places.setdefault((registered.server.place, registered.server.database), []).append(registered.name)
     for (place, _), names in places.items():
         if len(names) > 1:
             yield f"{', '.join(names)} are all at {place}: fleet totals count it {len(names)} times; see `--counted-by`"
-    in_service = {registered.server.name: registered for registered in every if registered.active}
-    orphans = [
-        name for name, registered in in_service.items() if (registered.server.counted_by or name) not in in_service
-    ]
+    in_service = {registered.name: registered for registered in every if registered.active}
+    orphans = [name for name, known in in_service.items() if (known.server.counted_by or name) not in in_service]
     if orphans:
         yield f"counted by a server that is out of service, so not counted at all: {first_of(orphans, NAMED)}"
     unreached = [name for name, registered in in_service.items() if not registered.is_collected]
@@ -394,9 +392,7 @@ def _warnings(measured: Sequence[RegisteredServer], every: Sequence[RegisteredSe
 
 def _objects(engine: Engine, settings: Settings, today: date) -> Iterator[Finding]:
     """Name servers and labels of CAPACITY_OBJECTS by which no server is chosen."""
-    servers = (
-        {registered.server.name: registered for registered in registered_servers(engine)} if settings.objects else {}
-    )
+    servers = {registered.name: registered for registered in registered_servers(engine)} if settings.objects else {}
     ids = [registered.id for registered in servers.values()]
     for word in settings.objects:
         key, value = label_or_key(word)

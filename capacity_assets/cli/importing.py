@@ -282,8 +282,7 @@ class _Import:
         return days
 
     def _server_names(self) -> set[str]:
-        reading = database_errors(doing="reading servers")
-        with reading, self.engine.connect() as connection:
+        with database_errors(doing="reading servers"), self.engine.connect() as connection:
             return set(connection.execute(sa.text("SELECT name FROM instances")).scalars())
 
     def database(self, address: str) -> list[LoadReport]:

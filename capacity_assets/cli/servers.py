@@ -99,7 +99,7 @@ def add(session: DeclarationSession, /, *, name: str, replace: bool, **values: A
           --username capacity_probe --password-from file:/etc/capacity/shop.password
     """
     refuse_the_sample_fleet(session.engine)
-    known = {registered.server.name: registered for registered in registered_servers(session.engine)}.get(name)
+    known = {registered.name: registered for registered in registered_servers(session.engine)}.get(name)
     if known is not None and known.is_collected and not replace:
         raise ValidationError(f"A server named {name!r} is already registered. `--replace` changes it.")
     server = _server(name, values, known.server if known else None)
@@ -203,10 +203,10 @@ def list_(settings: Settings, /) -> Report:
     if not servers:
         nothing = "No server is registered. `capacity instances add` registers one, `capacity instances import` a file."
         return Report(document, [nothing])
-    servers.sort(key=lambda registered: natural_key(registered.server.name))
+    servers.sort(key=lambda registered: natural_key(registered.name))
     lines = [Table("Servers", HEADINGS, [_cells(registered, attempts.get(registered.id)) for registered in servers])]
     failures = [
-        [registered.server.name, attempts[registered.id].last_failure]
+        [registered.name, attempts[registered.id].last_failure]
         for registered in servers
         if registered.active and registered.id in attempts and attempts[registered.id].last_failure
     ]
@@ -350,7 +350,7 @@ def disable(session: DeclarationSession, /, *, names: Sequence[str]) -> Declarat
     registry_of_servers.set_active(session.engine, names, active=False, dry_run=session.dry_run)
     lines = [f"Out of service: {first_of(names, NAMES_SHOWN)}. No longer measured or aggregated; the history is kept."]
     replicas = [
-        registered.server.name
+        registered.name
         for registered in registered_servers(session.engine)
         if registered.active and registered.server.counted_by in names
     ]
@@ -466,9 +466,7 @@ def _progress() -> Iterator[Callable[[ProbeOutcome, int], None]]:
 
 
 def _register_own(engine: Engine) -> None:
-    if any(
-        registered.server.name == OWN_SERVER and registered.is_collected for registered in registered_servers(engine)
-    ):
+    if any(registered.name == OWN_SERVER and registered.is_collected for registered in registered_servers(engine)):
         return
     url = engine.url
     register_servers(

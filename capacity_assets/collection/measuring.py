@@ -110,20 +110,14 @@ def _limits_fit(limits: Limits) -> bool:
 
 
 def _fit(database: DatabaseObjects) -> bool:
-    keys = {
-        (object_size.kind, object_size.schema, object_size.table, object_size.name) for object_size in database.largest
-    }
-    sizes = [database.other_bytes, *(object_size.size_bytes for object_size in database.largest)]
-    values = (
-        value
-        for object_size in database.largest
-        for value in (object_size.index_bytes, object_size.free_bytes, object_size.written_rows)
-    )
+    keys = {(item.kind, item.schema, item.table, item.name) for item in database.largest}
+    sizes = [database.other_bytes, *(item.size_bytes for item in database.largest)]
+    values = (value for item in database.largest for value in (item.index_bytes, item.free_bytes, item.written_rows))
     further = [value for value in values if value is not None]
-    names = [name for object_size in database.largest for name in (object_size.schema, object_size.table) if name]
+    names = [name for item in database.largest for name in (item.schema, item.table) if name]
     return (
         len(keys) == len(database.largest)
-        and _are_names(database.database, *names, *(object_size.name for object_size in database.largest))
+        and _are_names(database.database, *names, *(item.name for item in database.largest))
         and min([*sizes, *further]) >= 0
         and max(sum(sizes), *further, 0) <= LARGEST_BYTES
     )

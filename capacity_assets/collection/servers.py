@@ -245,6 +245,11 @@ class RegisteredServer:
     """Who registered it; None: unknown."""
 
     @property
+    def name(self) -> str:
+        """The name of the server."""
+        return self.server.name
+
+    @property
     def state(self) -> str:
         """The state in two words."""
         if not self.active:
@@ -289,8 +294,8 @@ def registered_servers(engine: Engine, names: Sequence[str] | None = None) -> li
         servers = _registry(connection)
     if names is None:
         return servers
-    refuse_unregistered(names, [registered.server.name for registered in servers])
-    return [registered for registered in servers if registered.server.name in names]
+    refuse_unregistered(names, [registered.name for registered in servers])
+    return [registered for registered in servers if registered.name in names]
 
 
 def refuse_unregistered(names: Iterable[str], known: Collection[str]) -> None:
@@ -357,7 +362,7 @@ def register_servers(
         with engine.connect() as connection, connection.begin() as transaction:
             # Two registrations of one server would both add it.
             connection.execute(text("LOCK TABLE instances IN SHARE ROW EXCLUSIVE MODE"))
-            before = {registered.server.name: registered for registered in _registry(connection)}
+            before = {registered.name: registered for registered in _registry(connection)}
             _refuse_chains(wanted, before)
             changes = _changes_between(wanted, before, disable_others=disable_others)
             ids = {name: registered.id for name, registered in before.items()}
@@ -468,7 +473,7 @@ def remove_servers(engine: Engine, names: Sequence[str], *, dry_run: bool = Fals
         NotFoundError: one of the names is not registered; nothing was changed.
         DatabaseError: the database failed; nothing was changed.
     """
-    ids = {registered.id: registered.server.name for registered in registered_servers(engine, names)}
+    ids = {registered.id: registered.name for registered in registered_servers(engine, names)}
     with declaring(engine, "removing servers", dry_run=dry_run) as connection:
         for table in (collection_targets, collection_attempts):
             connection.execute(delete(table).where(table.c.instance_id.in_(ids)))

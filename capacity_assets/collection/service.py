@@ -187,34 +187,32 @@ class CollectionSummary:
 
     def with_outcomes(self, outcomes: Sequence[ProbeOutcome]) -> CollectionSummary:
         """Return the summary with further outcomes, of whose sizes only sums are kept."""
-        collected = [outcome for outcome in outcomes if outcome.collected]
+        collected = [probe for probe in outcomes if probe.collected]
         failures = [
-            ServerFailure(outcome.server, outcome.kind, outcome.explanation or "")
-            for outcome in outcomes
-            if outcome.kind is not None
+            ServerFailure(probe.server, probe.kind, probe.explanation or "")
+            for probe in outcomes
+            if probe.kind is not None
         ]
         named: Mapping[str, Iterable[tuple[str, str]]] = {
-            "not_counted": ((outcome.server, what) for outcome in outcomes for what in outcome.not_counted),
-            "unknown_used": ((outcome.server, what) for outcome in collected for what in outcome.unknown_used),
-            "unknown_limits": (
-                (outcome.server, outcome.limits.unknown) for outcome in collected if outcome.limits.unknown
-            ),
-            "unknown_parts": ((outcome.server, what) for outcome in collected for what in outcome.unknown_parts),
-            "unknown_objects": ((outcome.server, what) for outcome in collected for what in outcome.objects.unknown),
+            "not_counted": ((probe.server, what) for probe in outcomes for what in probe.not_counted),
+            "unknown_used": ((probe.server, what) for probe in collected for what in probe.unknown_used),
+            "unknown_limits": ((probe.server, probe.limits.unknown) for probe in collected if probe.limits.unknown),
+            "unknown_parts": ((probe.server, what) for probe in collected for what in probe.unknown_parts),
+            "unknown_objects": ((probe.server, what) for probe in collected for what in probe.objects.unknown),
         }
         lists: dict[str, Any] = {
             name: tuple(sorted((*getattr(self, name), *(f"{server}: {what}" for server, what in further))))
             for name, further in named.items()
         }
-        left_out = Counter(self.left_out) + Counter(name for outcome in outcomes for name in outcome.left_out)
+        left_out = Counter(self.left_out) + Counter(name for probe in outcomes for name in probe.left_out)
         return replace(
             self,
             processed_instances=self.processed_instances + len(collected),
             failed_instances=self.failed_instances + len(failures),
-            kept_instances=self.kept_instances + sum(outcome.keeps_sample for outcome in outcomes),
-            measured_databases=self.measured_databases + sum(len(outcome.sizes) for outcome in collected),
-            measured_size_mb=self.measured_size_mb + sum(outcome.total_size_mb for outcome in collected),
-            object_databases=self.object_databases + sum(len(outcome.objects.databases) for outcome in collected),
+            kept_instances=self.kept_instances + sum(probe.keeps_sample for probe in outcomes),
+            measured_databases=self.measured_databases + sum(len(probe.sizes) for probe in collected),
+            measured_size_mb=self.measured_size_mb + sum(probe.total_size_mb for probe in collected),
+            object_databases=self.object_databases + sum(len(probe.objects.databases) for probe in collected),
             failures=tuple(sorted((*self.failures, *failures), key=lambda failure: failure.server)),
             left_out=dict(sorted(left_out.items())),
             **lists,
@@ -363,22 +361,18 @@ class CollectionService:
             )
             for registered in remaining
         ]
-        elsewhere = [
-            registered.server.name for registered in servers if registered.active and not registered.is_collected
-        ]
+        elsewhere = [registered.name for registered in servers if registered.active and not registered.is_collected]
         return tasks, len(wanted) - len(remaining), elsewhere
 
     def _due_objects(self, servers: Sequence[RegisteredServer], day: date) -> set[int]:
         """Return the servers whose tables and indexes are due on `day`."""
         if not self.objects or not servers:
             return set()
-        named = {word for word in self.objects if "=" not in word}
-        chosen = {registered.id for registered in servers if ALL in named or registered.server.name in named}
+        ids, named = [registered.id for registered in servers], {word for word in self.objects if "=" not in word}
+        chosen = {registered.id for registered in servers if ALL in named or registered.name in named}
         for word in self.objects:
             if word not in named:
-                chosen |= servers_of_share(
-                    self.engine, parse_share(word), [registered.id for registered in servers], day
-                )
+                chosen |= servers_of_share(self.engine, parse_share(word), ids, day)
         since = day - timedelta(days=self.objects_days)
         rows = self._read(text(_OBJECTS_MEASURED), {"day": day, "since": since}, "reading when objects were measured")
         return chosen - {row.instance_id for row in rows}
@@ -437,12 +431,11 @@ def _refuse_unmeasurable(servers: Sequence[RegisteredServer]) -> None:
     for registered in servers:
         if not registered.active:
             raise ValidationError(
-                f"Server {registered.server.name!r} is disabled. `capacity instances enable` puts it back into service."
+                f"Server {registered.name!r} is disabled. `capacity instances enable` puts it back into service."
             )
         if not registered.is_collected:
             raise ValidationError(
-                f"Server {registered.server.name!r} has no registered connection. "
-                "`capacity instances add` registers it."
+                f"Server {registered.name!r} has no registered connection. `capacity instances add` registers it."
             )
 
 

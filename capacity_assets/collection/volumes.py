@@ -239,7 +239,7 @@ def fetch_volumes(
     except CapacityError as error:
         fetched.troubles.append(f"{VARIABLE}: {' '.join(str(error).splitlines()).rstrip('.')}")
         return fetched
-    known = {registered.server.name for registered in registered_servers(engine) if registered.active}
+    known = {registered.name for registered in registered_servers(engine) if registered.active}
     for source in sources:
         try:
             volumes, left_out = volumes_of(source, known, secrets, day)

@@ -501,8 +501,7 @@ class RunwayService:
         if as_of > today:
             raise ValidationError(f"{as_of} is in the future: there is nothing to forecast from.")
         refuse_an_unfit_database(self.engine, self.clock.zone)
-        doing = database_errors(doing="reading the clock")
-        with doing, self.engine.connect() as connection:
+        with database_errors(doing="reading the clock"), self.engine.connect() as connection:
             apart = check_today(connection, self.clock).apart
         # Forecasts in hindsight are marked, so a wrong clock does no harm there.
         if apart and is_in_time(as_of, today):

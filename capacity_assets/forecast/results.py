@@ -277,5 +277,5 @@ def _overlaps(row: Runway, volumes: Iterable[Runway]) -> bool:
     """Whether one of the volumes may be full by the late day of their server."""
     late_day = row.late_day or date.max
     return any(
-        runway.middle_day and runway.early_day and runway.early_day <= late_day for runway in volumes if runway.volume
+        other.middle_day and other.early_day and other.early_day <= late_day for other in volumes if other.volume
     )

@@ -457,9 +457,7 @@ def _refuse_unknown(scenario: Scenario, measured: _Measurements) -> None:
     """Refuse servers, databases and volumes that are not measured; raises NotFoundError."""
     taking: list[Purge | Move] = [*scenario.purge, *scenario.move]
     named = [(change.server, change.database) for change in taking]
-    limited = [
-        (str(limit_change.server), limit_change.database) for limit_change in scenario.limit if limit_change.database
-    ]
+    limited = [(str(limit.server), limit.database) for limit in scenario.limit if limit.database]
     for server, database in (*named, *limited):
         if (server, database) not in measured.databases:
             close = suggestion(str(database), (name for on, name in measured.databases if on == server))
@@ -490,9 +488,7 @@ def _refuse_contradictions(scenario: Scenario, measured: _Measurements, as_of: d
     for (server, database), count in moved.items():
         if count > 1:
             raise ValidationError(f"{database} on {server} moves more than once.")
-    arriving = [
-        (new_database.server, new_database.database) for new_database in scenario.new_database if new_database.server
-    ]
+    arriving = [(new.server, new.database) for new in scenario.new_database if new.server]
     for server, database in (*arriving, *((move.to, move.database) for move in scenario.move)):
         if (server, database) in measured.databases:
             raise ValidationError(f"{server} already has a database {database!r}.")
@@ -694,32 +690,27 @@ class _ScenarioForecaster:
             row = row if limit.server is None else self._with_limit(row, limit)
         return row
 
-    def _with_limit(self, row: LimitedSubject, limit_change: LimitChange) -> LimitedSubject:
-        if limit_change.volume is not None:
-            self._applied.add(limit_change)
-            before_mb = self._measured.volumes[str(limit_change.server)][limit_change.volume]
-            more_mb = (
-                float(limit_change.add_mb or 0) if limit_change.limit_mb is None else limit_change.limit_mb - before_mb
-            )
+    def _with_limit(self, row: LimitedSubject, change: LimitChange) -> LimitedSubject:
+        if change.volume is not None:
+            self._applied.add(change)
+            before_mb = self._measured.volumes[str(change.server)][change.volume]
+            more_mb = float(change.add_mb or 0) if change.limit_mb is None else change.limit_mb - before_mb
             volumes, name = ([row.name], "own_mb") if row.subject == VOLUME else (row.volumes or (), "free_mb")
             known = getattr(row, name)
-            is_on_it = limit_change.volume in volumes and known is not None
+            is_on_it = change.volume in volumes and known is not None
             return replace(row, **{name: known + more_mb}) if is_on_it else row
         known_mb, limit = row.own_mb, "own"
-        if row.subject != (DATABASE if limit_change.database else SERVER) or limit_change.database not in {
-            None,
-            row.name,
-        }:
-            if limit_change.database is not None or row.subject != DATABASE:
+        if row.subject != (DATABASE if change.database else SERVER) or change.database not in {None, row.name}:
+            if change.database is not None or row.subject != DATABASE:
                 return row
             known_mb, limit = row.server_mb, "server"
         changes: dict[str, Any] = {}
-        if limit_change.limit_mb is not None:
-            changes = {f"{limit}_mb": limit_change.limit_mb, f"{limit}_source": ASSUMED}
+        if change.limit_mb is not None:
+            changes = {f"{limit}_mb": change.limit_mb, f"{limit}_source": ASSUMED}
         elif known_mb is not None:
-            changes = {f"{limit}_mb": known_mb + (limit_change.add_mb or 0)}
+            changes = {f"{limit}_mb": known_mb + (change.add_mb or 0)}
         if changes:
-            self._applied.add(limit_change)
+            self._applied.add(change)
         return replace(row, **changes)
 
 

@@ -240,9 +240,8 @@ def collected_assets(graph: Graph) -> dg.AssetsDefinition:
         for key in _measured_tables(graph, run_days.summary):
             for day in run_days.days:
                 context.add_asset_metadata(_metadata_of(run_days, day), key, partition_key=day.isoformat())
-            yield dg.MaterializeResult(
-                asset_key=key, check_results=[check for check in checks if check.asset_key == key]
-            )
+            of_table = [check for check in checks if check.asset_key == key]
+            yield dg.MaterializeResult(asset_key=key, check_results=of_table)
 
     return collection
 

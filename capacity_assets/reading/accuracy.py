@@ -94,9 +94,7 @@ def scores_of(connection: Connection, first: date, last: date, server: str | Non
             due = due.where(runways.instance_id == number)
         measured.append(due)
     statement = sa.text(_ACCURACY).columns().add_cte(sa.union_all(*measured).cte("due"))
-    return [
-        accuracy for accuracy in records(Accuracy, connection, statement, by_month=False) if accuracy.subject is None
-    ]
+    return [row for row in records(Accuracy, connection, statement, by_month=False) if row.subject is None]
 
 
 @dataclass(frozen=True)

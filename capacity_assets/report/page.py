@@ -214,8 +214,7 @@ def read_report(  # noqa: PLR0913 -- one argument per choice of a report
     A window is open on its last day too, because servers that failed are measured later. Without `today`, it is over.
     Raises NotFoundError if the server is not registered, and DatabaseError.
     """
-    reading = database_errors(doing="reading the report's figures")
-    with reading, snapshot(engine) as connection:
+    with database_errors(doing="reading the report's figures"), snapshot(engine) as connection:
         # Right after a load, table statistics do not cover the new windows, and the planner would choose nested loops.
         with planned_with(connection, WITHOUT_LOOPS):
             report = replace(_read(connection, period, window, server), today=today)
@@ -396,8 +395,7 @@ def path_of_issue(path: Path, issue: ReportIssue) -> Path:
 
 def _reason(engine: Engine, report: Report, since: datetime) -> str:
     """Return a sentence on samples of the two windows that were added or corrected since a time."""
-    reading = database_errors(doing="counting late samples")
-    with reading, engine.connect() as connection:
+    with database_errors(doing="counting late samples"), engine.connect() as connection:
         late = late_samples(connection, report.before.start, report.window.end, since, report.server_id)
     if not late:
         return (
@@ -439,44 +437,42 @@ def _environment() -> Environment:
     return environment
 
 
+def _rendered(template: str, **values: object) -> str:
+    return _environment().get_template(template).render(values)
+
+
 def render(report: Report, edition: Edition | None = None) -> str:
     """Return the report as an HTML document; without an edition it has no metadata of an issue."""
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            report=report,
-            ChangeKind=ChangeKind,
-            rare_steps=RARE_STEPS,
-            headline=headline(report),
-            restated=edition and edition.sentence,
-            meta=Markup(edition.issue.as_meta()) if edition else "",  # noqa: S704 -- it escapes its values
-            step_names={kind: name.replace("\n", " ") for kind, name in STEP_NAMES.items()},
-            query=footer_query(report),
-            kinds_listed=KINDS_LISTED,
-            series=stacked_series(report),
-            notes=notes(report),
-            group_notes=measured_notes(report.groups, report.grouped_by or ""),
-            history_chart=fleet_history_chart(report),
-            waterfall_chart=growth_chart(report) if report.size_before.servers else "",
-            coverage_chart=coverage_chart(report),
-            forecast_charts=forecast_charts(report.runways) if report.runways else (),
-            scores=score_sentences(report.runways) if report.runways else (),
-        )
+    return _rendered(
+        "report.html.j2",
+        report=report,
+        ChangeKind=ChangeKind,
+        rare_steps=RARE_STEPS,
+        headline=headline(report),
+        restated=edition and edition.sentence,
+        meta=Markup(edition.issue.as_meta()) if edition else "",  # noqa: S704 -- it escapes its values
+        step_names={kind: name.replace("\n", " ") for kind, name in STEP_NAMES.items()},
+        query=footer_query(report),
+        kinds_listed=KINDS_LISTED,
+        series=stacked_series(report),
+        notes=notes(report),
+        group_notes=measured_notes(report.groups, report.grouped_by or ""),
+        history_chart=fleet_history_chart(report),
+        waterfall_chart=growth_chart(report) if report.size_before.servers else "",
+        coverage_chart=coverage_chart(report),
+        forecast_charts=forecast_charts(report.runways) if report.runways else (),
+        scores=score_sentences(report.runways) if report.runways else (),
     )
 
 
 def render_bill(issued: BillByGroup) -> str:
     """Return a bill as an HTML document."""
-    return (
-        _environment()
-        .get_template("bill.html.j2")
-        .render(
-            bill_by_group=issued,
-            title=bills.bill_title(issued),
-            notes=bills.bill_notes(issued),
-            quantity=bills.quantity_note(issued),
-        )
+    return _rendered(
+        "bill.html.j2",
+        bill_by_group=issued,
+        title=bills.bill_title(issued),
+        notes=bills.bill_notes(issued),
+        quantity=bills.quantity_note(issued),
     )
 
 

@@ -242,7 +242,7 @@ class DatabaseObjects:
     @classmethod
     def among(cls, database: str, largest: Sequence[ObjectSize], count: int, size_bytes: int) -> DatabaseObjects:
         """Return the largest objects, given the number and bytes of all."""
-        rest = size_bytes - sum(object_size.size_bytes for object_size in largest)
+        rest = size_bytes - sum(item.size_bytes for item in largest)
         return cls(database, tuple(largest), count - len(largest), rest)
 
 
@@ -312,19 +312,8 @@ def used_by_database(
 
 def objects_of(database: str, objects: Iterable[ObjectSize]) -> DatabaseObjects:
     """Return the largest objects of a database, and the sum of the others."""
-    every = sorted(
-        objects,
-        key=lambda object_size: (
-            -object_size.size_bytes,
-            object_size.kind,
-            object_size.schema,
-            object_size.table,
-            object_size.name,
-        ),
-    )
-    return DatabaseObjects.among(
-        database, every[:CANDIDATES], len(every), sum(object_size.size_bytes for object_size in every)
-    )
+    every = sorted(objects, key=lambda item: (-item.size_bytes, item.kind, item.schema, item.table, item.name))
+    return DatabaseObjects.among(database, every[:CANDIDATES], len(every), sum(item.size_bytes for item in every))
 
 
 PROGRAM = "capacity_assets"

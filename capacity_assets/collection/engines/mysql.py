@@ -598,9 +598,7 @@ class MySQL(EngineAdapter):
         visible = _tables_by_engine(connection)
 
         def read(name: str) -> DatabaseObjects:
-            objects = [
-                object_size for table, known in tables.get(name, {}).items() for object_size in known.objects(table)
-            ]
+            objects = [item for table, known in tables.get(name, {}).items() for item in known.objects(table)]
             for _, table, data, indexes, free, estimated in _of_other_engines(
                 connection, OTHER_ENGINES_BY_TABLE, name, visible
             ):
@@ -752,31 +750,23 @@ def _with_written_rows(written: _WriteCounts | None, database: DatabaseObjects) 
     if written is None:
         return database
     largest = (
-        replace(
-            object_size,
-            written_rows=written.rows.get((database.database, object_size.name), 0),
-            counted_since=written.since,
-        )
-        if object_size.kind == TABLE
-        else object_size
-        for object_size in database.largest
+        replace(item, written_rows=written.rows.get((database.database, item.name), 0), counted_since=written.since)
+        if item.kind == TABLE
+        else item
+        for item in database.largest
     )
     return replace(database, largest=tuple(largest))
 
 
 def _with_free_bytes(connection: Any, database: DatabaseObjects) -> DatabaseObjects:
-    names = [
-        object_size.name
-        for object_size in database.largest
-        if object_size.kind == TABLE and object_size.free_bytes is None
-    ][:MOST_FREE]
+    names = [item.name for item in database.largest if item.kind == TABLE and item.free_bytes is None][:MOST_FREE]
     if not names:
         return database
     free = {str(name): int(size) for name, size in query_server(connection, FREE, [database.database, names]) if size}
     largest = (
-        replace(object_size, free_bytes=min(free[object_size.name], object_size.size_bytes))
-        if object_size.kind == TABLE and object_size.name in free
-        else object_size
-        for object_size in database.largest
+        replace(item, free_bytes=min(free[item.name], item.size_bytes))
+        if item.kind == TABLE and item.name in free
+        else item
+        for item in database.largest
     )
     return replace(database, largest=tuple(largest))
