@@ -46,7 +46,7 @@ from capacity_assets.database.engine import snapshot
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.forecast.results import DATABASE, SERVER, VOLUME
 from capacity_assets.ownership import labels as ownership
-from capacity_assets.ownership.labels import GroupExplanation, GroupPart, labels_of_each
+from capacity_assets.ownership.labels import GroupExplanation, GroupPart, read_labels
 from capacity_assets.reading.subjects import SampleOrigin, origins_of
 from capacity_assets.runtime import open_task_runner
 
@@ -299,8 +299,8 @@ def explain(
         subject = _only(find_subjects(engine, database, server))
         explanation = explanation_of(engine, subject, chosen, window, today)
         named = (subject.server, subject.database)
-        labels = labels_of_each(engine, [named], window.end).get(named, {})
-        with database_errors(doing="reading imports"), engine.connect() as connection:
+        with database_errors(doing="reading labels and imports"), engine.connect() as connection:
+            labels = read_labels(connection, [named], window.end).get(named, {})
             origins = origins_of(connection, subject.instance_id, subject.database, window.start, window.end)
     document = {**_explanation_json(explanation), "labels": labels, "imported": origins}
     return Report(document, _explanation_lines(explanation, labels, origins, list_all=list_all))

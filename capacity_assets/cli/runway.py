@@ -60,7 +60,7 @@ from capacity_assets.forecast.results import (
 from capacity_assets.forecast.runway import RunwayWithSizes
 from capacity_assets.ownership import scenario_results as results
 from capacity_assets.ownership.bills import group_heading, group_named, money, money_change
-from capacity_assets.ownership.labels import default_grouping, labels_of_each, refuse_unknown_label
+from capacity_assets.ownership.labels import default_grouping, read_labels, refuse_unknown_label
 from capacity_assets.ownership.scenario_results import BudgetChange, ScenarioResult, ScenarioRunway
 from capacity_assets.reading.forecasts import EarlierForecast, earlier_forecasts, figures_of, issue_of
 from capacity_assets.reading.subjects import SampleOrigin, origins_of, server_id_of
@@ -173,7 +173,8 @@ def _matching_rows(
     Raises NotFoundError if nothing ever had the label.
     """
     subjects = list(dict.fromkeys((row.server, row.database) for row in forecasts.rows))
-    labels = labels_of_each(engine, subjects, today, label=label, of_engine=of_engine)
+    with database_errors(doing="reading labels"), engine.connect() as connection:
+        labels = read_labels(connection, subjects, today, label=label, of_engine=of_engine)
     # Also the row of the limit that one of these databases reaches first: of its volume, or of the server.
     bound = {(row.server, row.binds) for row in forecasts.rows if row.database and (row.server, row.database) in labels}
     rows = [

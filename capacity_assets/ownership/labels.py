@@ -189,19 +189,6 @@ def stored_labels(engine: Engine, server: str | None = None) -> list[LabelSpan]:
     ]
 
 
-def labels_of_each(
-    engine: Engine,
-    subjects: Sequence[Subject],
-    day: date,
-    *,
-    label: tuple[str, str] | None = None,
-    of_engine: str | None = None,
-) -> dict[Subject, dict[str, str]]:
-    """Return labels as `read_labels`; raises DatabaseError."""
-    with database_errors(doing="reading labels"), engine.connect() as connection:
-        return read_labels(connection, subjects, day, label=label, of_engine=of_engine)
-
-
 def read_labels(
     connection: Connection,
     subjects: Sequence[Subject],

@@ -42,7 +42,7 @@ from capacity_assets.forecast.results import (
     RunwayFigures,
     display_name,
 )
-from capacity_assets.ownership.labels import labels_of_each
+from capacity_assets.ownership.labels import read_labels
 from capacity_assets.reading.access import rows
 from capacity_assets.reading.accuracy import Accuracy, scores_of
 
@@ -795,7 +795,7 @@ def moved_fill_dates(  # noqa: PLR0913, PLR0917 -- of what, when, and how it is 
         subjects = {
             runway.key: (runway.server, runway.name if runway.subject == DATABASE else None) for runway in runways
         }
-        labelled = labels_of_each(connection.engine, list(dict.fromkeys(subjects.values())), newest, label=label)
+        labelled = read_labels(connection, list(dict.fromkeys(subjects.values())), newest, label=label)
         runways = [runway for runway in runways if subjects[runway.key] in labelled]
     runways.sort(key=lambda runway: (runway.full_middle or date.max, runway.server, runway.name))
     dates = [

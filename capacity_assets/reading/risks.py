@@ -30,7 +30,7 @@ from capacity_assets.forecast.results import (
     Runway,
     display_name,
 )
-from capacity_assets.ownership.labels import labels_of_each
+from capacity_assets.ownership.labels import read_labels
 from capacity_assets.reading.access import rows
 from capacity_assets.reading.forecasts import (
     MOST_RISKS,
@@ -131,11 +131,11 @@ def read_risks(engine: Engine, today: date, thresholds: Thresholds, opened: Coll
         growers = _growers(connection, [runway.key for runway in soon if runway.subject != DATABASE])
         known = {runway.key: runway for runway in (runways_of(connection, today, opened) if newest else ())}
         installation = str(connection.execute(text(_INSTALLATION)).scalar_one())
-    keys = [*opened, *(runway.key for runway in soon)]
-    named = {number: row.name for number, row in servers.items()}
-    names = {key: named.get(key.server_id, f"server {key.server_id}") for key in keys}
-    subjects = {key: (name, key.name if key.subject == DATABASE else None) for key, name in names.items()}
-    labels = labels_of_each(engine, list(dict.fromkeys(subjects.values())), as_of) if subjects else {}
+        keys = [*opened, *(runway.key for runway in soon)]
+        named = {number: row.name for number, row in servers.items()}
+        names = {key: named.get(key.server_id, f"server {key.server_id}") for key in keys}
+        subjects = {key: (name, key.name if key.subject == DATABASE else None) for key, name in names.items()}
+        labels = read_labels(connection, list(dict.fromkeys(subjects.values())), as_of) if subjects else {}
     return Risks(
         as_of,
         [
