@@ -40,6 +40,8 @@ HISTORY_DAYS = 1096
 RECENT_DAYS = 30
 RISK_DAYS = (30, 7, 90, 365)
 """Horizons by which risks are compared, most important first: people act on the first one."""
+NOTICEABLE_RANGE = 0.01
+"""Width of a range, as a share of the size, above which it is seen in a chart."""
 FASTER = 2
 """A recent change of this many times the forecast one is mentioned."""
 
@@ -51,6 +53,23 @@ DAY_PROBABILITIES = (0.1, 0.5, 0.9)
 def probability_of(exact: float) -> float:
     """Return a probability with three decimals, rounded down, as one below all of DAY_PROBABILITIES has no day."""
     return math.floor(1000 * exact) / 1000
+
+
+def end_of_range(size_mb: int, lower_mb: int | None, upper_mb: int | None) -> str | None:
+    """Return the end of its range at which a forecast size is, lower or upper; None: it is between them.
+
+    A forecast is at an end if at least nine of ten sizes were on the same side of past forecasts. A range that is
+    narrower than NOTICEABLE_RANGE of the size has no end, because nobody sees it.
+    """
+    if lower_mb is None or upper_mb is None or upper_mb - lower_mb < size_mb * NOTICEABLE_RANGE:
+        return None
+    # The forecast and the ends are rounded differently.
+    is_lower, is_upper = size_mb - lower_mb <= 1, upper_mb - size_mb <= 1
+    return None if is_lower == is_upper else "lower" if is_lower else "upper"
+
+
+PAST_SIZES = {"upper": "smaller", "lower": "larger"}
+"""How sizes nearly always were in comparison with past forecasts, by the end of the range at which a forecast is."""
 
 
 def day_text(day: date | None) -> str:

@@ -40,7 +40,7 @@ from capacity_assets.database.engine import rows_of_issue
 from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import capacity_budgets
-from capacity_assets.forecast.results import STALE_DAYS, TOO_LITTLE_HISTORY
+from capacity_assets.forecast.results import PAST_SIZES, STALE_DAYS, TOO_LITTLE_HISTORY, end_of_range
 from capacity_assets.forecast.scenarios import Effect, Growth, Move
 from capacity_assets.ownership.bills import CENT, PRICES_OF_MIX, group_named, money, month_named, month_of
 from capacity_assets.ownership.labels import SUBJECTS, refuse_unknown_grouping
@@ -308,6 +308,7 @@ class Budget:
             f"Sizes are for {human_day(self.last_day)}, by the forecasts of {human_day(self.as_of)}, with 80 % ranges.",
             "Ranges do not add up, because groups rarely grow faster or slower than forecast all at once.",
             *_fleet_note(self.total),
+            *self._range_notes(),
         ]
         if self.younger_mb:
             named = first_of((f"{name} ({human_mb(mb)})" for name, mb in self.younger_mb.items()), GROUPS_NAMED)
@@ -340,6 +341,18 @@ class Budget:
         first = self.months[0]
         running = month_named(first - timedelta(days=1))
         return f"No amounts: the first bill, that of {running}, can be issued from {human_day(first)} on."
+
+    def _range_notes(self) -> Iterator[str]:
+        """Return sentences on lines whose forecasts are at an end of their range."""
+        for end, than in PAST_SIZES.items():
+            names = [
+                group_named(line.name, self.grouped_by)
+                for line in self.lines
+                if end_of_range(line.end_size_mb, line.end_lower_mb, line.end_upper_mb) == end
+            ]
+            if names:
+                sizes = f"sizes were nearly always {than} than past forecasts"
+                yield f"At the {end} end of the range, because {sizes}: {first_of(names, GROUPS_NAMED)}."
 
     def _budget_notes(self) -> Iterator[str]:
         """Return sentences on what declared budgets are compared with, and which are not; empty without any."""

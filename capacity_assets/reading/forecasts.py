@@ -41,6 +41,7 @@ from capacity_assets.forecast.results import (
     Runway,
     RunwayFigures,
     display_name,
+    end_of_range,
 )
 from capacity_assets.ownership.labels import read_labels
 from capacity_assets.reading.access import rows
@@ -48,8 +49,6 @@ from capacity_assets.reading.accuracy import Accuracy, scores_of
 
 MOST_RISKS = 1_000
 """Most risks that are read of an issue."""
-NOTICEABLE_RANGE = 0.01
-"""Width of a range, as a share of the size, above which it is seen in a chart."""
 
 
 class SubjectKey(NamedTuple):
@@ -109,17 +108,9 @@ class SizesAhead:
 
     @property
     def end_of_range(self) -> str | None:
-        """The end of the range at which the last forecast size is, lower or upper; None: it is between them.
-
-        A forecast is at an end if at least nine of ten sizes were on the same side of past forecasts.
-        """
+        """The end of the range at which the last forecast size is, by `forecast.results.end_of_range`."""
         last = self.ahead[-1] if self.ahead else None
-        # A range that nobody sees needs no explanation.
-        if last is None or last.upper_mb - last.lower_mb < last.size_mb * NOTICEABLE_RANGE:
-            return None
-        # The forecast and the ends are rounded differently.
-        is_lower, is_upper = last.size_mb - last.lower_mb <= 1, last.upper_mb - last.size_mb <= 1
-        return None if is_lower == is_upper else "lower" if is_lower else "upper"
+        return None if last is None else end_of_range(last.size_mb, last.lower_mb, last.upper_mb)
 
 
 @dataclass(frozen=True)

@@ -147,13 +147,18 @@ def test_a_chart_says_why_the_range_of_a_forecast_narrows_and_why_it_is_level(pa
 )
 @pytest.mark.usefixtures("filled_pages")
 def test_a_chart_says_why_a_forecast_is_at_an_end_of_its_range(engine: Engine, ends: str, said: str | None) -> None:
-    execute(engine, f"UPDATE capacity_runways SET {ends} WHERE name = 'orders' AND subject = 'database'")
+    execute(engine, f"UPDATE capacity_runways SET {ends} WHERE name = 'orders' OR subject = 'group'")
 
     with served_pages(engine.url) as pages:
         html = pages.ask("/database?server=1&name=orders").text
+        budget = [note for note in pages.document("/budget")["notes"] if "end of the range, because" in note]
 
     assert ("end of its range, because sizes" in html) == (said is not None)
     assert (said or "") in html
+    start = "At the {} end of the range, because sizes were nearly always {} than past forecasts: "
+    at_end = {"lower end of its range": ("lower", "larger"), "upper end of its range": ("upper", "smaller")}
+    assert [note.partition(": ")[0] + ": " for note in budget] == ([start.format(*at_end[said])] if said else [])
+    assert all("payments" in note for note in budget)
 
 
 def test_forecasts_say_that_limits_or_steps_of_their_servers_were_declared_since(pages: Pages, engine: Engine) -> None:
