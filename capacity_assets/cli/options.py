@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -130,19 +131,37 @@ def say(*lines: Line) -> None:
 
 
 def _print_table(listed: Table) -> None:
-    table = RichTable(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in listed.headings:
-        is_number, folds = heading.startswith(">"), heading.startswith("~")
-        side: Literal["right", "left"] = "right" if is_number else "left"
-        table.add_column(heading.lstrip(">~"), justify=side, no_wrap=not folds, overflow="fold")
-    for row in listed.rows:
-        table.add_row(*map(_cell, row))
+    headings, rows = listed.headings, [list(map(_cell, row)) for row in listed.rows]
     screen = Console(highlight=False)
-    if not screen.is_terminal or not any(heading.startswith("~") for heading in listed.headings):
-        # A table wider than the screen is readable; one cut in the middle of a word is not. A pipe takes whole lines.
-        screen.width = max(screen.width, Console(width=WIDEST).measure(table).maximum)
+    table = _table(headings, rows)
+    # A pipe takes whole lines. On a screen, headings and long texts are broken between words before lines are.
+    if screen.is_terminal and _width(table) > screen.width:
+        table = _table(headings, rows, is_narrow=True)
+        screen.width = max(screen.width, Console(width=WIDEST).measure(table).minimum)
+    else:
+        screen.width = max(screen.width, _width(table))
     screen.print(listed.title, style="bold", markup=False, soft_wrap=True)
     screen.print(table)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[Text]], *, is_narrow: bool = False) -> RichTable:
+    """Return a table; a narrow one breaks headings between words, and the texts of columns that may be folded."""
+    table = RichTable(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(headings):
+        name, folds = heading.lstrip(">~"), heading.startswith("~")
+        words = re.findall(r"\(.*?\)|\S+", name)
+        widest = max([*(row[number].cell_len for row in rows), *map(len, words)])
+        width = None if folds or not is_narrow else widest
+        side: Literal["right", "left"] = "right" if heading.startswith(">") else "left"
+        name = name.replace(" (", "\n(") if is_narrow else name
+        table.add_column(name, justify=side, no_wrap=not is_narrow, overflow="fold", width=width)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _width(table: RichTable) -> int:
+    return Console(width=WIDEST).measure(table).maximum
 
 
 def _cell(cell: object) -> Text:
