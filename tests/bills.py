@@ -7,6 +7,9 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from capacity_assets.database.tables import ALWAYS
+from capacity_assets.ownership.labels import Label, declare_labels
+from tests.clocks import TODAY
 from tests.command import printed
 from tests.fleet import add_database_sizes, add_instances, sizes
 
@@ -40,6 +43,5 @@ def fill_two_months_to_bill(engine: Engine) -> None:
     add_database_sizes(engine, sizes(1, "b", "2025-05-01", [20 * GIB] * 81))
     add_database_sizes(engine, sizes(1, "c", "2025-05-01", [4 * GIB] * 31))
     add_database_sizes(engine, sizes(2, "d", "2025-06-01", [6 * GIB] * 50))
-    printed("labels", "set", "server-1", "team=search")
-    printed("labels", "set", "server-2", "team=search")
-    printed("labels", "set", "server-1", "team=payments", "--database", "b", "--always")
+    of_servers = [Label(server, None, "team", "search") for server in ("server-1", "server-2")]
+    declare_labels(engine, [*of_servers, Label("server-1", "b", "team", "payments", ALWAYS)], TODAY)

@@ -31,9 +31,11 @@ KEYS = ("team", "environment")
 
 
 @pytest.fixture(autouse=True)
-def two_billed_months(today: None, engine: Engine) -> None:  # noqa: ARG001 -- months before it are over
-    """Two months to compare."""
-    fill_two_months_to_bill(engine)
+def two_billed_months(today: None, engine: Engine) -> None:
+    """Two months to compare; copied."""
+
+
+PREPARED = {"two_billed_months": fill_two_months_to_bill}
 
 
 def issued(engine: Engine, by: str = "team") -> BillByGroup:

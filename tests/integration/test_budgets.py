@@ -23,7 +23,7 @@ from capacity_assets.forecast.scenarios import Growth, Scenario
 from capacity_assets.ownership.budgets import SCALE, daily_sizes
 from capacity_assets.ownership.scenario_results import result_of
 from tests.bills import fill_two_months_to_bill
-from tests.clocks import TODAY
+from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
 from tests.computing import compute_windows
 from tests.databases import execute
@@ -31,7 +31,7 @@ from tests.databases import execute
 GIB = 1024
 
 
-def filled(engine: Engine, service: AggregationService) -> None:
+def fill_two_teams(engine: Engine) -> None:
     """Two months of two teams: search grows, payments does not; May is billed at 0.50, later months cost more."""
     fill_two_months_to_bill(engine)
     with engine.begin() as connection:
@@ -40,8 +40,16 @@ def filled(engine: Engine, service: AggregationService) -> None:
             "WHERE database_name = 'a'"
         )
         connection.execute(text(growing))
-    compute_windows(service, "daily", date(2025, 5, 1), TODAY)
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", date(2025, 5, 1), TODAY)
     issue_runways(engine, TODAY, TODAY)
+
+
+PREPARED = {"two_teams": fill_two_teams}
+
+
+@pytest.fixture
+def two_teams(today: None, engine: Engine) -> None:
+    """Two teams with a forecast of today; copied."""
 
 
 def budget(*options: str) -> dict[str, Any]:
@@ -53,11 +61,8 @@ def by_name(found: dict[str, Any]) -> dict[str | None, dict[str, Any]]:
     return {line["name"]: line for line in found["lines"]}
 
 
-@pytest.mark.usefixtures("today")
-def test_a_line_is_the_price_of_each_month_times_the_mean_forecast_of_its_days(
-    engine: Engine, service: AggregationService
-) -> None:
-    filled(engine, service)
+@pytest.mark.usefixtures("two_teams")
+def test_a_line_is_the_price_of_each_month_times_the_mean_forecast_of_its_days(engine: Engine) -> None:
     printed("prices", "set", "0.50", "--currency", "EUR", "--always")
     printed("prices", "set", "0.80", "--currency", "EUR", "--from", "2025-08-16")
     printed("bill", "--month", "2025-05")
@@ -102,12 +107,9 @@ def on_the_line(points: list[tuple[int, int]], days: int) -> Fraction:
     return low[1] + Fraction((high[1] - low[1]) * (days - low[0]), high[0] - low[0])
 
 
-@pytest.mark.usefixtures("today")
+@pytest.mark.usefixtures("two_teams")
 @pytest.mark.parametrize("by", ["team", "engine", "environment"])
-def test_the_total_is_the_sum_of_the_lines_whatever_they_are_grouped_by(
-    engine: Engine, service: AggregationService, by: str
-) -> None:
-    filled(engine, service)
+def test_the_total_is_the_sum_of_the_lines_whatever_they_are_grouped_by(engine: Engine, by: str) -> None:
     printed("prices", "set", "0.337", "--currency", "EUR", "--always")
     printed("bill", "--month", "2025-05")
 
@@ -128,11 +130,8 @@ def test_the_total_is_the_sum_of_the_lines_whatever_they_are_grouped_by(
         assert sum(map(Decimal, line["monthly_amounts"].values())) == Decimal(line["amount"])
 
 
-@pytest.mark.usefixtures("today")
-def test_the_growth_of_a_team_counts_also_where_the_fleet_as_a_whole_stays_as_it_is(
-    engine: Engine, service: AggregationService
-) -> None:
-    filled(engine, service)
+@pytest.mark.usefixtures("two_teams")
+def test_the_growth_of_a_team_counts_also_where_the_fleet_as_a_whole_stays_as_it_is(engine: Engine) -> None:
     stays = ", ".join(f"forecast_{days}_mb = size_mb" for days in (7, 30, 90, 365))
     with engine.begin() as connection:
         connection.execute(text(f"UPDATE capacity_runways SET {stays} WHERE name = '(fleet)=(fleet)'"))
@@ -148,11 +147,8 @@ def test_the_growth_of_a_team_counts_also_where_the_fleet_as_a_whole_stays_as_it
     assert "); those of the groups add up to 82.5 GiB. Each is made from its own history." in said
 
 
-@pytest.mark.usefixtures("today")
-def test_a_label_reaches_budgets_at_once_and_what_another_one_took_over_counts_once(
-    engine: Engine, service: AggregationService
-) -> None:
-    filled(engine, service)
+@pytest.mark.usefixtures("two_teams")
+def test_a_label_reaches_budgets_at_once_and_what_another_one_took_over_counts_once(engine: Engine) -> None:
     of_databases = text("SELECT count(*), max(issued_at) FROM capacity_runways WHERE subject <> 'group'")
     with engine.connect() as connection:
         issued = connection.execute(of_databases).one()
@@ -173,11 +169,10 @@ def test_a_label_reaches_budgets_at_once_and_what_another_one_took_over_counts_o
     assert budget()["total"]["size_mb"] == before["total"]["size_mb"]
 
 
-@pytest.mark.usefixtures("today")
+@pytest.mark.usefixtures("two_teams")
 def test_a_budget_names_a_group_that_is_younger_than_the_last_complete_day_of_the_fleet(
     engine: Engine, service: AggregationService
 ) -> None:
-    filled(engine, service)
     printed("prices", "set", "0.50", "--currency", "EUR", "--always")
     execute(engine, f"DELETE FROM database_size_stats WHERE instance_id = 1 AND collected_date = '{TODAY}'")
     execute(engine, f"DELETE FROM instance_size_stats WHERE instance_id = 1 AND collected_date = '{TODAY}'")
@@ -208,16 +203,19 @@ def test_the_sizes_of_days_lie_on_the_lines_between_horizons_and_never_below_zer
 
 
 @pytest.mark.usefixtures("today")
-def test_without_a_forecast_a_bill_or_a_possible_grouping_the_command_says_what_to_do(
-    engine: Engine, service: AggregationService
-) -> None:
+def test_without_a_forecast_the_command_says_how_to_issue_one() -> None:
     none = capacity("budget")
-    filled(engine, service)
+
+    assert none.exit_code == 2
+    assert "`capacity runway --issue`" in none.output
+
+
+@pytest.mark.usefixtures("two_teams")
+def test_without_a_bill_or_a_possible_grouping_the_command_says_what_to_do(engine: Engine) -> None:
     server = capacity("budget", "--by", "server")
     sized = printed("budget")
 
-    assert (none.exit_code, server.exit_code) == (2, 2)
-    assert "`capacity runway --issue`" in none.output
+    assert server.exit_code == 2
     assert "not by server" in server.output
     assert "No amounts: no price is declared. `capacity prices set` declares one." in sized
     printed("prices", "set", "0.50", "--currency", "EUR", "--always")
@@ -231,12 +229,9 @@ def test_without_a_forecast_a_bill_or_a_possible_grouping_the_command_says_what_
     assert begins in " ".join(capacity("bill").output.split())
 
 
-@pytest.mark.usefixtures("today")
+@pytest.mark.usefixtures("two_teams")
 @pytest.mark.parametrize("days", [500, 372, 40])
-def test_a_budget_of_a_clock_that_is_behind_the_forecasts_says_so(
-    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch, days: int
-) -> None:
-    filled(engine, service)
+def test_a_budget_of_a_clock_that_is_behind_the_forecasts_says_so(monkeypatch: pytest.MonkeyPatch, days: int) -> None:
     wrong = TODAY - timedelta(days=days)
     monkeypatch.setattr(Clock, "today", lambda _self: wrong)
 

@@ -14,20 +14,32 @@ import pytest
 from sqlalchemy import URL, Engine
 
 from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.base.periods import PERIODS
+from capacity_assets.base.settings import DEFAULT_LABEL_KEYS
+from capacity_assets.database.tables import ALWAYS
 from capacity_assets.forecast.issuing import issue_runways
+from capacity_assets.ownership.bills import issue_bill
+from capacity_assets.ownership.prices import Price, declare_prices
 from tests.bills import fill_two_months_to_bill
-from tests.clocks import TODAY
+from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
 from tests.computing import compute_windows
 from tests.pages import served_pages
 
 
-@pytest.fixture(autouse=True)
-def two_months(today: None, engine: Engine) -> None:  # noqa: ARG001 -- months before it are over
+def fill_with_prices(engine: Engine) -> None:
     """In June, payments costs 15.00 and search 13.50; so far in July 9.68 and 8.71, which projects to the same."""
     fill_two_months_to_bill(engine)
-    printed("prices", "set", "0.75", "--currency", "EUR", "--always")
-    printed("bill", "--month", "2025-05")
+    declare_prices(engine, [Price(Decimal("0.75"), "EUR", valid_from=ALWAYS)], TODAY)
+    issue_bill(engine, PERIODS["monthly"].window_of(date(2025, 5, 1)), fixed_clock(), DEFAULT_LABEL_KEYS)
+
+
+PREPARED = {"two_months": fill_with_prices}
+
+
+@pytest.fixture(autouse=True)
+def two_months(today: None, engine: Engine) -> None:
+    """Two months with prices, the first billed; copied."""
 
 
 def bill(month: str = "2025-06") -> dict[str, Any]:
