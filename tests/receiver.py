@@ -31,7 +31,8 @@ class Receiver:
 
         self.server = HTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/services/secret-path"
-        self.thread = threading.Thread(target=self.server.serve_forever)
+        # By default, it looks twice a second for the request to stop.
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
         self.thread.start()
 
     @property
