@@ -104,6 +104,11 @@ class SeriesBatch:
     smooth: Sizes
     files: Sizes
 
+    def of(self, places: Sequence[int]) -> SeriesBatch:
+        """Return some of the series."""
+        arrays = (array[places] for array in (self.sizes, self.smooth, self.files))
+        return SeriesBatch([self.subjects[place] for place in places], *arrays)
+
 
 def newest_day(connection: Connection, today: date) -> date | None:
     """Return the newest day with samples up to `today`."""
@@ -151,7 +156,9 @@ class HistoryReader:
 
     def _series_batch(self, subjects: Sequence[LimitedSubject], batch: Sequence[Row[Any]]) -> SeriesBatch:
         files = np.full((len(batch), HISTORY_DAYS), np.nan)
-        sizes, steps, dated = files.copy(), [], list(subjects)
+        # One array if no sizes are those of used space inside files.
+        sizes = files.copy() if any(subject.fills_files for subject in subjects) else files
+        steps, dated = [], list(subjects)
         for place, (subject, row) in enumerate(zip(subjects, batch, strict=True)):
             days, of_files = np.asarray(row.days), np.asarray(row.sizes, dtype=np.float64)
             used = np.asarray(row.used, dtype=np.float64) if subject.fills_files else of_files

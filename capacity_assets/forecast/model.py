@@ -10,7 +10,7 @@ The method and its measured errors are in docs/forecast.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -104,6 +104,10 @@ class SizeForecasts:
     def middle(self) -> Sizes:
         """The forecast itself, series by horizon."""
         return ahead(self.last[:, None], self.drift[:, None], np.asarray(HORIZONS_DAYS, dtype=np.float64))
+
+    def of(self, places: Sequence[int]) -> SizeForecasts:
+        """Return the forecasts of some of the series."""
+        return SizeForecasts(*(getattr(self, array.name)[places] for array in fields(self)))
 
 
 def ahead(last: Sizes, drift: Sizes, days: float | Sizes) -> Sizes:

@@ -200,19 +200,20 @@ def runway_with_sizes(
 
 @dataclass(frozen=True)
 class BatchRunways:
-    """The runways of a batch and their forecasts, one row each."""
+    """The runways of a batch, their forecasts and binding limits, one row each."""
 
     rows: Sequence[Runway]
     forecasts: SizeForecasts
+    bound: Sequence[BindingLimit]
 
 
-def runways_of_batch(batch: history.SeriesBatch, plans: Plans) -> BatchRunways:
-    """Compute the runways of a batch of series, with plans."""
-    forecasts = forecast(batch.smooth, batch.sizes)
+def runways_of_batch(batch: history.SeriesBatch, plans: Plans, forecasts: SizeForecasts | None = None) -> BatchRunways:
+    """Compute the runways of a batch of series, with plans; by default also its forecasts."""
+    forecasts = forecasts or forecast(batch.smooth, batch.sizes)
     bound = binding_limits(batch)
     limits = limits_of(bound)
     rows = runway_rows(batch, forecasts, compute_fill_days(forecasts, limits), bound, forecasts.last >= limits)
-    return BatchRunways(with_plans(rows, batch, forecasts, plans), forecasts)
+    return BatchRunways(with_plans(rows, batch, forecasts, plans), forecasts, bound)
 
 
 def binding_limits(batch: history.SeriesBatch) -> list[BindingLimit]:

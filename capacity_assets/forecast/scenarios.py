@@ -368,7 +368,8 @@ def compare_within(  # noqa: PLR0913 -- what is read, and what is made of it
     """Compare as `compare`, within a scope that includes everything the scenario names; raises DBAPIError."""
     plans = coming_plans(connection, scope.as_of)
     with history.open_history_reader(connection, scope, kinds) as reader:
-        measured = _measurements(reader, scenario, kinds)
+        forecasts = _Forecasts(reader)
+        measured = _measurements(forecasts, scenario, kinds)
         _refuse_unknown(scenario, measured)
         _refuse_contradictions(scenario, measured, scope.as_of)
         effects, notes = _effects(scenario, measured, having, scope.as_of)
@@ -376,9 +377,9 @@ def compare_within(  # noqa: PLR0913 -- what is read, and what is made of it
         pairs = [
             pair
             for kind in kinds
-            for batch in (measured.batches if kind == DATABASE and measured.batches else reader.series(kind))
-            for base in (runways_of_batch(batch, plans),)
-            for pair in zip(base.rows, changes.of_batch(batch, base).rows, strict=True)
+            for batch, without in forecasts.of_kind(kind)
+            for base in (runways_of_batch(batch, plans, without),)
+            for pair in zip(base.rows, changes.of_batch(batch, base), strict=True)
             if _is_shown(pair[0], *shown)
         ]
         unknown = reader.without_limit()
@@ -420,37 +421,55 @@ class _Measurements:
     volumes: Mapping[str, Mapping[str, float]]
     """Capacity by server and volume, MiB."""
     servers: Collection[str]
-    batches: Sequence[history.SeriesBatch] = ()
-    """The series of the databases, to spare a second reading; empty if they are more than MOST_HELD, or not needed."""
 
 
 VOLUMES_NAMED = 8
 MOST_HELD = 5000
-"""The maximum number of series in memory, some 10 KiB each."""
+"""The maximum number of series of a kind in memory, some 25 KiB each with their forecasts."""
+_ForecastBatch: TypeAlias = tuple[history.SeriesBatch, SizeForecasts]
 
 
-def _measurements(reader: history.HistoryReader, scenario: Scenario, kinds: Sequence[str]) -> _Measurements:
+class _Forecasts:
+    """Reads the series of a kind and forecasts them, once unless they are more than MOST_HELD."""
+
+    def __init__(self, reader: history.HistoryReader) -> None:
+        self._reader = reader
+        self._held: dict[str, Sequence[_ForecastBatch]] = {}
+
+    def of_kind(self, kind: str) -> Iterator[_ForecastBatch]:
+        """Yield each batch of series with its forecasts."""
+        if kind in self._held:
+            yield from self._held[kind]
+            return
+        held: list[_ForecastBatch] = []
+        number = 0
+        for batch in self._reader.series(kind):
+            one = (batch, forecast(batch.smooth, batch.sizes))
+            number += len(batch.subjects)
+            held = [*held, one] if number <= MOST_HELD else []
+            yield one
+        if number <= MOST_HELD:
+            self._held[kind] = held
+
+
+def _measurements(forecasts: _Forecasts, scenario: Scenario, kinds: Sequence[str]) -> _Measurements:
     databases: dict[Subject, _MeasuredDatabase] = {}
     volumes: dict[str, dict[str, float]] = {}
     servers: set[str] = set()
     if VOLUME in kinds:
-        for batch in reader.series(VOLUME):
+        for batch, _ in forecasts.of_kind(VOLUME):
             for row in batch.subjects:
                 volumes.setdefault(row.server, {})[row.name] = row.own_mb or 0.0
     new_databases = any(database.server for database in scenario.new_database)
     limits = any(limit.database for limit in scenario.limit)
-    batches: list[history.SeriesBatch] = []
     if scenario.growth or scenario.move or scenario.purge or new_databases or limits:
-        for batch in reader.series(DATABASE):
-            if len(databases) < MOST_HELD:
-                batches.append(batch)
-            forecasts = forecast(batch.smooth, batch.sizes)
+        for batch, ahead in forecasts.of_kind(DATABASE):
             for place, row in enumerate(batch.subjects):
-                figures = (float(forecasts.last[place]), float(forecasts.drift[place]))
+                figures = (float(ahead.last[place]), float(ahead.drift[place]))
                 databases[row.server, row.name] = _MeasuredDatabase(row.last_day, *figures, row.volumes)
     if scenario.new_database or scenario.move or any(limit.server for limit in scenario.limit):
-        servers = {row.server for batch in reader.series(SERVER) for row in batch.subjects}
-    return _Measurements(databases, volumes, servers, batches if len(databases) <= MOST_HELD else ())
+        servers = {row.server for batch, _ in forecasts.of_kind(SERVER) for row in batch.subjects}
+    return _Measurements(databases, volumes, servers)
 
 
 def _refuse_unknown(scenario: Scenario, measured: _Measurements) -> None:
@@ -578,11 +597,18 @@ def _only_name(names: Iterable[str] | None) -> str | None:
 
 @dataclass(frozen=True)
 class _Interval:
-    """The series, forecasts and binding limits of a batch from some day on."""
+    """The series of a batch from some day on: subjects with limits, last size, change per day and binding limit."""
 
-    batch: history.SeriesBatch
-    forecasts: SizeForecasts
+    subjects: Sequence[LimitedSubject]
+    last: Sizes
+    drift: Sizes
     bound: Sequence[BindingLimit]
+
+    def forecasts(self, base: SizeForecasts, places: Sequence[int]) -> SizeForecasts:
+        """Return the forecasts of some of the series; `base` are those without assumptions."""
+        last, drift = self.last[places], self.drift[places]
+        is_same = (last == base.last).all() and (drift == base.drift).all()
+        return base if is_same else with_growth(base, last, drift)
 
 
 class _ScenarioForecaster:
@@ -617,30 +643,42 @@ class _ScenarioForecaster:
         named = f" `volume` names a disk of the server: {disks}." if disks else ""
         return f"{limit.text}: {what} has no known limit of its own, so nothing changes.{named}"
 
-    def of_batch(self, batch: history.SeriesBatch, without: BatchRunways) -> BatchRunways:
+    def of_batch(self, batch: history.SeriesBatch, without: BatchRunways) -> Sequence[Runway]:
         """Return the runways of a batch with the assumptions; untouched ones are those of the base case."""
-        base = without.forecasts
         if not any(row.server in self._by_server or self._limits_on(row.server, date.max) for row in batch.subjects):
-            return without
-        last_days = np.array([row.last_day.toordinal() for row in batch.subjects])
+            return without.rows
+        intervals = [self._interval(batch, without.forecasts, day) for day in self._days]
+        places = [place for place in range(len(batch.subjects)) if self._is_touched(place, batch, without, intervals)]
+        if not places:
+            return without.rows
+        touched, base = batch.of(places), without.forecasts.of(places)
+        last_days = np.array([row.last_day.toordinal() for row in touched.subjects])
         starts = [np.maximum(day.toordinal() - last_days, 0) for day in self._days]
-        intervals = [self._interval(batch, base, day) for day in self._days]
-        ends = _combine(
-            starts, [compute_fill_days(interval.forecasts, limits_of(interval.bound)) for interval in intervals]
-        )
-        newest = intervals[-1]
+        forecasts = [interval.forecasts(base, places) for interval in intervals]
+        bounds = [[interval.bound[place] for place in places] for interval in intervals]
+        limits = [limits_of(bound) for bound in bounds]
+        ends = _combine(starts, [compute_fill_days(*interval) for interval in zip(forecasts, limits, strict=True)])
         # The interval of today is the last one that has begun.
         now = np.sum([start == 0 for start in starts], axis=0) - 1
-        is_full = np.array(
-            [
-                interval.forecasts.last[place] >= limits_of([interval.bound[place]])[0]
-                for place, interval in enumerate(intervals[number] for number in now)
-            ]
-        )
-        shown = replace(base, drift=newest.forecasts.drift)
-        rows = runway_rows(batch, shown, ends, newest.bound, is_full)
-        return BatchRunways(
-            with_plans(rows, newest.batch, newest.forecasts, self._plans, self._higher_by(date.max)), newest.forecasts
+        is_full = np.array([forecasts[number].last[place] >= limits[number][place] for place, number in enumerate(now)])
+        newest = replace(touched, subjects=[intervals[-1].subjects[place] for place in places])
+        rows = runway_rows(touched, replace(base, drift=forecasts[-1].drift), ends, bounds[-1], is_full)
+        changed = with_plans(rows, newest, forecasts[-1], self._plans, self._higher_by(date.max))
+        by_place = dict(zip(places, changed, strict=True))
+        return [by_place.get(place, row) for place, row in enumerate(without.rows)]
+
+    def _is_touched(
+        self, place: int, batch: history.SeriesBatch, without: BatchRunways, intervals: Sequence[_Interval]
+    ) -> bool:
+        """Whether an interval has another size, change or binding limit, or other limits that a plan may raise."""
+        row, base, bound = batch.subjects[place], without.forecasts, without.bound[place]
+        has_plans = row.instance_id in self._plans
+        return any(
+            interval.last[place] != base.last[place]
+            or interval.drift[place] != base.drift[place]
+            or interval.bound[place] != bound
+            or (has_plans and interval.subjects[place] != row)
+            for interval in intervals
         )
 
     def _interval(self, batch: history.SeriesBatch, base: SizeForecasts, day: date) -> _Interval:
@@ -656,12 +694,8 @@ class _ScenarioForecaster:
                 last[place] += effect.size_mb - rate * (effect.day - row.last_day).days
             rows[place] = self._limited_subject(row, every, own, day)
         # The limit of a database on a shared disk follows from its measured size.
-        changed = replace(batch, subjects=rows)
-        bound = [raised_limit(limit, self._higher_by(day)) for limit in binding_limits(changed)]
-        last = np.maximum(last, 0.0)
-        if (last == base.last).all() and (drift == base.drift).all():
-            return _Interval(changed, base, bound)
-        return _Interval(changed, with_growth(base, last, drift), bound)
+        bound = [raised_limit(limit, self._higher_by(day)) for limit in binding_limits(replace(batch, subjects=rows))]
+        return _Interval(rows, np.maximum(last, 0.0), drift, bound)
 
     def _higher_by(self, day: date) -> int:
         """Return by how much all limits are higher from a day on, MiB."""
