@@ -28,7 +28,7 @@ BATCH = 500
 """Number of series that are read and forecast together, which bounds memory on large fleets."""
 KINDS = (SERVER, DATABASE, VOLUME)
 """Subjects that can fill; groups have sizes and forecasts but no limits."""
-WITHOUT_LIMIT = "without limit"
+WITHOUT_LIMIT, LIMITS = "without limit", "limits"
 OF_NO_SERVER = 0
 """The server number in rows of groups; no server has it."""
 
@@ -128,6 +128,7 @@ def open_history_reader(
     if scope.servers is not None:
         in_service = in_service.where(instances.c.name == any_(literal(list(scope.servers), ARRAY(Text))))
     parameters = scope.parameters(connection.execute(in_service).scalars().all())
+    # Those of the limits are the same as those without a limit.
     names = {name for kind in (*kinds, WITHOUT_LIMIT) for name in _STATEMENTS[kind][1]}
     queries = {name: query for name, query in SOURCES.items() if name in names}
     with copied_for_reading(connection, queries, parameters) as are_copied:
@@ -143,12 +144,13 @@ class HistoryReader:
     parameters: Mapping[str, object]
     from_copies: bool
 
-    def series(self, kind: str) -> Iterator[SeriesBatch]:
-        """Yield the series of one kind of subject, in batches."""
+    def series(self, kind: str, names: Collection[str] | None = None) -> Iterator[SeriesBatch]:
+        """Yield the series of one kind of subject, in batches; of databases, only those with these names if given."""
         # All rows are read. By default, a cursor gets the plan that returns its first row soonest: three times slower.
         self.connection.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
         query = _statement(kind, from_copies=self.from_copies)
-        rows = self.connection.execute(query, self.parameters, execution_options={"yield_per": BATCH})
+        parameters = {**self.parameters, "names": None if names is None else list(names)}
+        rows = self.connection.execute(query, parameters, execution_options={"yield_per": BATCH})
         names = [name for name in rows.keys() if name in _FIELDS]  # noqa: SIM118 -- of a result, not of a mapping
         for batch in rows.partitions(BATCH):
             subjects = [LimitedSubject(**{name: getattr(row, name) for name in names}) for row in batch]
@@ -172,6 +174,11 @@ class HistoryReader:
                 sizes[place] = with_estimates(files[place], sizes[place])
             steps.append([day + HISTORY_DAYS - 1 - last for day in row.steps or ()])
         return SeriesBatch(dated, sizes, without_steps(sizes, steps), files)
+
+    def limits(self) -> list[LimitedSubject]:
+        """Return the databases with their limits, and without their series."""
+        rows = self.connection.execute(_statement(LIMITS, from_copies=self.from_copies), self.parameters)
+        return [LimitedSubject(**row._mapping) for row in rows]  # noqa: SLF001 -- SQLAlchemy's public name
 
     def without_limit(self) -> dict[str, int]:
         """Count the databases without a known limit, by server."""
@@ -394,6 +401,12 @@ LEFT JOIN (
 WHERE d.last_day > :stale AND (:every OR num_nonnulls(own.source, free.mb) > 0)
 ORDER BY i.name
 """
+_LIMITS = """
+SELECT l.server, 'database' AS subject, l.database_name AS name, l.instance_id, l.own_mb, l.own_source, l.server_mb,
+       l.server_source, l.ceiling_mb, l.ceiling_source, l.free_mb, l.free_day, l.free_source, l.total_mb, l.volumes,
+       l.fills_files, l.last_day
+FROM limited l
+"""
 _DATABASES = """
 SELECT l.server, 'database' AS subject, l.database_name AS name, l.instance_id, l.own_mb, l.own_source, l.server_mb,
        l.server_source, l.ceiling_mb, l.ceiling_source, l.free_mb, l.free_day, l.free_source, l.total_mb, l.volumes,
@@ -401,7 +414,8 @@ SELECT l.server, 'database' AS subject, l.database_name AS name, l.instance_id, 
        (SELECT array_agg(DISTINCT t.step_date - :before_first) FROM capacity_steps t
         WHERE t.instance_id = l.instance_id AND t.database_name IN ('', l.database_name)) AS steps
 FROM limited l JOIN database_series d ON d.instance_id = l.instance_id AND d.name = l.database_name
-WHERE :every OR num_nonnulls(l.own_source, l.server_source, l.ceiling_mb, l.free_mb) > 0
+WHERE (:every OR num_nonnulls(l.own_source, l.server_source, l.ceiling_mb, l.free_mb) > 0)
+  AND (CAST(:names AS text[]) IS NULL OR d.name = ANY (CAST(:names AS text[])))
 ORDER BY l.server, l.database_name
 """
 # The used size of a volume; its limit is its total size without the reserve.
@@ -457,6 +471,7 @@ _STATEMENTS = {
     DATABASE: (_DATABASES, ("present", "newest_volumes", "newest_ceilings", "limited", "database_series")),
     VOLUME: (_VOLUMES, ("newest_volumes", "volume_series")),
     GROUP: (_GROUPS, ("last_measured", "complete_group_days", "group_steps")),
+    LIMITS: (_LIMITS, ("present", "newest_volumes", "newest_ceilings", "limited")),
     WITHOUT_LIMIT: (_WITHOUT_LIMIT, ("present", "newest_volumes", "newest_ceilings", "limited")),
 }
 """The statements, and the names that each reads."""

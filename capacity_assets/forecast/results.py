@@ -232,7 +232,13 @@ class Runway(RunwayFigures, DatabaseOrVolume):
     @property
     def risk(self) -> tuple[object, ...]:
         """Sort key that puts the greatest risk first."""
-        return (*(-self.probabilities.get(days, -1.0) for days in RISK_DAYS), self.early_day or date.max)
+        return risk_of(self.probabilities, self.early_day)
+
+
+def risk_of(probabilities: Mapping[int, float | None], early_day: date | None) -> tuple[object, ...]:
+    """Return the sort key of a runway by its probabilities and its early day; the greatest risk is first."""
+    within = (probabilities.get(days) for days in RISK_DAYS)
+    return (*(1.0 if share is None else -share for share in within), early_day or date.max)
 
 
 _STORED_AS = {"source": "limit_source"}
@@ -279,17 +285,27 @@ def standing_for_themselves(rows: Sequence[Runway]) -> list[Runway]:
 
     A server that is limited by its volumes is the same space: it is left out if its range overlaps that of a volume.
     """
-    others: dict[tuple[str, str | None], list[Runway]] = {}
-    for row in rows:
-        if row.volume or (row.subject == SERVER and row.binds == OWN_LIMIT):
-            others.setdefault((row.server, VOLUME_LIMIT if row.volume else SERVER_LIMIT), []).append(row)
-    risks = {key: min(runway.risk for runway in wholes) for key, wholes in others.items()}
+    others = _wholes(rows)
+    risks = least_risks(rows)
 
     def is_said_by_another(row: Runway) -> bool:
-        key = (row.server, row.binds)
+        key = (row.server, row.binds or "")
         return key in risks and (risks[key] <= row.risk or (row.subject == SERVER and _overlaps(row, others[key])))
 
     return [row for row in rows if row.volume or not is_said_by_another(row)]
+
+
+def least_risks(rows: Sequence[Runway]) -> dict[tuple[str, str], tuple[object, ...]]:
+    """Return the greatest risk of the volumes, and that of the own limit, of each server, by what binds to it."""
+    return {key: min(runway.risk for runway in wholes) for key, wholes in _wholes(rows).items()}
+
+
+def _wholes(rows: Sequence[Runway]) -> dict[tuple[str, str], list[Runway]]:
+    wholes: dict[tuple[str, str], list[Runway]] = {}
+    for row in rows:
+        if row.volume or (row.subject == SERVER and row.binds == OWN_LIMIT):
+            wholes.setdefault((row.server, VOLUME_LIMIT if row.volume else SERVER_LIMIT), []).append(row)
+    return wholes
 
 
 def _overlaps(row: Runway, volumes: Iterable[Runway]) -> bool:

@@ -43,7 +43,17 @@ from capacity_assets.forecast.model import (
     forecast,
     with_growth,
 )
-from capacity_assets.forecast.results import DATABASE, DAY_PROBABILITIES, SERVER, VOLUME, Runway, RunwayList
+from capacity_assets.forecast.results import (
+    DATABASE,
+    DAY_PROBABILITIES,
+    SERVER,
+    SERVER_LIMIT,
+    VOLUME,
+    VOLUME_LIMIT,
+    Runway,
+    RunwayList,
+    least_risks,
+)
 from capacity_assets.forecast.runway import (
     BatchRunways,
     BindingLimit,
@@ -319,6 +329,8 @@ class ScenarioComparison:
     effects: Sequence[Effect] = ()
     notes: Sequence[str] = ()
     """Assumptions that could only be applied in part."""
+    unread: int = 0
+    """Number of databases with a known limit that stand for themselves and do not change, and were not read."""
 
 
 NOTHING_MEASURED = ScenarioComparison(None, RunwayList(None, (), 0, {}), RunwayList(None, (), 0, {}))
@@ -364,8 +376,13 @@ def compare_within(  # noqa: PLR0913 -- what is read, and what is made of it
     *,
     kinds: Sequence[str] = KINDS_IN_ORDER,
     shown: tuple[str | None, str | None] = (None, None),
+    issued: Mapping[Subject, IssuedLimit] | None = None,
 ) -> ScenarioComparison:
-    """Compare as `compare`, within a scope that includes everything the scenario names; raises DBAPIError."""
+    """Compare as `compare`, within a scope that includes everything the scenario names; raises DBAPIError.
+
+    If the scenario `raises_only_limits`, `issued` may be the stored forecasts of databases by server and name. Then
+    those that cannot change are not read.
+    """
     plans = coming_plans(connection, scope.as_of)
     with history.open_history_reader(connection, scope, kinds) as reader:
         forecasts = _Forecasts(reader)
@@ -374,25 +391,100 @@ def compare_within(  # noqa: PLR0913 -- what is read, and what is made of it
         _refuse_contradictions(scenario, measured, scope.as_of)
         effects, notes = _effects(scenario, measured, having, scope.as_of)
         changes = _ScenarioForecaster(scenario, effects, measured, plans)
-        pairs = [
-            pair
-            for kind in kinds
-            for batch, without in forecasts.of_kind(kind)
-            for base in (runways_of_batch(batch, plans, without),)
-            for pair in zip(base.rows, changes.of_batch(batch, base), strict=True)
-            if _is_shown(pair[0], *shown)
-        ]
-        unknown = reader.without_limit()
-    server, database = shown
-    if server is not None:
-        unknown = {name: count for name, count in unknown.items() if name == server}
-    if database is not None:
-        unknown = {} if any(before.database == database and before.binds for before, _ in pairs) else unknown
+
+        def compared(kind: str, only: Collection[Subject] | None = None) -> list[tuple[Runway, Runway]]:
+            names = None if only is None else {name for _, name in only}
+            return [
+                pair
+                for batch, without in forecasts.of_kind(kind, names)
+                for base in (runways_of_batch(batch, plans, without),)
+                for pair in zip(base.rows, changes.of_batch(batch, base), strict=True)
+                if _is_shown(pair[0], *shown) and (only is None or (pair[0].server, pair[0].name) in only)
+            ]
+
+        by_kind = {kind: compared(kind) for kind in kinds if kind != DATABASE}
+        databases, unread = None, 0
+        if issued is not None and not plans:
+            wholes = [pair for of_kind in by_kind.values() for pair in of_kind]
+            databases, unread = _databases_that_may_change(reader.limits(), issued, scenario.limit, wholes)
+        if DATABASE in kinds:
+            by_kind[DATABASE] = [] if databases == set() else compared(DATABASE, databases)
+    pairs = [pair for kind in kinds for pair in by_kind[kind]]
+    unknown = Counter(before.server for before, _ in pairs if before.subject == DATABASE and before.binds is None)
+    server = shown[0]
     shown_pairs = [pair for pair in pairs if server is not None or any(runway.binds is not None for runway in pair)]
     shown_pairs.sort(key=lambda pair: _order(pair[1]))
     every = (sorted((pair[place] for pair in shown_pairs), key=_order) for place in (0, 1))
-    base, changed = (RunwayList(scope.as_of, rows, sum(unknown.values()), unknown) for rows in every)
-    return ScenarioComparison(scope.as_of, base, changed, shown_pairs, effects, [*notes, *changes.notes])
+    base, changed = (RunwayList(scope.as_of, rows, unknown.total(), unknown) for rows in every)
+    return ScenarioComparison(scope.as_of, base, changed, shown_pairs, effects, [*notes, *changes.notes], unread)
+
+
+@dataclass(frozen=True)
+class IssuedLimit:
+    """The stored forecast of a database: what a comparison with its disk or server needs."""
+
+    binds: str | None
+    last_day: date
+    size_mb: int
+    limit_mb: int | None
+    risk: tuple[object, ...]
+    """As that of its runway."""
+    stands_for_itself: bool
+
+
+LIMIT_MARGIN_MB = 2
+"""Limits that are closer than this may be in another order in the stored forecast, which has whole MiB."""
+
+
+def raises_only_limits(scenario: Scenario) -> bool:
+    """Whether it only raises limits of servers and their disks, at once: then nothing becomes more urgent."""
+    others = (scenario.growth, scenario.new_database, scenario.purge, scenario.move)
+    return not any(others) and all(
+        limit.server is not None and limit.database is None and limit.day is None and (limit.add_mb or -1) >= 0
+        for limit in scenario.limit
+    )
+
+
+def _databases_that_may_change(
+    databases: Sequence[LimitedSubject],
+    issued: Mapping[Subject, IssuedLimit],
+    limits: Sequence[LimitChange],
+    wholes: Sequence[tuple[Runway, Runway]],
+) -> tuple[set[Subject], int]:
+    """Return the databases that larger limits may change or show, and the number of others that stand for themselves.
+
+    A database that is limited by its disk or server changes with it. It is not shown if that is at least as urgent
+    with the larger limit as the database is without it, because a larger limit makes nothing more urgent.
+    """
+    raised: Counter[tuple[str, str]] = Counter()
+    for change in limits:
+        raised[str(change.server), SERVER_LIMIT if change.volume is None else VOLUME_LIMIT] += change.add_mb or 0
+    least = [least_risks([pair[place] for pair in wholes]) for place in (0, 1)]
+    read, unread = set[Subject](), 0
+    for row in databases:
+        one = issued.get((row.server, row.name))
+        if one is None or one.last_day != row.last_day:
+            read.add((row.server, row.name))
+            continue
+        key = (row.server, one.binds or "")
+        if key not in raised:
+            unread += one.binds is not None and one.stands_for_itself
+            continue
+        is_covered = all(key in risks and risks[key] <= one.risk for risks in least)
+        if not is_covered or not _binds_still(row, one, raised[key]):
+            read.add((row.server, row.name))
+    return read, unread
+
+
+def _binds_still(row: LimitedSubject, one: IssuedLimit, more_mb: int) -> bool:
+    """Whether the limit that binds a database is still its smallest one when it is higher by some MiB."""
+    size_mb, others = one.size_mb, [row.own_mb, row.ceiling_mb]
+    if one.binds == SERVER_LIMIT:
+        others.append(None if row.free_mb is None else size_mb + row.free_mb)
+    elif row.server_mb is not None:
+        others.append(size_mb + row.server_mb - (row.total_mb or 0))
+    highest_mb = (one.limit_mb or 0) + more_mb + LIMIT_MARGIN_MB
+    return not row.fills_files and all(other is None or highest_mb < other for other in others)
 
 
 def _order(row: Runway) -> tuple[object, ...]:
@@ -436,14 +528,14 @@ class _Forecasts:
         self._reader = reader
         self._held: dict[str, Sequence[_ForecastBatch]] = {}
 
-    def of_kind(self, kind: str) -> Iterator[_ForecastBatch]:
-        """Yield each batch of series with its forecasts."""
+    def of_kind(self, kind: str, names: Collection[str] | None = None) -> Iterator[_ForecastBatch]:
+        """Yield each batch of series with its forecasts; of databases, only those with these names if given."""
         if kind in self._held:
             yield from self._held[kind]
             return
         held: list[_ForecastBatch] = []
         number = 0
-        for batch in self._reader.series(kind):
+        for batch in self._reader.series(kind, names):
             one = (batch, forecast(batch.smooth, batch.sizes))
             number += len(batch.subjects)
             held = [*held, one] if number <= MOST_HELD else []

@@ -25,23 +25,27 @@ from capacity_assets.forecast.history import HistoryScope, newest_day
 from capacity_assets.forecast.results import (
     FORECAST,
     FULL,
+    RISK_DAYS,
     SERVER,
     VOLUME,
     Runway,
     day_text,
     display_name,
+    risk_of,
     standing_for_themselves,
 )
 from capacity_assets.forecast.scenarios import (
     KINDS_IN_ORDER,
     Effect,
     Growth,
+    IssuedLimit,
     LabelFilter,
     Scenario,
     ScenarioComparison,
     Subject,
     chosen_databases,
     compare_within,
+    raises_only_limits,
 )
 from capacity_assets.ownership.bills import group_named, money
 from capacity_assets.ownership.budgets import (
@@ -185,7 +189,8 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
     as_of, having = _newest_day(connection, today), _label_filter(connection, today)
     servers, unread = _servers_to_read(connection, scenario, as_of, having)
     _refuse_more(connection, as_of, servers, most, "databases")
-    comparison = compare_within(connection, HistoryScope(as_of, servers, every=True), scenario, having)
+    issued = _issued_limits(connection, as_of, servers) if servers and raises_only_limits(scenario) else None
+    comparison = compare_within(connection, HistoryScope(as_of, servers, every=True), scenario, having, issued=issued)
     listed = _keys_not_covered(comparison)
     changed = [
         RunwayChange(
@@ -197,7 +202,7 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
         if before != after and (before.server, before.subject, before.name) in listed
     ]
     changed = in_order_of_dates(changed)
-    common = (as_of, scenario.texts, changed, unread + len(listed) - len(changed))
+    common = (as_of, scenario.texts, changed, unread + comparison.unread + len(listed) - len(changed))
     months = coming_months(today, MOST_MONTHS)
     try:
         base, assumed = read_budgets(connection, by, months, today, keys, [(), comparison.effects])
@@ -268,6 +273,22 @@ def _servers_to_read(
         names |= {server for growth in scenario.growth for server, _ in chosen_databases(growth, databases, having)}
     read = {server for server, row in issued.items() if server in names or row is None or row.is_outdated}
     return read, sum(row.standing for server, row in issued.items() if row is not None and server not in read)
+
+
+def _issued_limits(connection: Connection, as_of: date, servers: Collection[str]) -> dict[Subject, IssuedLimit]:
+    """Return the forecasts issued for the databases of servers without a declaration after them."""
+    parameters = {"as_of": as_of, "servers": list(servers)}
+    rows = connection.execute(sa.text(_ISSUED_LIMITS), parameters).all()
+    outdated = {row.server for row in rows if row.is_outdated}
+    return {
+        (row.server, row.name): IssuedLimit(
+            *(row.binds, row.last_day, row.size_mb, row.limit_mb),
+            risk_of({days: getattr(row, f"probability_{days}_days") for days in RISK_DAYS}, row.full_early),
+            stands_for_itself=row.stands_for_itself,
+        )
+        for row in rows
+        if row.server not in outdated
+    }
 
 
 def _refuse_more(
@@ -458,6 +479,13 @@ SELECT server_id, bool_or(is_outdated) AS is_outdated,
        max(last_day) FILTER (WHERE subject <> 'volume') AS measured_until,
        count(*) FILTER (WHERE binds IS NOT NULL AND stands_for_itself) AS standing
 FROM capacity_runway WHERE as_of = :as_of GROUP BY server_id
+"""
+_ISSUED_LIMITS = """
+SELECT server, name, binds, last_day, size_mb, limit_mb, probability_7_days, probability_30_days, probability_90_days,
+       probability_365_days, full_early, stands_for_itself, is_outdated
+FROM capacity_runway
+WHERE as_of = :as_of AND subject = 'database'
+  AND server_id = ANY (ARRAY(SELECT server_id FROM capacity_servers WHERE server = ANY (CAST(:servers AS text[]))))
 """
 _IN_SERVICE = "SELECT server_id, server FROM capacity_servers WHERE is_active"
 # Those with a forecast of the day, and those whose samples of the newest day of their server arrived later.

@@ -8,6 +8,7 @@ import io
 import json
 import threading
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.declarations import declaration
 from capacity_assets.database.tables import ALWAYS
 from capacity_assets.database.views import FORECAST_TABLES, READER_ROLE, SELECT_ON_SERVERS
+from capacity_assets.forecast.decisions import Decision, decide
+from capacity_assets.forecast.history import HistoryReader
 from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, declare_limits
 from capacity_assets.forecast.scenarios import Growth, LimitChange, NewDatabase, Purge, Scenario
 from capacity_assets.ownership import scenario_results
 from capacity_assets.ownership.labels import Label, declare_labels
-from capacity_assets.ownership.scenario_results import result_of
+from capacity_assets.ownership.scenario_results import ScenarioResult, result_of
 from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write
 from capacity_assets.web import forecasts as pages_of_forecasts
 from tests.clocks import TODAY
@@ -33,7 +36,7 @@ from tests.command import printed
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
 from tests.pages import KEYS, Pages, header, served_pages
-from tests.pages_fleet import FIRST, GROWING, filled
+from tests.pages_fleet import FIRST, GROWING, HOSTILE, filled
 
 pytestmark = pytest.mark.single_server("has pages compute scenarios")
 
@@ -273,6 +276,112 @@ def test_only_servers_that_may_change_are_read_and_every_figure_is_that_of_readi
         assert all(unread > 0 for _, unread in read)
     else:
         assert all({"server-1", "server-2"} <= set(names) for names in servers), "declared after the forecasts"
+
+
+def larger(**where: object) -> list[Scenario]:
+    """Limits that are higher by less and less likely to cover what is on the disk or the server."""
+    return [
+        Scenario(limit=[declaration(LimitChange, {"add_gb": gb, "server": "server-1", **where})])
+        for gb in (0.01, 0.5, 4, 300)
+    ]
+
+
+LARGER = (*larger(volume="/data"), *larger())
+ON_DISK = """
+INSERT INTO database_limit_stats (collected_date, instance_id, database_name, limit_mb, volumes, source, is_unlimited)
+SELECT :today, 1, name, limit_mb, CAST(ARRAY['/data'] AS text[]), 'measured', limit_mb IS NULL
+FROM (VALUES ('fast', NULL), ('slow', NULL), ('still', NULL), ('capped', 22000), ('full', 600)) AS d (name, limit_mb)
+"""
+
+
+def shared_disk(engine: Engine) -> None:
+    """Databases on a disk: faster than it, slower, unchanged, with a ceiling above the disk, and with one below."""
+    filled(engine)
+    for name, first_mb, growth_mb in (("fast", 200, 60), ("slow", 300, 2), ("capped", 500, 1), ("full", 400, 1)):
+        grown = [first_mb + growth_mb * day for day in range(len(GROWING))]
+        add_database_sizes(engine, sizes(1, name, FIRST.isoformat(), grown))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE volume_size_stats SET total_mb = 60000, free_mb = free_mb + 7000"))
+        connection.execute(text(ON_DISK), {"today": TODAY})
+    declare_limits(engine, [Limit("server-1", None, 40_000)])
+
+
+def issued(engine: Engine, service: AggregationService) -> None:
+    compute_windows(service, "daily", FIRST, TODAY)
+    issue_runways(engine, TODAY, TODAY)
+
+
+def both_ways(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, scenarios: Sequence[Scenario]
+) -> tuple[list[set[str]], list[ScenarioResult], list[ScenarioResult]]:
+    """The databases of server-1 that are read for larger limits, the results, and those of reading all of them."""
+    series, read = HistoryReader.series, list[set[str]]()
+
+    def listening(reader: HistoryReader, kind: str, *names: Any) -> Any:
+        for batch in series(reader, kind, *names):
+            read[-1] |= {row.name for row in batch.subjects if (row.subject, row.server) == ("database", "server-1")}
+            yield batch
+
+    def results() -> list[ScenarioResult]:
+        every = []
+        for scenario in scenarios:
+            read.append(set())
+            every.append(result_of(engine, TODAY, scenario, "team", KEYS))
+        return every
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HistoryReader, "series", listening)
+        narrow = results()
+        patched.setattr(scenario_results, "raises_only_limits", lambda _scenario: False)
+        return read[: len(scenarios)], narrow, results()
+
+
+def test_of_what_is_on_a_larger_disk_only_databases_that_may_change_are_read_and_every_figure_is_the_same(
+    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared_disk(engine)
+    issued(engine, service)
+
+    read, narrow, whole = both_ways(engine, monkeypatch, LARGER)
+
+    assert narrow == whole
+    beside = {"slow", "fast", "still", "capped"}
+    assert read == [set(), {"capped"}, beside, beside, *[{HOSTILE}] * 4]
+    changed = [{one.name for one in result.runways} for result in narrow]
+    assert changed == [{"/data"}, {"/data", "capped"}, *[{"/data", "", "capped"}] * 2, *[{HOSTILE}] * 4]
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    {
+        "a sample": {"slow"},
+        "a new database": {"late"},
+        "a limit": {"orders", "slow", "full"},
+        "a plan": {"orders", "slow", "full"},
+    }.items(),
+)
+def test_what_came_after_the_forecasts_is_seen_by_a_scenario_with_a_larger_disk(
+    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch, after: str, expected: set[str]
+) -> None:
+    shared_disk(engine)
+    of_today = "DELETE FROM database_size_stats WHERE instance_id = 1 AND collected_date = :today"
+    with engine.begin() as connection:
+        connection.execute(text(of_today), {"today": TODAY})
+    issued(engine, service)
+    last = TODAY.isoformat() if after == "a sample" else (TODAY - timedelta(days=1)).isoformat()
+    if after == "a sample":
+        add_database_sizes(engine, sizes(1, "slow", last, [20_000]))
+    elif after == "a new database":
+        add_database_sizes(engine, sizes(1, "late", last, [900]))
+    elif after == "a limit":
+        declare_limits(engine, [Limit("server-1", "slow", 700)])
+    else:
+        decide(engine, [Decision("server-1", "slow", None, "planned", SOON, "a plan", added_mb=100)])
+
+    read, narrow, whole = both_ways(engine, monkeypatch, LARGER)
+
+    assert narrow == whole
+    assert all(expected <= names for names in read)
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["on the newest day", "on the last day of a server that missed it"])
