@@ -105,6 +105,8 @@ SECONDS_BETWEEN_ASKING = 1
 SILENT_SECONDS = 10
 # More threads than connections, because many requests wait for the same query.
 THREADS = 32
+# A file of 10,000 rows takes seconds of processor time, so a few are written at once, and the others wait.
+FILE_THREADS, FILE_SECONDS = 2, 60
 STATEMENT_CANCELLED = "57014"
 STATIC = Path(__file__).with_name("static")
 
@@ -194,10 +196,12 @@ class PageServer:
         self._metrics_scope = MetricsScope.of(serving.clock.zone, serving.metrics_databases)
         # A separate pool, so that static files do not wait for the database.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pages")
+        self._file_threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
 
     def close(self) -> None:
         """Wait for running queries, which have a time limit."""
         self._threads.shutdown()
+        self._file_threads.shutdown(cancel_futures=True)
         self._reader.close()
 
     def of(self, page: PageRoute, *, is_api: bool = False) -> Callable[[Request], Awaitable[Response]]:
@@ -207,15 +211,17 @@ class PageServer:
     def in_time(self, respond: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
         """Return the endpoint that responds from a thread, or says after the time limit that it is still reading.
 
-        The query continues, so that a repeated request finds its result.
+        The query continues, so that a repeated request finds its result. A file has more time, because it is not kept.
         """
 
         async def answer(request: Request) -> Response:
-            answering = self._threads.submit(respond, request)
+            is_file = request.query_params.get("format") in FILE_FORMATS
+            threads, seconds = (self._file_threads, FILE_SECONDS) if is_file else (self._threads, ANSWER_SECONDS)
+            answering = threads.submit(respond, request)
             try:
-                return await asyncio.wait_for(asyncio.wrap_future(answering), ANSWER_SECONDS)
+                return await asyncio.wait_for(asyncio.wrap_future(answering), seconds)
             except TimeoutError:
-                return self._still_reading(request)
+                return self._still_reading(request, seconds)
 
         return answer
 
@@ -302,7 +308,7 @@ class PageServer:
                 packed = self._render(page, query, answer, user, notice)
                 return _unpacked_if_needed(request, packed, HTMLResponse.media_type)
         except StillReadingError:
-            return self._still_reading(request)
+            return self._still_reading(request, ANSWER_SECONDS)
         except REFUSED_ERRORS as error:
             return self._refuse(request, *refusal_of(error))
         if form == "json":
@@ -330,13 +336,13 @@ class PageServer:
         # Kept as long as its content may be shown.
         return self._reader.cached(key, render, SECONDS_KEPT * STALE_TIMES, stale_times=1)
 
-    def _still_reading(self, request: Request) -> Response:
+    def _still_reading(self, request: Request, seconds: int) -> Response:
         """Respond with a page that says what is being read and reloads itself; a script gets status 503."""
         page = PAGE_OF.get(request.url.path)
         if _is_from_a_script(request):
-            return self._refuse(request, 503, _slow(ANSWER_SECONDS))
+            return self._refuse(request, 503, _slow(seconds))
         if page is None:
-            return PlainTextResponse(f"{_slow(ANSWER_SECONDS)}\n", 503)
+            return PlainTextResponse(f"{_slow(seconds)}\n", 503)
         what = page.description[0].lower() + page.description[1:]
         text, title = f"Reading from the database: {what}", f"{page.title}: loading"
         silent = int(self._reader.silent_seconds)

@@ -272,6 +272,25 @@ def test_what_was_not_read_in_time_is_there_for_who_asks_again(
     assert status == 200
 
 
+def test_a_file_may_take_longer_than_a_page_and_many_of_them_hold_up_no_page(
+    pages: Pages, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "ANSWER_SECONDS", 1)
+    with ThreadPoolExecutor(40) as pool, engine.connect() as connection:
+        connection.execute(text("LOCK TABLE instance_size_aggregations IN ACCESS EXCLUSIVE MODE"))
+        files = [pool.submit(pages.ask, f"/servers?page={number}&format=csv") for number in range(1, 40)]
+        assert pages.ask("/servers?format=json").status == 503
+        assert pages.ask("/decisions").status == 200
+        connection.rollback()
+        assert {file.result().status for file in files} == {200}
+
+    monkeypatch.setattr(app, "FILE_SECONDS", 1)
+    with engine.connect() as connection:
+        connection.execute(text("LOCK TABLE instance_size_aggregations IN ACCESS EXCLUSIVE MODE"))
+        late = pages.ask("/servers?format=xlsx")
+    assert (late.status, "did not answer within 1 second." in late.json["error"]) == (503, True)
+
+
 def test_what_all_readers_share_may_take_longer_than_a_page_and_holds_up_neither_files_nor_the_end(
     database: URL, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
