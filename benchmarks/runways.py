@@ -21,9 +21,20 @@ from capacity_assets.base.settings import CAPACITY_DRIVER
 from capacity_assets.database.embedded import CAPACITY_DATABASE
 from capacity_assets.database.engine import capacity_engine
 from capacity_assets.forecast.issuing import issue_runways
-from capacity_assets.forecast.scenarios import Growth, Scenario, new_database_everywhere
+from capacity_assets.forecast.scenarios import Growth, LimitChange, Scenario, new_database_everywhere
 from capacity_assets.ownership.scenario_results import read_fits, result_of
 
+# All databases of a server are on one disk.
+_DISKS = """
+INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source)
+SELECT CAST(:day AS date) - d, id, '/data', 4000000, 1000000 + 100 * d, 'measured'
+FROM instances, generate_series(0, 89) AS d
+"""
+_ON_DISKS = """
+INSERT INTO database_limit_stats (collected_date, instance_id, database_name, is_unlimited, volumes, source)
+SELECT collected_date, instance_id, database_name, true, ARRAY['/data'], 'measured' FROM database_size_stats
+WHERE collected_date = :day
+"""
 _SCAN = "SELECT instance_id, database_name, sum(size_mb) FROM database_size_stats GROUP BY 1, 2"
 
 
@@ -39,6 +50,11 @@ def main(servers: int, databases: int, days: int) -> None:
         try:
             prepare(engine, fleet)
             generate(engine, fleet)
+            with engine.begin() as connection:
+                for statement in (_DISKS, _ON_DISKS):
+                    connection.execute(text(statement), {"day": fleet.last_day})
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.execute(text("VACUUM (ANALYZE)"))
             _measure(engine, fleet.last_day)
         finally:
             engine.dispose()
@@ -63,12 +79,18 @@ def _measure(engine: Engine, last: date) -> None:
     with engine.connect() as connection:
         [server] = connection.execute(text("SELECT min(name) FROM instances")).scalars()
     of_server = Growth(Decimal("1.2"), server=server)
-    for name, scenario in (("all", Scenario(growth=[Growth(Decimal("1.2"))])), ("one server", Scenario([of_server]))):
+    scenarios = {
+        "all grew faster": Scenario(growth=[Growth(Decimal("1.2"))]),
+        "one server grew faster": Scenario([of_server]),
+        "a disk were larger": Scenario(limit=[LimitChange(server=server, volume="/data", add_mb=100_000)]),
+        "a disk were larger, again": Scenario(limit=[LimitChange(server=server, volume="/data", add_mb=200_000)]),
+    }
+    for name, scenario in scenarios.items():
         began, busy = time.perf_counter(), time.process_time()
         result = result_of(engine, last, scenario, "engine", ())
         took, busy = time.perf_counter() - began, time.process_time() - busy
         click.echo(
-            f"what if {name} grew faster: {took:.2f} s, of it {busy:.2f} s in Python, "
+            f"what if {name}: {took:.2f} s, of it {busy:.2f} s in Python, "
             f"{len(result.runways):,} runways changed, {result.unchanged:,} not"
         )
     with engine.connect() as connection:

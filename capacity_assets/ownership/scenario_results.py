@@ -205,9 +205,12 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
     common = (as_of, scenario.texts, changed, unread + comparison.unread + len(listed) - len(changed))
     months = coming_months(today, MOST_MONTHS)
     try:
-        base, assumed = read_budgets(connection, by, months, today, keys, [(), comparison.effects])
+        # Without an effect on sizes, there is one budget.
+        assumptions = [(), comparison.effects] if comparison.effects else [()]
+        budgets = read_budgets(connection, by, months, today, keys, assumptions)
     except NotFoundError as error:
         return ScenarioResult(*common, comparison.notes, without_budget=str(error))
+    base, assumed = budgets[0], budgets[-1]
     grown = [effect for effect in comparison.effects if isinstance(effect.of, Growth)]
     grouped = list(groups_of_effects(connection, by, base.fleet_day, grown)) if grown else []
     before_by_name = {line.name: line for line in base.lines}
@@ -277,8 +280,9 @@ def _servers_to_read(
 
 def _issued_limits(connection: Connection, as_of: date, servers: Collection[str]) -> dict[Subject, IssuedLimit]:
     """Return the forecasts issued for the databases of servers without a declaration after them."""
-    parameters = {"as_of": as_of, "servers": list(servers)}
-    rows = connection.execute(sa.text(_ISSUED_LIMITS), parameters).all()
+    # By number, by which an index finds them.
+    ids = [row.server_id for row in connection.execute(sa.text(_IN_SERVICE)) if row.server in servers]
+    rows = connection.execute(sa.text(_ISSUED_LIMITS), {"as_of": as_of, "server_ids": ids}).all()
     outdated = {row.server for row in rows if row.is_outdated}
     return {
         (row.server, row.name): IssuedLimit(
@@ -484,8 +488,7 @@ _ISSUED_LIMITS = """
 SELECT server, name, binds, last_day, size_mb, limit_mb, probability_7_days, probability_30_days, probability_90_days,
        probability_365_days, full_early, stands_for_itself, is_outdated
 FROM capacity_runway
-WHERE as_of = :as_of AND subject = 'database'
-  AND server_id = ANY (ARRAY(SELECT server_id FROM capacity_servers WHERE server = ANY (CAST(:servers AS text[]))))
+WHERE as_of = :as_of AND subject = 'database' AND server_id = ANY (CAST(:server_ids AS integer[]))
 """
 _IN_SERVICE = "SELECT server_id, server FROM capacity_servers WHERE is_active"
 # Those with a forecast of the day, and those whose samples of the newest day of their server arrived later.
