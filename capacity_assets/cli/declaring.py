@@ -123,7 +123,7 @@ def _update_forecasts(session: DeclarationSession, servers: Collection[str]) -> 
         say(f"Forecasts of {counted(len(update.updated), 'server')} updated.")
     if update.not_measured:
         names = first_of(update.not_measured, NAMES_SHOWN)
-        say(f"No forecast yet: {names}. A forecast needs an active server measured within the last month.")
+        say(f"No forecast: {names}. A forecast needs a server in service that was measured within the last month.")
     return update
 
 

@@ -186,7 +186,7 @@ def import_(session: DeclarationSession, /, *, file: Path, disable_others: bool)
         declare_limits(engine, limits, by=session.by)
         if today is not None:
             declare_labels(engine, labels, today, by=session.by)
-    return replace(_report(session, changes, servers), servers={limit.server for limit in limits})
+    return replace(_report(session, changes, servers), servers={*changes.disabled, *(limit.server for limit in limits)})
 
 
 @instances.command("list")
@@ -345,7 +345,7 @@ def _part_text(part: ServerPart) -> str:
 def disable(session: DeclarationSession, /, *, names: Sequence[str]) -> DeclarationReport:
     """Take the servers NAMES out of service.
 
-    They are no longer measured or aggregated. Their history is kept.
+    They are no longer measured, aggregated or forecast. Their history is kept.
     """
     registry_of_servers.set_active(session.engine, names, active=False, dry_run=session.dry_run)
     lines = [f"Out of service: {first_of(names, NAMES_SHOWN)}. No longer measured or aggregated; the history is kept."]
@@ -359,7 +359,7 @@ def disable(session: DeclarationSession, /, *, names: Sequence[str]) -> Declarat
             f"Fleet totals now leave out these servers, and those counted by them: {first_of(replicas, NAMES_SHOWN)}. "
             'To count such a server separately, run `capacity instances add NAME --replace --counted-by ""`.'
         )
-    return DeclarationReport({"disabled": names}, lines)
+    return DeclarationReport({"disabled": names}, lines, servers=names)
 
 
 @instances.command()
@@ -369,7 +369,7 @@ def enable(session: DeclarationSession, /, *, names: Sequence[str]) -> Declarati
     """Put the servers NAMES back into service."""
     registry_of_servers.set_active(session.engine, names, active=True, dry_run=session.dry_run)
     line = f"In service: {first_of(names, NAMES_SHOWN)}. Measured and aggregated from now on; earlier gaps remain."
-    return DeclarationReport({"enabled": names}, [line])
+    return DeclarationReport({"enabled": names}, [line], servers=names)
 
 
 @instances.command()
@@ -384,7 +384,7 @@ def remove(session: DeclarationSession, /, *, names: Sequence[str]) -> Declarati
     removed = [name for name in names if name not in disabled]
     out = f"Out of service and no longer measured here: {first_of(disabled, NAMES_SHOWN)}. Their history is kept."
     lines = [*([f"Removed: {first_of(removed, NAMES_SHOWN)}."] if removed else []), *([out] if disabled else [])]
-    return DeclarationReport({"removed": removed, "disabled": disabled}, lines)
+    return DeclarationReport({"removed": removed, "disabled": disabled}, lines, servers=disabled)
 
 
 @click.command()

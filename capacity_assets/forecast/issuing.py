@@ -154,6 +154,8 @@ class ForecastUpdate:
 def update_forecasts(engine: Engine, servers: Collection[str] | None, clock: Clock) -> ForecastUpdate:
     """Update the newest forecasts of some servers after a declaration; those of other servers are kept.
 
+    Servers that were taken out of service since leave the newest forecasts; earlier ones keep theirs.
+
     With None, the forecasts of all groups are updated instead, after their stored sums changed; nothing is issued if
     nothing was issued before. If none were issued today, today's are issued for all servers, as the asset `runway`
     does. Nothing is updated if this is more than MOST_AT_ONCE forecasts, if the local clock and PostgreSQL's differ, if
@@ -265,11 +267,14 @@ def _store(
         removed = _remove_subjects_gone(connection, scope.as_of, ids)
         written += removed
         # Rows that did not change were computed with the declaration too.
-        query = with_queries(_DECLARED_SINCE, declared=DECLARED_FOR_FORECASTS)
-        confirmed = [*connection.execute(query, {"as_of": scope.as_of, "instance_ids": ids}).scalars()]
+        declared, day = {"declared": DECLARED_FOR_FORECASTS}, {"as_of": scope.as_of}
+        query = with_queries(_DECLARED_SINCE, **declared)
+        confirmed = [*connection.execute(query, {**day, "instance_ids": ids}).scalars()]
         if removed:
-            # Pages notice a change by the time of the newest forecast, so one server of this run gets that of the run.
-            confirmed += connection.execute(sa.select(_STAGED.c.instance_id).limit(1)).scalars()
+            # Pages notice a change by the time of the newest forecast, so one server gets that of the run: one of this
+            # run or, if all its forecasts were removed, one whose forecasts are not marked as older.
+            of_run = connection.execute(sa.select(_STAGED.c.instance_id).limit(1)).scalars().all()
+            confirmed += of_run or connection.execute(with_queries(_NOT_OUTDATED, **declared), day).scalars()
         is_confirmed = runways.instance_id == sa.any_(sa.literal(confirmed, sa.ARRAY(sa.Integer)))
         confirm = sa.update(capacity_runways).where(runways.as_of == scope.as_of, is_confirmed)
         connection.execute(confirm.values(issued_at=issued_at))
@@ -352,6 +357,12 @@ _DECLARED_SINCE = """
 SELECT DISTINCT d.instance_id FROM declared AS d
 WHERE (CAST(:instance_ids AS integer[]) IS NULL OR d.instance_id = ANY (CAST(:instance_ids AS integer[])))
   AND d.declared_at > (SELECT min(issued_at) FROM capacity_runways WHERE as_of = :as_of)
+"""
+_NOT_OUTDATED = """
+SELECT r.instance_id FROM capacity_runways r
+LEFT JOIN (SELECT instance_id, max(declared_at) AS last_at FROM declared GROUP BY instance_id) AS d
+    ON d.instance_id = r.instance_id
+WHERE r.as_of = :as_of AND r.subject <> 'group' AND (d.last_at > r.issued_at) IS NOT TRUE LIMIT 1
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import date, timedelta
@@ -170,30 +171,27 @@ def issued(engine: Engine) -> ForecastIssue:
     return stored
 
 
-def test_pages_notice_that_a_forecast_was_removed_although_no_other_one_changed(engine: Engine) -> None:
-    def revision() -> tuple[object, ...]:
-        with engine.connect() as connection:
-            return forecasts_revision(connection)
+def revision_of(engine: Engine) -> tuple[object, ...]:
+    with engine.connect() as connection:
+        return forecasts_revision(connection)
 
+
+def test_pages_notice_that_a_forecast_was_removed_although_no_other_one_changed(engine: Engine) -> None:
     issue_runways(engine, TODAY, TODAY)
-    first = revision()
+    first = revision_of(engine)
     assert issue_runways(engine, TODAY, TODAY).written == 0
-    assert revision() == first
+    assert revision_of(engine) == first
     execute(engine, f"DELETE FROM database_size_stats WHERE database_name = 'orders' AND collected_date = '{TODAY}'")
 
     assert issue_runways(engine, TODAY, TODAY).written == 1
 
     assert "orders" not in stored_runways(engine)
-    assert revision() != first
+    assert revision_of(engine) != first
 
 
 def test_pages_notice_what_is_declared_for_forecasts_and_what_is_removed(engine: Engine) -> None:
-    def revision() -> tuple[object, ...]:
-        with engine.connect() as connection:
-            return forecasts_revision(connection)
-
     issue_runways(engine, TODAY, TODAY)
-    revisions = [revision()]
+    revisions = [revision_of(engine)]
     for declare in (
         lambda: declare_limits(engine, [Limit("server-1", "orders", 20_000)]),
         lambda: declare_limits(engine, [Limit("server-1", "orders", 30_000)]),
@@ -203,7 +201,7 @@ def test_pages_notice_what_is_declared_for_forecasts_and_what_is_removed(engine:
         lambda: execute(engine, "DELETE FROM capacity_steps"),
     ):
         declare()
-        revisions.append(revision())
+        revisions.append(revision_of(engine))
     assert len(set(revisions)) == 7
 
 
@@ -450,6 +448,77 @@ def test_a_declaration_issues_the_forecasts_of_its_servers_anew_and_those_of_no_
 
 
 @pytest.mark.usefixtures("today")
+def test_a_server_that_is_taken_out_of_service_leaves_the_forecasts_at_once_and_comes_back_with_it(
+    engine: Engine, tmp_path: Path
+) -> None:
+    add_instances(engine, [2])
+    add_database_sizes(engine, sizes(2, "other", FIRST.isoformat(), GROWING))
+    issue_runways(engine, TODAY - timedelta(days=1), TODAY)
+    issue_runways(engine, TODAY, TODAY)
+    execute(engine, "UPDATE capacity_runways SET issued_at = '2025-07-20 01:00+08'")
+    every = {"", "orders", "still", "young", "other"}
+    revisions = [revision_of(engine)]
+    other = {**stored_runways(engine)["other"], "issued_at": None}
+
+    def named(*arguments: str) -> str:
+        said = printed("instances", *arguments).replace("\n", " ")
+        revisions.append(revision_of(engine))
+        return said
+
+    with served_pages(engine.url) as pages:
+        assert "orders" in pages.ask("/filling").text
+        assert "server-1" in pages.ask("/metrics").text
+        said = named("disable", "server-1")
+        assert "No forecast: server-1. A forecast needs a server in service" in said
+        assert set(stored_runways(engine)) == {"other"}
+        assert {**stored_runways(engine)["other"], "issued_at": None} == other
+        assert set(stored_runways(engine, TODAY - timedelta(days=1))) == every, "earlier forecasts stay"
+        deadline = time.monotonic() + 20
+        while "orders" in pages.ask("/filling").text:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert "server-1" not in pages.ask("/metrics").text
+
+    assert "Forecast of server-1 updated." in named("enable", "server-1")
+    assert set(stored_runways(engine)) == every
+
+    named("disable", "server-1", "server-2")
+    assert set(stored_runways(engine)) == set()
+    named("enable", "server-1", "server-2")
+    assert set(stored_runways(engine)) == every
+
+    for server in ("server-1", "server-2"):
+        named("add", server, "--replace", "--engine", "postgresql", "--host", "db.example")
+    file = tmp_path / "servers.csv"
+    file.write_text("name,engine,host\nserver-2,postgresql,db.example\n")
+    named("import", str(file), "--disable-others", "--dry-run")
+    assert set(stored_runways(engine)) == every
+    named("import", str(file), "--disable-others")
+    assert set(stored_runways(engine)) == {"other"}
+
+    named("remove", "server-2")
+    assert set(stored_runways(engine)) == set()
+    moved = [before != after for before, after in itertools.pairwise(revisions)]
+    assert moved == [True, True, True, True, False, False, False, True, True]
+
+
+@pytest.mark.usefixtures("today")
+def test_a_server_that_is_taken_out_of_service_takes_no_mark_of_older_forecasts_away(engine: Engine) -> None:
+    add_instances(engine, [2, 3])
+    add_database_sizes(engine, sizes(2, "other", FIRST.isoformat(), GROWING))
+    add_database_sizes(engine, sizes(3, "third", FIRST.isoformat(), GROWING))
+    issue_runways(engine, TODAY, TODAY)
+    execute(engine, "UPDATE capacity_runways SET issued_at = '2025-07-20 01:00+08'")
+    declare_limits(engine, [Limit("server-1", "orders", 3072)])
+    before = revision_of(engine)
+
+    printed("instances", "disable", "server-2")
+
+    assert shown(engine, "orders").is_outdated
+    assert revision_of(engine) != before
+
+
+@pytest.mark.usefixtures("today")
 @pytest.mark.parametrize(
     ("why", "said"),
     [
@@ -501,7 +570,7 @@ def test_the_first_declaration_of_a_day_issues_every_forecast_as_the_asset_does(
     assert set(declared) == {"", "orders", "still", "young", "other"}
     assert (declared["orders"]["limit_mb"], declared["orders"]["in_time"]) == (3072, True)
     said = printed("limits", "set", "server-3", "--gb", "3")
-    assert "No forecast yet: server-3." in said
+    assert "No forecast: server-3." in said
     document = json.loads(printed("limits", "set", "server-1", "still", "--gb", "1", "--json"))
     assert document["forecasts"] == {"as_of": str(TODAY), "updated": ["server-1"], "not_measured": [], "later": None}
 
