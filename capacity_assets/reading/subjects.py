@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from urllib.parse import quote_plus
@@ -97,6 +97,14 @@ def active_servers(connection: Connection) -> list[ServerFacts]:
         SELECT server_id, server, engine, is_active, counted_by, labels FROM capacity_servers
         WHERE is_active ORDER BY server"""
     return records(ServerFacts, connection, statement)
+
+
+def out_of_service(connection: Connection, server_ids: Collection[int]) -> frozenset[int]:
+    """Return the servers among these that are registered and out of service."""
+    statement = """
+        SELECT server_id FROM capacity_servers
+        WHERE NOT is_active AND server_id = ANY (CAST(:servers AS integer[]))"""
+    return frozenset(row.server_id for row in rows(connection, statement, servers=sorted({*server_ids})))
 
 
 def server_facts(connection: Connection, server_id: int) -> ServerFacts:

@@ -90,7 +90,7 @@ PAGES = (
     ),
     PageRoute(
         *("/servers", "Servers", read_servers, "servers"),
-        "Servers in service in a window: size and change, how much of the limit is used, and when it is full.",
+        "Servers of a window: size and change, how much of the limit is used, and when it is full.",
         ("period", "window", "order", "engine", "page"),
         {"order": list(SERVER_ORDERS)},
         in_menu=True,

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from sqlalchemy import Connection, Row
 
 from capacity_assets.base.errors import NotFoundError
@@ -432,6 +433,8 @@ class ListPage:
     unmeasured_servers: int
     has_samples: bool
     """Whether any server was ever measured."""
+    out_of_service: Annotated[frozenset[int], Field(exclude=True)] = frozenset()
+    """The servers of the listed rows that are out of service now; not in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -507,8 +510,10 @@ def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
             query.today,
             with_recent=not query.is_file,
         )
+        retired = subjects.out_of_service(connection, [row.server_id for row in listed])
     has_more = has_more or len(first) > skipped + shown
-    return ServersPage(servers=listed, has_more=has_more, **_list_values(reader, query, period, window, order))
+    values = _list_values(reader, query, period, window, order)
+    return ServersPage(servers=listed, has_more=has_more, out_of_service=retired, **values)
 
 
 def _unmeasured_in_window(
@@ -544,9 +549,11 @@ def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
         with_usage = with_usage_of_databases(
             connection, period, window, listed, reader.thresholds, query.today, with_recent=not query.is_file
         )
+        retired = subjects.out_of_service(connection, [row.server_id for row in listed])
     return DatabasesPage(
         databases=with_usage,
         has_more=has_more,
+        out_of_service=retired,
         label=None if label is None else "=".join(label),
         **_list_values(reader, query, period, window, order),
     )

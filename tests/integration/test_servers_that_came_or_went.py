@@ -163,3 +163,16 @@ def test_a_server_out_of_service_without_totals_is_named_by_its_databases(
     groups = pages.document(OF_WEEK.replace("changes", "groups"))
     assert "out of service now: server-5 (400 MiB), server-4 (200 MiB)." in groups["out_of_service"]
     assert groups["size_mb"] == 10_100 + 8_571 + 200 + 400
+
+
+def test_lists_of_a_window_mark_the_rows_of_a_server_out_of_service(pages: Pages) -> None:
+    """The sums of the window contain them: a stored row stays."""
+    before = WEEKLY.previous(WEEK)
+    for path, name in (("servers", "server-2"), ("databases", "old")):
+        asked = f"/{path}?period=weekly&window={before.start}"
+        rows = pages.ask(asked).text.partition("<tbody>")[2].split("</tr>")
+        marked = [row for row in rows if ">out of service</span>" in row]
+        assert len(marked) == 1, path
+        assert f">{name}</a>" in marked[0]
+        assert sum(row["size_mb"] for row in pages.document(asked)[path]) == 13_000
+    assert "out of service</span>" not in pages.ask(f"/servers?period=weekly&window={WEEK.start}").text
