@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ from capacity_assets.ownership.labels import WITHOUT_LABEL, GroupFillDate
 from capacity_assets.reading.access import WITHOUT_LOOPS, planned_with, records, rows
 from capacity_assets.reading.coverage import NOTICEABLE, measured_before
 from capacity_assets.reading.lists import DatabaseRow, databases
-from capacity_assets.reading.sizes import SizeInWindow
+from capacity_assets.reading.sizes import LastSize, SizeInWindow, last_sizes
 from capacity_assets.reading.windows import newest_day, of_windows
 
 TENTHS = 1000
@@ -286,6 +286,35 @@ def out_of_service_note(connection: Connection, period: Period, window: Window, 
     return f"Groups also contain servers that are out of service now: {named}. The size of the fleet does not."
 
 
+def departed_servers(connection: Connection, windows: Sequence[Window], by: str, name: str | None) -> list[LastSize]:
+    """Return the servers out of service that left a group in these windows, the last one first, with their last size.
+
+    A server leaves on the day after its last sample, the group that it had as a whole on that day. A window in which it
+    left contains it for some of the days.
+    """
+    if by == "server" or not windows:
+        return []
+    retired = [row.server_id for row in rows(connection, _OUT_OF_SERVICE)]
+    a_day = timedelta(days=1)
+    sizes = last_sizes(connection, retired, windows[-1].end, since=windows[0].start - a_day)
+    departed = [size for size in sizes.values() if size.day < windows[-1].end]
+    servers, days = [size.server_id for size in departed], [size.day for size in departed]
+    members = rows(connection, _LAST_GROUPS, servers=servers, days=days, by=by, name=name) if departed else ()
+    of_group = {row.server_id for row in members}
+    return sorted(
+        (size for size in departed if size.server_id in of_group), key=lambda size: (-size.day.toordinal(), size.server)
+    )
+
+
+_LAST_GROUPS = f"""
+WITH subjects AS (
+    SELECT s.server_id AS number, s.server_id AS instance_id, CAST(NULL AS text) AS database_name, s.day
+    FROM unnest(CAST(:servers AS integer[]), CAST(:days AS date[])) AS s (server_id, day)
+), held AS ({LABELS_OF_SUBJECTS})
+SELECT s.number AS server_id FROM subjects s
+JOIN capacity_servers r ON r.server_id = s.number LEFT JOIN held ON held.number = s.number
+WHERE CASE :by WHEN 'engine' THEN r.engine ELSE held.labels ->> :by END IS NOT DISTINCT FROM CAST(:name AS text)
+"""  # noqa: S608 -- the order of labels is defined once
 _OUT_OF_SERVICE = "SELECT server_id, server FROM capacity_servers WHERE NOT is_active AND counted_by IS NULL"
 _STORED = """
 SELECT server_id FROM capacity_server_growth

@@ -40,6 +40,7 @@ from capacity_assets.reading.groups import (
     GroupSpace,
     ShortServer,
     changes_of_group,
+    departed_servers,
     group_moves,
     group_sizes,
     groups_of,
@@ -50,7 +51,7 @@ from capacity_assets.reading.groups import (
 )
 from capacity_assets.reading.lists import DatabaseInList, DatabaseRow, databases, with_usage_of_databases
 from capacity_assets.reading.risks import Headline, next_to_fill
-from capacity_assets.reading.sizes import SizeInWindow, mark_partial, with_gaps
+from capacity_assets.reading.sizes import LastSize, SizeInWindow, mark_partial, with_gaps
 from capacity_assets.reading.subjects import DeclaredStep, server_id_of, steps_of_group
 from capacity_assets.reading.table_growth import FreeSpace
 from capacity_assets.web.bills import (
@@ -161,6 +162,8 @@ class GroupPage:
     moves: Sequence[GroupMove] = ()
     """Databases that came from or went to other groups in these windows, newest window and largest database first."""
     has_more_moves: bool = False
+    departed: Annotated[Sequence[LastSize], Field(exclude=True)] = ()
+    """Servers out of service that left it in these windows, with their last size; not in JSON."""
     every_group: Annotated[Sequence[str], Field(exclude=True)] = ()
     """Names of all groups, for the colours of charts; not in JSON."""
 
@@ -258,6 +261,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         notice = _notice(connection, period, windows, by)
         steps = steps_of_group(connection, windows[0].start, windows[-1].end, by, name) if windows else []
         moves = group_moves(connection, period, windows, by, shown=MOVES_SHOWN + 1, name=name)
+        departed = departed_servers(connection, windows, by, name)
     missed = _short_servers(reader, period, windows, by, name)
     return GroupPage(
         grouped_by=by,
@@ -284,6 +288,7 @@ def read_group(reader: Reader, query: PageQuery) -> GroupPage:
         steps=steps,
         moves=moves[:MOVES_SHOWN],
         has_more_moves=len(moves) > MOVES_SHOWN,
+        departed=departed,
         every_group=shared_group_names(reader, by),
         **_budget(reader, query, by, name),
     )

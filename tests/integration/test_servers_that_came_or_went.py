@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.service import AggregationService
+from capacity_assets.database.tables import ALWAYS
 from capacity_assets.digest import as_text, headline, read_digest
 from capacity_assets.orchestration.metadata import change_text
 from capacity_assets.ownership.labels import Label, declare_labels
@@ -176,3 +177,23 @@ def test_lists_of_a_window_mark_the_rows_of_a_server_out_of_service(pages: Pages
         assert f">{name}</a>" in marked[0]
         assert sum(row["size_mb"] for row in pages.document(asked)[path]) == 13_000
     assert "out of service</span>" not in pages.ask(f"/servers?period=weekly&window={WEEK.start}").text
+
+
+def test_the_page_of_a_group_names_the_servers_out_of_service_that_left_it(pages: Pages, engine: Engine) -> None:
+    labels = [Label(server, None, "team", "shop", ALWAYS) for server in ("server-1", "server-2")]
+    declare_labels(engine, labels, TODAY)
+    last = FIRST + timedelta(days=DAYS - 8)
+
+    said = "".join(pages.ask("/group?by=engine&name=postgresql&period=weekly").text.partition('id="departed"')[1:])
+    of_team = pages.ask("/group?by=team&name=shop&period=weekly").text
+    of_week = pages.ask(f"/group?by=engine&name=postgresql&period=weekly&first={WEEK.start}&last={WEEK.end}")
+
+    for text_of_page in (said, of_team):
+        listed = text_of_page.partition('id="departed"')[2].partition("</ul>")[0]
+        assert listed.count("<li>") == 1
+        assert ">server-2</a>" in listed
+        assert ">2.9 GiB</data>" in listed
+        assert f'<time datetime="{last}">' in listed
+    assert 'id="departed"' in of_week.text, "the first day is the one after its last"
+    assert 'id="departed"' not in pages.ask("/group?by=team&name=events&period=weekly").text
+    assert 'id="departed"' not in pages.ask("/group?by=server&name=server-2&period=weekly").text
