@@ -301,7 +301,8 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
     """Show the size and growth of each team, or any other group.
 
     Groups add up to the fleet. Databases without the label form a group of their own. Replicas are not counted
-    twice.
+    twice. Sizes and numbers of databases are means per day, rounded down. `capacity bill` counts every database that
+    was measured in the month, so its numbers may be larger.
 
     \b
     Examples:

@@ -15,6 +15,7 @@ from capacity_assets.orchestration.metadata import change_text
 from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.reading.changes import window_sizes
 from tests.clocks import TODAY, fixed_clock
+from tests.command import printed
 from tests.computing import compute_windows
 from tests.digests import DAYS, FIRST, WEEK, WEEKLY, weekly
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -197,3 +198,12 @@ def test_the_page_of_a_group_names_the_servers_out_of_service_that_left_it(pages
     assert 'id="departed"' in of_week.text, "the first day is the one after its last"
     assert 'id="departed"' not in pages.ask("/group?by=team&name=events&period=weekly").text
     assert 'id="departed"' not in pages.ask("/group?by=server&name=server-2&period=weekly").text
+
+
+def test_groups_say_that_numbers_of_databases_are_means_and_those_of_bills_are_not(pages: Pages) -> None:
+    """server-1 has one database on every day, server-3 has two on three of seven days: 1 + 6 / 7, rounded down."""
+    said = pages.ask(f"/groups?by=engine&period=weekly&window={WEEK.start}").text
+
+    assert "Daily means, rounded down, also of the number of databases; bills count every database measured" in said
+    assert pages.document(f"/groups?by=engine&period=weekly&window={WEEK.start}")["databases"] == 1
+    assert "means per day, rounded down." in " ".join(printed("groups", "--help").split())
