@@ -540,7 +540,7 @@ class _Forecasts:
             number += len(batch.subjects)
             held = [*held, one] if number <= MOST_HELD else []
             yield one
-        if number <= MOST_HELD:
+        if number <= MOST_HELD and names is None:
             self._held[kind] = held
 
 
