@@ -164,7 +164,7 @@ def test_without_windows_of_a_period_the_page_says_how_to_compute_them_and_offer
     html = pages.ask("/changes?period=yearly").text
 
     assert 'No yearly figures yet. The <a href="/">first page</a> says what was measured.' in html
-    assert "<code>capacity aggregate --period yearly</code> computes it." in html
+    assert "<code>capacity aggregate --period yearly</code> computes them." in html
     assert 'href="/changes?period=daily"' in html
 
 

@@ -258,7 +258,7 @@ def test_what_was_not_read_in_time_is_there_for_who_asks_again(
         connection.execute(text("LOCK TABLE instance_size_aggregations IN ACCESS EXCLUSIVE MODE"))
         waiting, as_json = pages.ask("/servers?order=name"), pages.ask("/servers?format=json")
         assert (waiting.status, header(waiting, "refresh")) == (202, "1")
-        assert "Reading from the database: servers in service in a window" in waiting.text
+        assert "Reading from the database: servers of a window" in waiting.text
         assert "opens automatically" in waiting.text
         assert (as_json.status, "did not answer within 1 second." in as_json.json["error"]) == (503, True)
     deadline = time.monotonic() + 30
