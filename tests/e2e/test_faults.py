@@ -167,6 +167,7 @@ def test_a_postgresql_restarted_in_the_middle_of_a_tick_loses_no_window_and_doub
         assert [day.isoformat() for day in days] == ["2025-03-02", "2025-03-03", "2025-03-04"]
 
 
+@pytest.mark.nightly("kills and restarts programs in a row")
 def test_kills_at_random_moments_leave_tables_that_a_last_run_makes_equal_to_a_fresh_computation(
     own_server: RestartableServer, engine: Engine, tmp_path: Path
 ) -> None:

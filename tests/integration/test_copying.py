@@ -59,6 +59,7 @@ def rows(engine: Engine, table: str) -> list[str]:
         return list(connection.execute(query).scalars())
 
 
+@pytest.mark.nightly("copies three databases")
 def test_every_row_is_there_a_target_with_rows_is_left_alone_and_the_work_goes_on_where_it_was(
     filled: Engine, target: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,7 +140,14 @@ def numbered(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
     return {table.name: rows(engine, f"SELECT {names} FROM {table.name} ORDER BY 1, 2") for table in CAPACITY_TABLES}
 
 
-@pytest.mark.parametrize("kind", BEFORE)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "legacy, of 0.3.0",
+        "legacy, partitioned",
+        *(pytest.param(kind, marks=pytest.mark.nightly("upgrades a further shape")) for kind in ("of 0.3.0", "legacy")),
+    ],
+)
 def test_one_key_by_window_replaces_former_ones_under_their_name_and_serves_statements_that_name_them(
     cluster: Databases, kind: str
 ) -> None:

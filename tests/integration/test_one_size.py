@@ -177,6 +177,7 @@ def test_a_group_is_explained_by_parts_of_servers_without_a_total(engine: Engine
             assert explained.agrees, (window, team, explained)
 
 
+@pytest.mark.nightly("computes every group of a former revision")
 def test_a_database_of_before_gives_the_same_figures_once_its_groups_are_computed(
     engine: Engine, database: URL
 ) -> None:

@@ -23,6 +23,9 @@ from tests.ledger import LAST, compute_everything, half_a_year_of_two_servers, r
 from tests.legacy import SHAPES, LegacyShape, create_legacy_tables, load_legacy_aggregates, row_counts
 from tests.unchanged import months_read
 
+# The simplest, and the one that differs most.
+EVERY_RUN = ("plain", "partitioned, no key, check")
+
 
 @pytest.mark.single_server("has a revision of a single server")
 @pytest.mark.parametrize("former", ["0016", "0013"])
@@ -98,6 +101,7 @@ CHANGE = "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '202
 
 @pytest.mark.single_server("has a revision of before tables could be distributed")
 @pytest.mark.usefixtures("as_of_0_3_0")
+@pytest.mark.nightly("computes every window of release 0.3.0")
 def test_windows_that_were_up_to_date_in_0_3_0_stay_so_and_are_skipped(engine: Engine) -> None:
     # One that every window has seen, and that was not forgotten yet.
     execute(engine, "INSERT INTO capacity_sample_changes VALUES ('database_size_stats', '2025-03-31')")
@@ -218,7 +222,13 @@ def exact(cluster: Databases) -> dict[str, dict[tuple[object, ...], oracle.Figur
     return found
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(shape, id=name, marks=() if name in EVERY_RUN else pytest.mark.nightly("upgrades a further shape"))
+        for name, shape in SHAPES.items()
+    ],
+)
 def test_a_legacy_database_is_upgraded_in_place_without_losing_a_row_and_then_aggregated_exactly(
     empty_engine: Engine, shape: LegacyShape, exact: dict[str, dict[tuple[object, ...], oracle.Figures | None]]
 ) -> None:

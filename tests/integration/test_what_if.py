@@ -31,7 +31,7 @@ from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.ownership.scenario_results import ScenarioResult, result_of
 from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write
 from capacity_assets.web import forecasts as pages_of_forecasts
-from tests.clocks import TODAY
+from tests.clocks import TODAY, fixed_clock
 from tests.command import printed
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
@@ -40,7 +40,6 @@ from tests.pages_fleet import FIRST, GROWING, HOSTILE, filled
 
 pytestmark = pytest.mark.single_server("has pages compute scenarios")
 
-PREPARED = {"pages": filled}
 SOON = TODAY + timedelta(days=10)
 DISK = {"limit_server": "server-1", "limit_volume": "/data"}
 PURGE = {"purge_server": "server-1", "purge_database": "orders"}
@@ -56,6 +55,71 @@ ASSUMED: tuple[dict[str, object], ...] = (
     {"purge_gb": "4", **PURGE, "purge_day": SOON},
     {"growth_factor": "1.1", "limit_add_gb": "5", "purge_gb": "1", **PURGE},
 )
+
+
+ON_DISK = """
+INSERT INTO database_limit_stats (collected_date, instance_id, database_name, limit_mb, volumes, source, is_unlimited)
+SELECT :today, 1, name, limit_mb, CAST(ARRAY['/data'] AS text[]), 'measured', limit_mb IS NULL
+FROM (VALUES ('fast', NULL), ('slow', NULL), ('still', NULL), ('capped', 22000), ('full', 600)) AS d (name, limit_mb)
+"""
+OF_TODAY = "DELETE FROM database_size_stats WHERE instance_id = 1 AND collected_date = :today"
+
+
+def shared_disk(engine: Engine) -> None:
+    """Databases on a disk: faster than it, slower, unchanged, with a ceiling above the disk, and with one below."""
+    filled(engine)
+    for name, first_mb, growth_mb in (("fast", 200, 60), ("slow", 300, 2), ("capped", 500, 1), ("full", 400, 1)):
+        grown = [first_mb + growth_mb * day for day in range(len(GROWING))]
+        add_database_sizes(engine, sizes(1, name, FIRST.isoformat(), grown))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE volume_size_stats SET total_mb = 60000, free_mb = free_mb + 7000"))
+        connection.execute(text(ON_DISK), {"today": TODAY})
+    declare_limits(engine, [Limit("server-1", None, 40_000)])
+
+
+def issued(engine: Engine) -> None:
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
+    issue_runways(engine, TODAY, TODAY)
+
+
+def issued_disk(engine: Engine) -> None:
+    """The shared disk with the forecasts of today."""
+    shared_disk(engine)
+    issued(engine)
+
+
+def issued_disk_without_today(engine: Engine) -> None:
+    """The same, where no database of the disk was measured today."""
+    shared_disk(engine)
+    with engine.begin() as connection:
+        connection.execute(text(OF_TODAY), {"today": TODAY})
+    issued(engine)
+
+
+PREPARED = {
+    "pages": filled,
+    "fleet": filled,
+    "disk": issued_disk,
+    "disk_without_today": issued_disk_without_today,
+}
+
+
+@pytest.fixture
+def fleet(engine: Engine) -> Engine:
+    """The fleet of the pages; copied."""
+    return engine
+
+
+@pytest.fixture
+def disk(engine: Engine) -> Engine:
+    """See issued_disk; copied."""
+    return engine
+
+
+@pytest.fixture
+def disk_without_today(engine: Engine) -> Engine:
+    """See issued_disk_without_today; copied."""
+    return engine
 
 
 def address(values: dict[str, Any]) -> str:
@@ -251,13 +315,12 @@ FROM unnest(ARRAY['orders', 'still']) AS name
 
 @pytest.mark.parametrize("is_issued", [True, False])
 def test_only_servers_that_may_change_are_read_and_every_figure_is_that_of_reading_all(
-    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch, *, is_issued: bool
+    fleet: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch, *, is_issued: bool
 ) -> None:
-    filled(engine)
-    shared_limits(engine)
+    shared_limits(fleet)
     if is_issued:
         compute_windows(service, "daily", FIRST, TODAY)
-        issue_runways(engine, TODAY, TODAY)
+        issue_runways(fleet, TODAY, TODAY)
     concerned, read = scenario_results._servers_to_read, []
 
     def listening(*given: Any) -> Any:
@@ -265,9 +328,9 @@ def test_only_servers_that_may_change_are_read_and_every_figure_is_that_of_readi
         return read[-1]
 
     monkeypatch.setattr(scenario_results, "_servers_to_read", listening)
-    narrow = [result_of(engine, TODAY, one, "team", KEYS) for one in NARROW]
+    narrow = [result_of(fleet, TODAY, one, "team", KEYS) for one in NARROW]
     monkeypatch.setattr(scenario_results, "_servers_to_read", lambda *_: (None, 0))
-    whole = [result_of(engine, TODAY, one, "team", KEYS) for one in NARROW]
+    whole = [result_of(fleet, TODAY, one, "team", KEYS) for one in NARROW]
 
     assert narrow == whole
     servers = [sorted(names) for names, _ in read]
@@ -287,28 +350,6 @@ def larger(**where: object) -> list[Scenario]:
 
 
 LARGER = (*larger(volume="/data"), *larger())
-ON_DISK = """
-INSERT INTO database_limit_stats (collected_date, instance_id, database_name, limit_mb, volumes, source, is_unlimited)
-SELECT :today, 1, name, limit_mb, CAST(ARRAY['/data'] AS text[]), 'measured', limit_mb IS NULL
-FROM (VALUES ('fast', NULL), ('slow', NULL), ('still', NULL), ('capped', 22000), ('full', 600)) AS d (name, limit_mb)
-"""
-
-
-def shared_disk(engine: Engine) -> None:
-    """Databases on a disk: faster than it, slower, unchanged, with a ceiling above the disk, and with one below."""
-    filled(engine)
-    for name, first_mb, growth_mb in (("fast", 200, 60), ("slow", 300, 2), ("capped", 500, 1), ("full", 400, 1)):
-        grown = [first_mb + growth_mb * day for day in range(len(GROWING))]
-        add_database_sizes(engine, sizes(1, name, FIRST.isoformat(), grown))
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE volume_size_stats SET total_mb = 60000, free_mb = free_mb + 7000"))
-        connection.execute(text(ON_DISK), {"today": TODAY})
-    declare_limits(engine, [Limit("server-1", None, 40_000)])
-
-
-def issued(engine: Engine, service: AggregationService) -> None:
-    compute_windows(service, "daily", FIRST, TODAY)
-    issue_runways(engine, TODAY, TODAY)
 
 
 def both_ways(
@@ -337,12 +378,9 @@ def both_ways(
 
 
 def test_of_what_is_on_a_larger_disk_only_databases_that_may_change_are_read_and_every_figure_is_the_same(
-    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch
+    disk: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared_disk(engine)
-    issued(engine, service)
-
-    read, narrow, whole = both_ways(engine, monkeypatch, LARGER)
+    read, narrow, whole = both_ways(disk, monkeypatch, LARGER)
 
     assert narrow == whole
     beside = {"slow", "fast", "still", "capped"}
@@ -361,13 +399,9 @@ def test_of_what_is_on_a_larger_disk_only_databases_that_may_change_are_read_and
     }.items(),
 )
 def test_what_came_after_the_forecasts_is_seen_by_a_scenario_with_a_larger_disk(
-    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch, after: str, expected: set[str]
+    disk_without_today: Engine, monkeypatch: pytest.MonkeyPatch, after: str, expected: set[str]
 ) -> None:
-    shared_disk(engine)
-    of_today = "DELETE FROM database_size_stats WHERE instance_id = 1 AND collected_date = :today"
-    with engine.begin() as connection:
-        connection.execute(text(of_today), {"today": TODAY})
-    issued(engine, service)
+    engine = disk_without_today
     last = TODAY.isoformat() if after == "a sample" else (TODAY - timedelta(days=1)).isoformat()
     if after == "a sample":
         add_database_sizes(engine, sizes(1, "slow", last, [20_000]))
@@ -386,35 +420,33 @@ def test_what_came_after_the_forecasts_is_seen_by_a_scenario_with_a_larger_disk(
 
 @pytest.mark.parametrize("number", [1, 2], ids=["on the newest day", "on the last day of a server that missed it"])
 def test_a_database_that_was_measured_after_the_forecasts_were_issued_is_read_too(
-    engine: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch, number: int
+    fleet: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    filled(engine)
     server, last = f"server-{number}", TODAY - timedelta(days=number - 1)
     begins = last - timedelta(days=len(GROWING) - 1)
-    add_database_sizes(engine, sizes(number, "late", begins.isoformat(), GROWING[:-1]))
-    declare_limits(engine, [Limit(server, "late", 20_000)])
+    add_database_sizes(fleet, sizes(number, "late", begins.isoformat(), GROWING[:-1]))
+    declare_limits(fleet, [Limit(server, "late", 20_000)])
     compute_windows(service, "daily", FIRST, TODAY)
-    issue_runways(engine, TODAY, TODAY)
-    add_database_sizes(engine, sizes(number, "late", last.isoformat(), GROWING[-1:]))
-    declare_labels(engine, [Label(server, "late", "team", "late", ALWAYS)], TODAY)
+    issue_runways(fleet, TODAY, TODAY)
+    add_database_sizes(fleet, sizes(number, "late", last.isoformat(), GROWING[-1:]))
+    declare_labels(fleet, [Label(server, "late", "team", "late", ALWAYS)], TODAY)
     late = [
         Scenario(growth=[declaration(Growth, {"factor": 2, **of})])
         for of in ({"database": "late"}, {"label": "team=late"})
     ]
 
-    narrow = [result_of(engine, TODAY, one, "team", KEYS) for one in late]
+    narrow = [result_of(fleet, TODAY, one, "team", KEYS) for one in late]
     monkeypatch.setattr(scenario_results, "_servers_to_read", lambda *_: (None, 0))
 
-    assert narrow == [result_of(engine, TODAY, one, "team", KEYS) for one in late]
+    assert narrow == [result_of(fleet, TODAY, one, "team", KEYS) for one in late]
     assert [[one.name for one in result.runways] for result in narrow] == [["late"], ["late"]]
 
 
 def test_a_group_whose_forecast_is_level_says_why_a_factor_changes_it(
-    engine: Engine, database: URL, monkeypatch: pytest.MonkeyPatch
+    fleet: Engine, database: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filled(engine)
     stays = ", ".join(f"forecast_{days}_mb = size_mb" for days in (7, 30, 90, 365))
-    with engine.begin() as connection:
+    with fleet.begin() as connection:
         connection.execute(text(f"UPDATE capacity_runways SET {stays} WHERE name = 'team=payments'"))
     sentence = (
         "The forecast of payments is level, but some of its databases grow by 1.5 GiB per month together. "
@@ -434,15 +466,14 @@ def test_a_group_whose_forecast_is_level_says_why_a_factor_changes_it(
         assert note == "Other groups whose forecast differs from the growth of their databases: payments."
 
 
-def test_a_group_that_grows_otherwise_than_its_databases_says_so(engine: Engine, database: URL) -> None:
-    filled(engine)
+def test_a_group_that_grows_otherwise_than_its_databases_says_so(fleet: Engine, database: URL) -> None:
     values = address({"growth_factor": "1.2", "growth_label": "team=payments"})
     grows = ", ".join(f"forecast_{days}_mb = size_mb + {days} * 100" for days in (7, 30, 90, 365))
     placeless = "server-1: the disk is not known, so only the server changes."
 
     with served_pages(database) as pages:
         assert pages.document(values)["result"]["notes"] == [placeless], "a growth has no `volume` to name"
-    with engine.begin() as connection:
+    with fleet.begin() as connection:
         connection.execute(text(f"UPDATE capacity_runways SET {grows} WHERE name = 'team=payments'"))
     with served_pages(database) as pages:
         assert pages.document(values)["result"]["notes"] == [
@@ -458,10 +489,9 @@ def test_a_group_that_grows_otherwise_than_its_databases_says_so(engine: Engine,
 
 @pytest.mark.usefixtures("reader_role")
 def test_a_role_of_an_older_release_reads_every_other_page_and_is_told_what_to_grant(
-    engine: Engine, database: URL
+    fleet: Engine, database: URL
 ) -> None:
-    filled(engine)
-    with engine.begin() as connection:
+    with fleet.begin() as connection:
         connection.execute(text(f"REVOKE SELECT ON {', '.join(FORECAST_TABLES)} FROM {READER_ROLE}"))
         connection.execute(text(f"REVOKE {SELECT_ON_SERVERS} FROM {READER_ROLE}"))
     reader = reading_engine(database, role=READER_ROLE)
@@ -472,7 +502,7 @@ def test_a_role_of_an_older_release_reads_every_other_page_and_is_told_what_to_g
         lacking = pages.ask(address({"growth_factor": "1.2"}))
         shown = html.unescape(lacking.text)
         assert (lacking.status, 'value="1.2"' in shown) == (503, True)
-        with engine.begin() as connection:
+        with fleet.begin() as connection:
             for right in (f"SELECT ON {', '.join(FORECAST_TABLES)}", SELECT_ON_SERVERS):
                 grant = f"GRANT {right} TO {READER_ROLE}"
                 assert grant in shown
@@ -495,10 +525,8 @@ def test_a_larger_fleet_than_a_page_computes_gets_the_command(pages: Pages, monk
     assert len(pages.document(address({"new_database_gb": "5"}))["runways"]) == 1, "of two servers no database is read"
 
 
-def test_one_is_computed_at_a_time_and_the_other_pages_go_on(
-    engine: Engine, database: URL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    filled(engine)
+@pytest.mark.usefixtures("fleet")
+def test_one_is_computed_at_a_time_and_the_other_pages_go_on(database: URL, monkeypatch: pytest.MonkeyPatch) -> None:
     began, goes_on, running = threading.Event(), threading.Event(), []
 
     def slow(*given: Any, **named: Any) -> Any:
