@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 # Test and lint tools are as large as the product, so only the targets that need them install them.
 DEVELOPER := $(VENV)/.installed-dev
 # In the order of their folders, so that the long end-to-end files do not run last and alone. They wait now and then,
-# so six at a time keep two cores busy. Bytecode is kept, because hundreds of processes would each compile the package.
+# so four at a time keep two cores busy. Bytecode is kept, because hundreds of processes would each compile the package.
 export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -q
 # Python compiles what is imported when it is first imported; most of what is installed never is.

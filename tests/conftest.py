@@ -64,6 +64,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(shared.close)
 
 
+TESTS_MEANWHILE = 400
+"""While the demo is computed, which takes a minute, other files run, instead of processes that wait for it."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests by their marks, which give the reason: long ones by day, and those of a single server on a cluster."""
     left_out = {
@@ -75,6 +79,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             mark = item.get_closest_marker(name)
             if mark and where:
                 item.add_marker(pytest.mark.skip(reason=f"{where}: {mark.args[0]}"))
+    files = [item.path for item in items if "demo" in getattr(item, "fixturenames", ()) and not _is_skipped(item)]
+    later = set(files) - set(files[:1])
+    others, waiting = ([item for item in items if (item.path in later) is waits] for waits in (False, True))
+    items[:] = others[:TESTS_MEANWHILE] + waiting + others[TESTS_MEANWHILE:]
+
+
+def _is_skipped(item: pytest.Item) -> bool:
+    return item.get_closest_marker("skip") is not None
 
 
 def pytest_collection_finish() -> None:

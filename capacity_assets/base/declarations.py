@@ -170,6 +170,15 @@ def mb_of_gb(written: object) -> int:
     return size_mb
 
 
+def change_mb_of_gb(written: object) -> int:
+    """Convert a change in GiB, which may be negative, like `mb_of_gb`."""
+    change_mb = bytes_of_gb(written) // BYTES_PER_MB
+    if not -LARGEST_MB <= change_mb <= LARGEST_MB:
+        largest = LARGEST_MB // MB_PER_GB
+        raise ValidationError(f"{written!r} is not a change in GiB from -{largest:,} to {largest:,}.")
+    return change_mb
+
+
 DatabaseName = Annotated[str | None, Field(default=None)]
 """A database of a server; None: the server as a whole."""
 Day = Annotated[date, BeforeValidator(day_of)]

@@ -225,10 +225,10 @@ def binding_limits(batch: history.SeriesBatch) -> list[BindingLimit]:
 
 
 def raised_limit(bound: BindingLimit, add_mb: int) -> BindingLimit:
-    """Return a limit raised by a number of MiB; unlimited and unknown ones stay unchanged."""
+    """Return a limit raised by a number of MiB, or lowered, to 0 at most; unlimited and unknown ones stay unchanged."""
     if not add_mb or bound.limit_mb is None:
         return bound
-    return replace(bound, limit_mb=bound.limit_mb + add_mb)
+    return replace(bound, limit_mb=max(bound.limit_mb + add_mb, 0))
 
 
 def limits_of(bound: Sequence[BindingLimit]) -> Sizes:

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine
 from capacity_assets.base.declarations import (
     NO_OTHER_NAMES,
     Day,
+    change_mb_of_gb,
     declaration,
     key_and_value,
     mb_of_gb,
@@ -161,7 +162,7 @@ class Purge:
 
 @dataclass(frozen=True)
 class LimitChange:
-    """A limit of a server, database or volume that becomes `gb` or grows by `add_gb`; without a server, all limits."""
+    """A limit of a server, database or volume: `gb`, or a change by `add_gb`; without a server, all limits."""
 
     __pydantic_config__ = NO_OTHER_NAMES
 
@@ -169,7 +170,7 @@ class LimitChange:
     database: str | None = None
     volume: str | None = None
     limit_mb: Annotated[int | None, BeforeValidator(mb_of_gb), Field(validation_alias="gb")] = None
-    add_mb: Annotated[int | None, BeforeValidator(mb_of_gb), Field(validation_alias="add_gb")] = None
+    add_mb: Annotated[int | None, BeforeValidator(change_mb_of_gb), Field(validation_alias="add_gb")] = None
     day: AtOnce = None
 
     def __post_init__(self) -> None:
@@ -790,7 +791,7 @@ class _ScenarioForecaster:
         return _Interval(rows, np.maximum(last, 0.0), drift, bound)
 
     def _higher_by(self, day: date) -> int:
-        """Return by how much all limits are higher from a day on, MiB."""
+        """Return by how much all limits are higher from a day on, MiB; negative: lower."""
         return sum(
             limit.add_mb or 0 for limit in self._limits if limit.server is None and (limit.day or date.min) <= day
         )
@@ -834,7 +835,7 @@ class _ScenarioForecaster:
         if change.limit_mb is not None:
             changes = {f"{limit}_mb": change.limit_mb, f"{limit}_source": ASSUMED}
         elif known_mb is not None:
-            changes = {f"{limit}_mb": known_mb + (change.add_mb or 0)}
+            changes = {f"{limit}_mb": max(known_mb + (change.add_mb or 0), 0)}
         if changes:
             self._applied.add(change)
         return replace(row, **changes)

@@ -332,8 +332,8 @@ def _groups_of_other_growth(
             if month_mb > 0 and difference_mb > NOTABLE_DIFFERENCE * max(month_mb, own_mb):
                 level = "is level" if line.end_size_mb == line.size_mb else "falls"
                 own = level if line.end_size_mb <= line.size_mb else f"grows by {human_mb(own_mb)} per month"
-                grow = f"some of its databases grow by {human_mb(month_mb)} per month together"
-                differing.append((difference_mb, line, f"{own}, but {grow}. The factor applies to these."))
+                grow = f"its databases that grow add {human_mb(month_mb)} per month"
+                differing.append((difference_mb, line, f"{own}, but {grow}. The factor applies to them."))
     differing.sort(key=lambda difference: -difference[0])
     for _, line, text in differing[:OTHER_GROWTH_SHOWN]:
         yield f"The forecast of {group_named(line.name, base.grouped_by)} {text}"

@@ -226,9 +226,9 @@ ASSUMPTION_PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "growth_factor": ("Factor for the forecast growth.", NUMBER),
     "growth_label": ("Only databases with this label; team=: those without it.", TEXT),
     "growth_server": ("Only databases of this server.", TEXT),
-    "limit_add_gb": ("GiB by which every limit, or the named one, is higher.", NUMBER),
-    "limit_server": ("Server with the higher limit.", TEXT),
-    "limit_volume": ("Volume with the higher limit.", TEXT),
+    "limit_add_gb": ("GiB by which every limit, or the named one, is higher; negative: lower.", NUMBER),
+    "limit_server": ("Server with that limit.", TEXT),
+    "limit_volume": ("Volume with that limit.", TEXT),
     "limit_day": ("First day of that limit.", DATE),
     "new_database_gb": ("Size of a new database, GiB.", NUMBER),
     "new_database_growth_gb_per_month": ("Its growth, GiB per month.", NUMBER),
@@ -246,13 +246,13 @@ ASSUMPTION_NAMES = {
 """Parameters by kind of assumption: growth_factor is `factor` of `[[growth]]`."""
 FORM_HEADINGS = {
     "growth": "Growth",
-    "limit": "Larger limit",
+    "limit": "Limit",
     "new_database": "New database",
     "purge": "Purge",
 }
 """The headings of the form, which say in an error which of its fields is meant."""
 ASSUMED_NUMBERS = ("factor", "gb", "add_gb", "growth_gb_per_month")
-PLAIN_NUMBER = re.compile(r"(0|[1-9]\d{0,8})(\.\d{1,6})?")
+PLAIN_NUMBER = re.compile(r"-?(0|[1-9]\d{0,8})(\.\d{1,6})?")
 """Texts that TOML reads as the same number. Others are written as strings."""
 Tables: TypeAlias = Mapping[str, Sequence[Mapping[str, str]]]
 

@@ -306,11 +306,11 @@ def test_the_form_of_what_if_offers_the_names_of_this_fleet_and_the_disks_of_the
     expect(offered("Growth", "Server")).to_have_count(12)
     expect(offered("Growth", "Label").first).to_have_attribute("value", "team=commerce")
     expect(offered("Purge", "Database").first).to_have_attribute("value", "crm")
-    page.get_by_role("group", name="Larger limit").get_by_label("Server").fill("mysql-orders-01")
-    disk = offered("Larger limit", "Disk")
+    page.get_by_role("group", name="Limit").get_by_label("Server").fill("mysql-orders-01")
+    disk = offered("Limit", "Disk")
     expect(disk).to_have_count(1)
     expect(disk).to_have_attribute("value", "/var/lib/mysql")
-    page.get_by_role("group", name="Larger limit").get_by_label("Disk").fill("nothing like it")
+    page.get_by_role("group", name="Limit").get_by_label("Disk").fill("nothing like it")
     expect(disk).to_have_count(0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,21 @@ def test_less_growth_takes_no_more_than_there_is(limited: Engine) -> None:
 
     changes = {name: halved["server-1", name].change_mb_per_day for name in ("orders", "", "/data", "still")}
     assert (base["server-1", ""].change_mb_per_day, changes) == (0, {"orders": 5, "": 0, "/data": 5, "still": 0})
+
+
+def test_a_smaller_disk_is_full_earlier_and_one_that_is_lost_at_once(limited: Engine) -> None:
+    disk = {"server": "server-1", "volume": "/data"}
+    base = {(row.server, row.name): row for row in compute_runways(limited, TODAY).rows}["server-1", "/data"]
+    smaller = after(limited, assumed("limit", **disk, add_gb=-0.5))["server-1", "/data"]
+    same = after(limited, assumed("limit", **disk, gb=Decimal(base.limit_mb or 0) / 1024 - Decimal("0.5")))
+    lost = after(limited, assumed("limit", **disk, add_gb=-900))["server-1", "/data"]
+    whole = after(limited, assumed("limit", add_gb=-900))
+
+    assert (base.limit_mb or 0) - (smaller.limit_mb or 0) == 512
+    assert (base.middle_day or date.max) > (smaller.middle_day or date.max)
+    assert smaller == same["server-1", "/data"]
+    assert (lost.state, lost.middle_day) == ("full", TODAY)
+    assert {row.state for row in whole.values()} == {"full"}
 
 
 def test_a_day_within_a_year_has_at_least_its_probability_within_a_year(limited: Engine) -> None:

@@ -50,6 +50,8 @@ ASSUMED: tuple[dict[str, object], ...] = (
     {"growth_factor": "0", "growth_server": "server-2"},
     {"limit_add_gb": "200"},
     {"limit_add_gb": "10.5", **DISK, "limit_day": SOON},
+    {"limit_add_gb": "-2", **DISK},
+    {"limit_add_gb": "-900"},
     {"new_database_gb": "3", "new_database_server": "server-1", "new_database_growth_gb_per_month": "1.5"},
     {"new_database_gb": "3", "new_database_server": "server-1", "new_database_volume": "/data"},
     {"purge_gb": "4", **PURGE, "purge_day": SOON},
@@ -254,8 +256,8 @@ REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
     ({"growth_factor": "2", "growth_server": "server-9"}, 404, "No server is named 'server-9'. Did you mean 'server-"),
     ({"growth_factor": "2", "growth_label": "team=x"}, 404, "the label team=x. team has archive, payments."),
     ({"growth_factor": "2", "growth_label": "tema=x"}, 404, "Nothing has the label tema=x. Did you mean 'team'?"),
-    ({"limit_add_gb": "200", "limit_volume": "E:\\"}, 400, "Larger limit: Name the server of disk E:\\."),
-    ({"limit_server": "server-1"}, 400, "Larger limit: A limit has either gb or add_gb."),
+    ({"limit_add_gb": "200", "limit_volume": "E:\\"}, 400, "Limit: Name the server of disk E:\\."),
+    ({"limit_server": "server-1"}, 400, "Limit: A limit has either gb or add_gb."),
     (
         {"limit_add_gb": "1", "limit_server": "server-1", "limit_volume": "/x"},
         404,
@@ -449,8 +451,8 @@ def test_a_group_whose_forecast_is_level_says_why_a_factor_changes_it(
     with fleet.begin() as connection:
         connection.execute(text(f"UPDATE capacity_runways SET {stays} WHERE name = 'team=payments'"))
     sentence = (
-        "The forecast of payments is level, but some of its databases grow by 1.5 GiB per month together. "
-        "The factor applies to these."
+        "The forecast of payments is level, but its databases that grow add 1.5 GiB per month. "
+        "The factor applies to them."
     )
     with served_pages(database) as pages:
         for factor in ("1.2", "0.5"):
@@ -478,8 +480,8 @@ def test_a_group_that_grows_otherwise_than_its_databases_says_so(fleet: Engine, 
     with served_pages(database) as pages:
         assert pages.document(values)["result"]["notes"] == [
             placeless,
-            "The forecast of payments grows by 3.0 GiB per month, but some of its databases grow by 1.5 GiB per month "
-            "together. The factor applies to these.",
+            "The forecast of payments grows by 3.0 GiB per month, but its databases that grow add 1.5 GiB per month. "
+            "The factor applies to them.",
         ]
         everything = pages.document(address({"growth_factor": "1.2"}))["result"]["notes"]
         assert [one for one in everything if "The forecast of payments grows by 3.0 GiB" in one]
