@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -34,6 +36,12 @@ PROFILE = PROFILES[os.environ.get("CAPACITY_TEST_PROFILE", "ci")]
 HISTORIES = PROFILE.histories
 hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True, max_examples=HISTORIES)
 hypothesis_settings.load_profile("capacity")
+
+
+def nightly_except(names: Iterable[str], *every_run: str) -> list[Any]:
+    """Return the names as parameters of a test, all but `every_run` for the profile nightly only."""
+    long = pytest.mark.nightly("upgrades a further shape")
+    return [pytest.param(name, marks=() if name in every_run else long) for name in names]
 
 
 T = TypeVar("T")

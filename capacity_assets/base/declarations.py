@@ -164,19 +164,20 @@ def bytes_of_gb(written: object) -> int:
 
 def mb_of_gb(written: object) -> int:
     """Convert a number of GiB to whole MiB, rounded down; raises ValidationError unless it is 0 to the largest size."""
-    size_mb = bytes_of_gb(written) // BYTES_PER_MB
-    if not 0 <= size_mb <= LARGEST_MB:
-        raise ValidationError(f"{written!r} is not a number of GiB from 0 to {LARGEST_MB // MB_PER_GB:,}.")
-    return size_mb
+    return _mb_of_gb(written, least_mb=0)
 
 
 def change_mb_of_gb(written: object) -> int:
     """Convert a change in GiB, which may be negative, like `mb_of_gb`."""
-    change_mb = bytes_of_gb(written) // BYTES_PER_MB
-    if not -LARGEST_MB <= change_mb <= LARGEST_MB:
-        largest = LARGEST_MB // MB_PER_GB
-        raise ValidationError(f"{written!r} is not a change in GiB from -{largest:,} to {largest:,}.")
-    return change_mb
+    return _mb_of_gb(written, least_mb=-LARGEST_MB)
+
+
+def _mb_of_gb(written: object, *, least_mb: int) -> int:
+    size_mb = bytes_of_gb(written) // BYTES_PER_MB
+    if not least_mb <= size_mb <= LARGEST_MB:
+        least, largest = least_mb // MB_PER_GB, LARGEST_MB // MB_PER_GB
+        raise ValidationError(f"{written!r} is not a number of GiB from {least:,} to {largest:,}.")
+    return size_mb
 
 
 DatabaseName = Annotated[str | None, Field(default=None)]

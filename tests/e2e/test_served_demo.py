@@ -11,7 +11,6 @@ import urllib.request
 from collections.abc import Iterator
 from datetime import date, datetime
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
@@ -23,6 +22,7 @@ from capacity_assets.base.settings import CAPACITY_DRIVER, Settings
 from capacity_assets.base.units import human_day
 from capacity_assets.database.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.database.engine import capacity_engine
+from tests.clocks import SHANGHAI
 from tests.databases import execute, rows
 from tests.e2e import demo_in_the_ui as ui
 from tests.e2e.conftest import FIRST_DAY, Demo
@@ -121,7 +121,7 @@ def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_
     # With a new day, and perhaps a week or month, partitions begin that the demo could not compute.
     with stack.engine.connect() as connection:
         last = connection.scalar(text("SELECT max(collected_date) FROM instance_size_stats"))
-    began = int(last < datetime.now(ZoneInfo("Asia/Shanghai")).date())
+    began = int(last < datetime.now(SHANGHAI).date())
     for name, stats in partitioned.items():
         assert 0 < stats["numPartitions"] - began <= stats["numMaterialized"] <= stats["numPartitions"], name
     jobs = ask(port, ui.JOB_RUNS)["repositoryOrError"]["jobs"]

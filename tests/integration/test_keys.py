@@ -27,6 +27,7 @@ from tests.fleet import add_database_sizes, load_sample, sizes
 from tests.former_revisions import ADDED_LATER
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
 from tests.partitions import FIRST, everything, keeper
+from tests.profiles import nightly_except
 
 
 @contextmanager
@@ -140,14 +141,7 @@ def numbered(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
     return {table.name: rows(engine, f"SELECT {names} FROM {table.name} ORDER BY 1, 2") for table in CAPACITY_TABLES}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "legacy, of 0.3.0",
-        "legacy, partitioned",
-        *(pytest.param(kind, marks=pytest.mark.nightly("upgrades a further shape")) for kind in ("of 0.3.0", "legacy")),
-    ],
-)
+@pytest.mark.parametrize("kind", nightly_except(BEFORE, "legacy, of 0.3.0", "legacy, partitioned"))
 def test_one_key_by_window_replaces_former_ones_under_their_name_and_serves_statements_that_name_them(
     cluster: Databases, kind: str
 ) -> None:

@@ -317,12 +317,11 @@ FROM unnest(ARRAY['orders', 'still']) AS name
 
 @pytest.mark.parametrize("is_issued", [True, False])
 def test_only_servers_that_may_change_are_read_and_every_figure_is_that_of_reading_all(
-    fleet: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch, *, is_issued: bool
+    fleet: Engine, monkeypatch: pytest.MonkeyPatch, *, is_issued: bool
 ) -> None:
     shared_limits(fleet)
     if is_issued:
-        compute_windows(service, "daily", FIRST, TODAY)
-        issue_runways(fleet, TODAY, TODAY)
+        issued(fleet)
     concerned, read = scenario_results._servers_to_read, []
 
     def listening(*given: Any) -> Any:
@@ -422,14 +421,13 @@ def test_what_came_after_the_forecasts_is_seen_by_a_scenario_with_a_larger_disk(
 
 @pytest.mark.parametrize("number", [1, 2], ids=["on the newest day", "on the last day of a server that missed it"])
 def test_a_database_that_was_measured_after_the_forecasts_were_issued_is_read_too(
-    fleet: Engine, service: AggregationService, monkeypatch: pytest.MonkeyPatch, number: int
+    fleet: Engine, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     server, last = f"server-{number}", TODAY - timedelta(days=number - 1)
     begins = last - timedelta(days=len(GROWING) - 1)
     add_database_sizes(fleet, sizes(number, "late", begins.isoformat(), GROWING[:-1]))
     declare_limits(fleet, [Limit(server, "late", 20_000)])
-    compute_windows(service, "daily", FIRST, TODAY)
-    issue_runways(fleet, TODAY, TODAY)
+    issued(fleet)
     add_database_sizes(fleet, sizes(number, "late", last.isoformat(), GROWING[-1:]))
     declare_labels(fleet, [Label(server, "late", "team", "late", ALWAYS)], TODAY)
     late = [
