@@ -71,7 +71,7 @@ TESTS_MEANWHILE = 400
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests by their marks, which give the reason: long ones by day, and those of a single server on a cluster."""
     left_out = {
-        "nightly": None if profiles.PROFILE.long_tests else "in the profile nightly only",
+        "nightly": None if profiles.PROFILE.long_tests else "in the profiles full and nightly only",
         "single_server": "on a single server only" if os.environ.get(citus.VARIABLE) else None,
     }
     for item in items:

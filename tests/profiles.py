@@ -1,4 +1,4 @@
-"""How thorough a run of the tests is: `CAPACITY_TEST_PROFILE`, one of fast, ci and nightly."""
+"""How thorough a run of the tests is: `CAPACITY_TEST_PROFILE`, one of fast, ci, full and nightly."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ class Profile(NamedTuple):
     partitions: int
     """Daily partitions of one run."""
     long_tests: bool = False
-    """Whether tests marked `nightly` run."""
+    """Whether tests marked `nightly` run too."""
 
 
 PROFILES = {
     "fast": Profile(5, 5, 2, 30),
     "ci": Profile(10, 5, 2, 30),
+    "full": Profile(10, 5, 2, 30, long_tests=True),
     "nightly": Profile(500, 500, 60, 400, long_tests=True),
 }
 PROFILE = PROFILES[os.environ.get("CAPACITY_TEST_PROFILE", "ci")]
@@ -38,10 +39,10 @@ hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True,
 hypothesis_settings.load_profile("capacity")
 
 
-def nightly_except(names: Iterable[str], *every_run: str) -> list[Any]:
-    """Return the names as parameters of a test, all but `every_run` for the profile nightly only."""
-    long = pytest.mark.nightly("upgrades a further shape")
-    return [pytest.param(name, marks=() if name in every_run else long) for name in names]
+def nightly_except(values: Iterable[Any], *every_run: Any) -> list[Any]:
+    """Return values as parameters of a test, all but `every_run` for the profile nightly only."""
+    further = pytest.mark.nightly("tries a further case")
+    return [pytest.param(value, marks=() if value in every_run else further) for value in values]
 
 
 T = TypeVar("T")

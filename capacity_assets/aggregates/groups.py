@@ -1,7 +1,7 @@
 """The rule of groups, in SQL: the size of each group on a day (docs/semantics.md).
 
 A server counts in a group with its total or, if it has none on the day, with the sum of its databases. A database with
-a label of its own leaves its server's group and enters its own with its size of that day; `database.label_rules`
+a label of its own leaves its server's group and enters its own with its size of that day; `label_rules`
 determines its label. Everything is in whole MiB, so the groups of one key add up to the fleet exactly. If no sample of
 a day is left, its stored daily aggregates are used, which contain the same values.
 """
@@ -13,8 +13,8 @@ from datetime import date
 
 from sqlalchemy import ARRAY, Connection, Date, any_, literal, select
 
-from capacity_assets.database.label_rules import ranks
 from capacity_assets.database.tables import database_size_stats, instance_size_stats
+from capacity_assets.label_rules import ranks
 
 FLEET, ENGINE, TOTAL = "(fleet)", "engine", "(total)"
 """Keys that exist without any label: everything, by engine, and by whether a server has a total on the day. Labels
@@ -24,7 +24,7 @@ WITHOUT = ""
 
 _EXACT, _, _LONGEST = ranks("r", "d.database_name")
 # Its text, with its comments, is in the fingerprint of stored groups: if it changes, they count as stale. So a comment
-# in it still has a former name of `database.label_rules`.
+# in it still has a former name of `label_rules`.
 GROUP_PARTS = f"""
 WITH totals AS MATERIALIZED (
     SELECT instance_id, collected_date, sum(total_size_mb) AS size_mb, sum(database_count) AS databases

@@ -202,7 +202,7 @@ def runway_lines(
         more = len(rows) - show
         higher = f", if every limit were {add_gb:,} GiB higher" if add_gb else ""
         hidden = f" ({more:,} more: `capacity runway` lists them with --show {len(rows)})" if more > 0 else ""
-        title = f"Fill dates as of {human_day(forecasts.as_of)}{higher}{hidden}"
+        title = f"Fill dates as of {human_day(forecasts.as_of)}, greatest risk first{higher}{hidden}"
         lines.append(Table(title, HEADINGS, list(map(_cells, rows[:show]))))
         sooner = [row for row in rows[:show] if row.sooner_day is not None]
         lines += [f"note: {row.display_name} on {row.server}. {row.remark}" for row in sooner]

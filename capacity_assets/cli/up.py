@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import signal
-import subprocess
 import threading
 import time
 from collections import deque
@@ -136,8 +135,7 @@ def up(
                         say(sql_login)
                     say(f"Log: {log}. Ctrl-C stops everything, including the embedded server.")
                     ended = _report_until_one_exits(processes, settings, stop, sql_port)
-                    what = f"A process of Dagster or the pages ended with code {ended.returncode}."
-                    raise CommandFailedError(f"{what} The end of {log}:\n{_tail(log)}")
+                    raise CommandFailedError(f"{ended} The end of {log}:\n{_tail(log)}")
                 except StopRequestedError:
                     say("Stopping ...")
             if settings.capacity_url is None:
@@ -258,10 +256,8 @@ def _wait_until_served(processes: Processes, address: str, log: Path, stop: thre
     while not is_served(address):
         if stop.is_set():
             raise StopRequestedError
-        if processes.ended:
-            raise CommandFailedError(
-                f"A process of Dagster or the pages ended while starting. The end of {log}:\n{_tail(log)}"
-            )
+        if ended := processes.ended:
+            raise CommandFailedError(f"{ended} The end of {log}:\n{_tail(log)}")
         if time.monotonic() > deadline:
             raise CommandFailedError(
                 f"{address} did not answer within {START_TIMEOUT_SECONDS} s. The end of {log}:\n{_tail(log)}"
@@ -281,8 +277,8 @@ def is_served(address: str) -> bool:
 
 def _report_until_one_exits(
     processes: Processes, settings: Settings, stop: threading.Event, sql_port: int | None
-) -> subprocess.Popen[bytes]:
-    """Print a line whenever the runs or late windows change; return the first process that ends."""
+) -> str:
+    """Print a line whenever the runs or late windows change, until a process ends; return which one and how."""
     shown, runs = "", list[ActiveRun]()
     late: list[IncompleteWindow] | None = None
     readings, restarts = itertools.count(), _Restarts(settings, sql_port)

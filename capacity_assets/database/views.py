@@ -20,10 +20,10 @@ from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.database import tables
 from capacity_assets.database.changes import STALE_WINDOWS_VIEW
 from capacity_assets.database.cluster import tables_are_distributed
-from capacity_assets.database.label_rules import SPANS_BY_SERVER, labels_in, labels_of
 from capacity_assets.database.measures import SIZE_MEASURES
 from capacity_assets.database.partitions import PARTITIONED
 from capacity_assets.database.sql import SERVER_SIZES, View, ViewColumn, execute, literal, quoted, sql_text, views_in
+from capacity_assets.label_rules import SPANS_BY_SERVER, labels_in, labels_of
 
 # In the last part of `capacity_groups`, the grouping changes nothing. It keeps PostgreSQL from merging the part with
 # the rest, so that a query of a label leaves it out before its partitions are planned, which takes longer than reading

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ARRAY, Connection, Row, Text, TextualSelect, any_, literal, select, text
 
+from capacity_assets.aggregates.groups import GROUP_PARTS
 from capacity_assets.database.cluster import copied_for_reading
 from capacity_assets.database.tables import instances, is_active
 from capacity_assets.forecast.model import Sizes, without_steps
@@ -84,7 +85,7 @@ class HistoryScope:
             "before_first": self.as_of - timedelta(days=HISTORY_DAYS),
             "stale": self.as_of - timedelta(days=STALE_DAYS),
             "recent_days": days[:STALE_DAYS],
-            "days": days if len(server_ids) == 1 else None,
+            "days_of_one_server": days if len(server_ids) == 1 else None,
             "instance_ids": list(server_ids),
             "name": self.name,
             "every": self.every,
@@ -128,11 +129,28 @@ def open_history_reader(
     if scope.servers is not None:
         in_service = in_service.where(instances.c.name == any_(literal(list(scope.servers), ARRAY(Text))))
     parameters = scope.parameters(connection.execute(in_service).scalars().all())
+    if GROUP in kinds:
+        parameters |= _departed_parameters(connection, scope.as_of)
     # Those of the limits are the same as those without a limit.
     names = {name for kind in (*kinds, WITHOUT_LIMIT) for name in _STATEMENTS[kind][1]}
     queries = {name: query for name, query in SOURCES.items() if name in names}
     with copied_for_reading(connection, queries, parameters) as are_copied:
         yield HistoryReader(connection, scope, parameters, are_copied)
+
+
+def _departed_parameters(connection: Connection, as_of: date) -> dict[str, object]:
+    """Return the parameters of `_DEPARTED_GROUP_DAYS`: the servers out of service that were not measured on the day.
+
+    On days before the oldest sample that is kept, their sizes are daily aggregates.
+    """
+    departed = connection.execute(text(_DEPARTED), {"as_of": as_of}).scalars().all()
+    oldest = connection.execute(text(_OLDEST_DAYS)).one()
+    days = [as_of - timedelta(days=back) for back in range(HISTORY_DAYS)] if departed else []
+    without = {
+        f"without_{name}": [day for day in days if oldest_day is None or day < oldest_day]
+        for name, oldest_day in oldest._mapping.items()  # noqa: SLF001 -- SQLAlchemy's public name
+    }
+    return {"departed": departed, "days": days, **without}
 
 
 @dataclass(frozen=True)
@@ -267,22 +285,62 @@ SELECT d.instance_id, max(d.day) AS day FROM (
       AND s.instance_id = ANY (CAST(:instance_ids AS integer[]))
 ) AS d GROUP BY d.instance_id
 """
+STORED_GROUP_DAYS = """
+SELECT label_key, label_value, period_start AS day, avg_size_mb AS size_mb, server_count AS servers
+FROM group_size_aggregations
+WHERE period_type = 'daily' AND period_start > :before_first AND period_start <= :as_of AND label_key <> '(total)'
+"""
+"""The stored daily sums of groups."""
 COMPLETE_GROUP_DAYS = """
 SELECT c.label_key, c.label_value, c.day, c.size_mb FROM (
-    SELECT a.label_key, a.label_value, a.period_start AS day, a.avg_size_mb AS size_mb, a.server_count AS servers,
-           max(a.server_count) OVER (of_group RANGE BETWEEN '14 days' PRECEDING AND '1 day' PRECEDING) AS before,
-           max(a.server_count) OVER (of_group RANGE BETWEEN '1 day' FOLLOWING AND '14 days' FOLLOWING) AS after
-    FROM group_size_aggregations a
-    WHERE a.period_type = 'daily' AND a.period_start > :before_first AND a.period_start <= :as_of
-      AND a.label_key <> '(total)'
-    WINDOW of_group AS (PARTITION BY a.label_key, a.label_value ORDER BY a.period_start)
+    SELECT a.*,
+           max(a.servers) OVER (of_group RANGE BETWEEN '14 days' PRECEDING AND '1 day' PRECEDING) AS before,
+           max(a.servers) OVER (of_group RANGE BETWEEN '1 day' FOLLOWING AND '14 days' FOLLOWING) AS after
+    FROM group_days a
+    WINDOW of_group AS (PARTITION BY a.label_key, a.label_value ORDER BY a.day)
 ) AS c
 WHERE c.before IS NULL OR c.servers >= c.before OR (coalesce(c.after, 0) <= c.servers AND NOT EXISTS (
     SELECT FROM last_measured m JOIN instances i ON i.id = m.instance_id
     WHERE i.counted_by IS NULL AND m.day < c.day AND m.day >= c.day - 14))
 """
-"""The stored daily sums of groups, without days on which a server is missing: there are fewer than within 14 days
-before, and more again within 14 days after, or a server in service was not measured since. Reads `last_measured`."""
+"""The daily sums of groups (`group_days`), without days on which a server is missing: there are fewer than within 14
+days before, and more again within 14 days after, or a server in service was not measured since (`last_measured`)."""
+
+_DEPARTED = """
+SELECT id FROM instances
+WHERE NOT (is_active AND deleted_at IS NULL) AND counted_by IS NULL
+  AND id NOT IN (SELECT instance_id FROM instance_size_stats WHERE collected_date = :as_of AND NOT is_deleted)
+  AND id NOT IN (SELECT instance_id FROM database_size_stats WHERE collected_date = :as_of)
+ORDER BY id
+"""
+_OLDEST_DAYS = """
+SELECT (SELECT min(collected_date) FROM instance_size_stats) AS instance_size_stats,
+       (SELECT min(collected_date) FROM database_size_stats) AS database_size_stats
+"""
+# What servers that left contributed to the stored sums. `GROUP_PARTS` reads the parts that are named like its tables.
+_DEPARTED_GROUP_DAYS = f"""
+WITH instance_size_stats AS (
+    SELECT * FROM instance_size_stats WHERE instance_id = ANY (CAST(:departed AS integer[]))
+), database_size_stats AS (
+    SELECT * FROM database_size_stats WHERE instance_id = ANY (CAST(:departed AS integer[]))
+), instance_size_aggregations AS (
+    SELECT * FROM instance_size_aggregations WHERE instance_id = ANY (CAST(:departed AS integer[]))
+), database_size_aggregations AS (
+    SELECT * FROM database_size_aggregations WHERE instance_id = ANY (CAST(:departed AS integer[]))
+)
+SELECT collected_date AS day, label_key, label_value, CAST(sum(size_mb) AS bigint) AS size_mb,
+       count(DISTINCT instance_id) AS servers
+FROM ({GROUP_PARTS}) AS parts GROUP BY collected_date, label_key, label_value
+"""  # noqa: S608 -- the rule of groups is defined once
+# The sums of groups without servers that left.
+_GROUP_DAYS = """
+SELECT g.label_key, g.label_value, g.day, greatest(g.size_mb - coalesce(d.size_mb, 0), 0) AS size_mb,
+       g.servers - coalesce(d.servers, 0) AS servers
+FROM stored_group_days g
+LEFT JOIN departed_group_days d
+    ON d.label_key = g.label_key AND d.label_value = g.label_value AND d.day = g.day
+WHERE g.servers > coalesce(d.servers, 0)
+"""
 
 # The days and sizes of each server, database and volume: samples, and before the first sample that is kept the daily
 # aggregates. Day numbers count from the day before the first column. For one server the days are listed as well,
@@ -295,13 +353,13 @@ FROM (
            sum(coalesce(s.total_size_bytes / CAST(1048576 AS numeric), s.total_size_mb)) AS size_mb
     FROM instance_size_stats s
     WHERE s.collected_date > :before_first AND s.collected_date <= :as_of
-      AND (CAST(:days AS date[]) IS NULL OR s.collected_date = ANY (CAST(:days AS date[])))
+      AND (CAST(:days_of_one_server AS date[]) IS NULL OR s.collected_date = ANY (CAST(:days_of_one_server AS date[])))
       AND s.instance_id = ANY (CAST(:instance_ids AS integer[])) AND NOT s.is_deleted
     GROUP BY s.instance_id, s.collected_date
     UNION ALL
     SELECT a.instance_id, a.period_start, a.total_size_mb FROM instance_size_aggregations a
     WHERE a.period_type = 'daily' AND a.period_start > :before_first AND a.period_start <= :as_of
-      AND (CAST(:days AS date[]) IS NULL OR a.period_start = ANY (CAST(:days AS date[])))
+      AND (CAST(:days_of_one_server AS date[]) IS NULL OR a.period_start = ANY (CAST(:days_of_one_server AS date[])))
       AND a.instance_id = ANY (CAST(:instance_ids AS integer[]))
       AND NOT EXISTS (SELECT FROM instance_size_stats s WHERE s.instance_id = a.instance_id
                       AND s.collected_date = a.period_start AND NOT s.is_deleted)
@@ -317,14 +375,14 @@ FROM (
            coalesce(s.used_size_bytes / CAST(1048576 AS numeric), s.used_size_mb) AS used_mb
     FROM database_size_stats s
     WHERE s.collected_date > :before_first AND s.collected_date <= :as_of
-      AND (CAST(:days AS date[]) IS NULL OR s.collected_date = ANY (CAST(:days AS date[])))
+      AND (CAST(:days_of_one_server AS date[]) IS NULL OR s.collected_date = ANY (CAST(:days_of_one_server AS date[])))
       AND s.instance_id = ANY (CAST(:instance_ids AS integer[]))
       AND (CAST(:name AS text) IS NULL OR s.database_name = :name)
     UNION ALL
     SELECT a.instance_id, a.database_name, a.period_start, a.avg_size_mb, a.avg_used_size_mb
     FROM database_size_aggregations a
     WHERE a.period_type = 'daily' AND a.period_start > :before_first AND a.period_start <= :as_of
-      AND (CAST(:days AS date[]) IS NULL OR a.period_start = ANY (CAST(:days AS date[])))
+      AND (CAST(:days_of_one_server AS date[]) IS NULL OR a.period_start = ANY (CAST(:days_of_one_server AS date[])))
       AND a.instance_id = ANY (CAST(:instance_ids AS integer[]))
       AND (CAST(:name AS text) IS NULL OR a.database_name = :name)
       AND NOT EXISTS (SELECT FROM database_size_stats s WHERE s.instance_id = a.instance_id
@@ -341,7 +399,7 @@ FROM (
                OVER (PARTITION BY s.instance_id, s.volume_name), 0), 0)) AS size_mb
     FROM volume_size_stats s
     WHERE s.collected_date > :before_first AND s.collected_date <= :as_of
-      AND (CAST(:days AS date[]) IS NULL OR s.collected_date = ANY (CAST(:days AS date[])))
+      AND (CAST(:days_of_one_server AS date[]) IS NULL OR s.collected_date = ANY (CAST(:days_of_one_server AS date[])))
       AND s.instance_id = ANY (CAST(:instance_ids AS integer[]))
       AND (CAST(:name AS text) IS NULL OR s.volume_name = :name)
 ) AS d GROUP BY d.instance_id, d.volume_name
@@ -354,6 +412,7 @@ SOURCES = {
     "newest_volumes": _NEWEST_VOLUMES,
     "newest_ceilings": _NEWEST_CEILINGS,
     "last_measured": LAST_MEASURED,
+    "departed_group_days": _DEPARTED_GROUP_DAYS,
 }
 """The queries of samples and aggregates that statements read, by name, in the order in which nodes fill the tables."""
 
@@ -448,6 +507,7 @@ WITH spans AS MATERIALIZED (
 )
 SELECT m.key, m.value, array_agg(DISTINCT e.day - :before_first) AS days
 FROM members m JOIN ends e ON e.instance_id = m.instance_id AND coalesce(e.key, m.key) = m.key
+WHERE m.instance_id <> ALL (CAST(:departed AS integer[]))
 GROUP BY m.key, m.value HAVING count(DISTINCT e.day) <= 24
 """
 _GROUPS = """
@@ -470,7 +530,17 @@ _STATEMENTS = {
     SERVER: (_SERVERS, ("newest_volumes", "newest_ceilings", "server_series")),
     DATABASE: (_DATABASES, ("present", "newest_volumes", "newest_ceilings", "limited", "database_series")),
     VOLUME: (_VOLUMES, ("newest_volumes", "volume_series")),
-    GROUP: (_GROUPS, ("last_measured", "complete_group_days", "group_steps")),
+    GROUP: (
+        _GROUPS,
+        (
+            "last_measured",
+            "departed_group_days",
+            "stored_group_days",
+            "group_days",
+            "complete_group_days",
+            "group_steps",
+        ),
+    ),
     LIMITS: (_LIMITS, ("present", "newest_volumes", "newest_ceilings", "limited")),
     WITHOUT_LIMIT: (_WITHOUT_LIMIT, ("present", "newest_volumes", "newest_ceilings", "limited")),
 }
@@ -478,6 +548,8 @@ _STATEMENTS = {
 _MATERIALIZED = ("newest_volumes", "newest_ceilings", "limited", "last_measured")
 _MADE_OF_SOURCES = {
     "limited": _LIMITED,
+    "stored_group_days": STORED_GROUP_DAYS,
+    "group_days": _GROUP_DAYS,
     "complete_group_days": COMPLETE_GROUP_DAYS,
     "group_steps": _GROUP_STEPS,
 }

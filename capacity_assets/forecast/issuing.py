@@ -30,7 +30,13 @@ from capacity_assets.database.sql import temporary_table, with_queries
 from capacity_assets.database.tables import capacity_runways, instances, is_active, volume_size_stats
 from capacity_assets.database.views import DECLARED_FOR_FORECASTS, STANDS_FOR_ITSELF
 from capacity_assets.forecast import history
-from capacity_assets.forecast.history import COMPLETE_GROUP_DAYS, KINDS, LAST_MEASURED, OF_NO_SERVER
+from capacity_assets.forecast.history import (
+    COMPLETE_GROUP_DAYS,
+    KINDS,
+    LAST_MEASURED,
+    OF_NO_SERVER,
+    STORED_GROUP_DAYS,
+)
 from capacity_assets.forecast.model import SizeForecasts
 from capacity_assets.forecast.results import (
     DATABASE,
@@ -429,12 +435,11 @@ def _group_days(first: date, last: date, in_service: Sequence[int]) -> sa.Textua
     until = last + timedelta(days=14)
     recent_days = [until - timedelta(days=back) for back in range(STALE_DAYS + 14)]
     last_measured = text(LAST_MEASURED).bindparams(recent_days=recent_days, instance_ids=in_service)
-    complete_days = text(COMPLETE_GROUP_DAYS).bindparams(
-        before_first=first - timedelta(days=STALE_DAYS + 15), as_of=until
-    )
+    group_days = text(STORED_GROUP_DAYS).bindparams(before_first=first - timedelta(days=STALE_DAYS + 15), as_of=until)
     parts = (
         last_measured.columns().cte("last_measured").prefix_with("MATERIALIZED"),
-        complete_days.columns().cte("complete_group_days"),
+        group_days.columns().cte("group_days"),
+        text(COMPLETE_GROUP_DAYS).columns().cte("complete_group_days"),
     )
     query = _MEASURED[GROUP].bindparams(of_no_server=OF_NO_SERVER).columns(*_MEASURED_COLUMNS)
     return query.add_cte(*parts, nest_here=True)

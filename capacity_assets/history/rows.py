@@ -185,12 +185,16 @@ class ValueFormats:
 ISO_FORMATS = ValueFormats()
 
 
+_YEAR = re.compile("%[yYGcx]")
+
+
 def checked_date_format(written: str) -> str:
     """Return a date format; raises ValidationError if it is not one of ORDERS and has no day, month and year."""
     if written in ORDERS:
         return written
     with suppress(ValueError):
-        if datetime.strptime(_PROBE.strftime(written), written) == _PROBE:  # noqa: DTZ007 -- a day of the calendar
+        # From Python 3.13 on, `strptime` warns of a day and month without a year.
+        if _YEAR.search(written) and datetime.strptime(_PROBE.strftime(written), written) == _PROBE:  # noqa: DTZ007 -- a day of the calendar
             return written
     raise ValidationError(
         f"--date-format {written!r} must be {', '.join(ORDERS)}, or a format with day, month and year such as %d.%m.%Y."

@@ -213,9 +213,13 @@ class Processes:
         return next(iter(self.running.values())).pid
 
     @property
-    def ended(self) -> subprocess.Popen[bytes] | None:
-        """The first process that has ended, or None."""
-        return next((process for process in self.running.values() if process.poll() is not None), None)
+    def ended(self) -> str | None:
+        """The first process that has ended, as `The daemon ended with code 1.`; None: all are running."""
+        for name, process in self.running.items():
+            if (code := process.poll()) is not None:
+                how = f"ended with code {code}" if code >= 0 else f"was ended by signal {-code}"
+                return f"{name[0].upper()}{name[1:]} {how}."
+        return None
 
     def end(self, report: Callable[[str], None]) -> None:
         """Interrupt each process, the code server last, then end the group; `report` gets a text if that takes long."""

@@ -25,11 +25,11 @@ from capacity_assets.base.periods import PERIODS, Clock, Window
 from capacity_assets.base.units import counted, first_of, human_day
 from capacity_assets.database.cluster import drop_temporary_tables, make_temporary_tables
 from capacity_assets.database.engine import TodayCheck, check_today
-from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.database.locks import wait_for_lock
 from capacity_assets.database.schema import refuse_an_unfit_database
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import capacity_bills, database_size_stats
+from capacity_assets.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.ownership.labels import WITHOUT_LABEL, refuse_unknown_grouping
 
 MONTHLY = PERIODS["monthly"]

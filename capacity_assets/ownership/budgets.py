@@ -37,11 +37,11 @@ from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.base.units import MB_PER_GB, counted, first_of, human_day, human_mb
 from capacity_assets.database.declared_rows import Stored, declaring, refuse_repeated, replace_rows, rows_of
 from capacity_assets.database.engine import rows_of_issue
-from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import capacity_budgets
 from capacity_assets.forecast.results import PAST_SIZES, STALE_DAYS, TOO_LITTLE_HISTORY, end_of_range
 from capacity_assets.forecast.scenarios import Effect, Growth, Move
+from capacity_assets.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.ownership.bills import CENT, PRICES_OF_MIX, group_named, money, month_named, month_of
 from capacity_assets.ownership.labels import SUBJECTS, refuse_unknown_grouping
 from capacity_assets.ownership.prices import refuse_currencies

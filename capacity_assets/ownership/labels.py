@@ -1,4 +1,4 @@
-"""Declared labels, and what groups contain. Which label applies to a database is in `database/label_rules.py`.
+"""Declared labels, and what groups contain. Which label applies to a database is in `label_rules.py`.
 
 A label is a team, environment, service or any other key with a value. It has a first day, so that last year's figures
 keep last year's owners.
@@ -39,9 +39,9 @@ from capacity_assets.database.declared_rows import (
     rows_of,
     subject_text,
 )
-from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS, precedence, ranks
 from capacity_assets.database.sql import with_queries
 from capacity_assets.database.tables import ALWAYS, capacity_labels
+from capacity_assets.label_rules import LABELS_OF_SUBJECTS, precedence, ranks
 
 Subject = TypeVar("Subject", bound=tuple[str, str | None])
 

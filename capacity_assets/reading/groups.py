@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row
 
 from capacity_assets.base.periods import Period, Window
 from capacity_assets.base.units import first_of, human_mb, percent_of
-from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS
+from capacity_assets.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.labels import WITHOUT_LABEL, GroupFillDate
 from capacity_assets.reading.access import WITHOUT_LOOPS, planned_with, records, rows

@@ -11,10 +11,11 @@ from sqlalchemy import Connection
 
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import Window
-from capacity_assets.base.units import counted, human_day
-from capacity_assets.database.label_rules import LABELS_OF_SUBJECTS
+from capacity_assets.base.units import counted, human_day, suggestion
 from capacity_assets.history.sources import ORIGINS
+from capacity_assets.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.ownership.bills import DECLARED_STATE
+from capacity_assets.ownership.labels import read_label_of_nothing
 from capacity_assets.reading.access import records, rows
 
 
@@ -105,6 +106,18 @@ def out_of_service(connection: Connection, server_ids: Collection[int]) -> froze
         SELECT server_id FROM capacity_servers
         WHERE NOT is_active AND server_id = ANY (CAST(:servers AS integer[]))"""
     return frozenset(row.server_id for row in rows(connection, statement, servers=sorted({*server_ids})))
+
+
+def refuse_unknown_filters(connection: Connection, engine: str | None, label: tuple[str, str] | None) -> None:
+    """Refuse an engine that no server has or had, or a label that nothing has or had; raises NotFoundError."""
+    if engine:
+        known = [row.engine for row in rows(connection, "SELECT DISTINCT engine FROM capacity_servers ORDER BY engine")]
+        if engine not in known:
+            there = f" There are {', '.join(known)}." if known else ""
+            raise NotFoundError(f"No server has the engine {engine!r}.{suggestion(engine, known) or there}")
+    refusal = read_label_of_nothing(connection, *label) if label and label[1] else None
+    if refusal:
+        raise NotFoundError(refusal)
 
 
 def server_facts(connection: Connection, server_id: int) -> ServerFacts:

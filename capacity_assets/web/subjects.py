@@ -481,7 +481,7 @@ class SearchPage:
 
 
 def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
-    """Read the list of servers. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
+    """Read the list of servers. Raises ValidationError, NotFoundError, sqlalchemy.exc.DBAPIError."""
     period, order, engine = query.period(), query.one_of("order", tuple(SERVER_ORDERS)), query.text("engine") or None
     window = chosen_window(reader, query, period)
     missing, unmeasured = _unmeasured_in_window(reader, query, period, window)
@@ -510,6 +510,8 @@ def read_servers(reader: Reader, query: PageQuery) -> ServersPage:
             query.today,
             with_recent=not query.is_file,
         )
+        if not listed:
+            subjects.refuse_unknown_filters(connection, engine, None)
         retired = subjects.out_of_service(connection, [row.server_id for row in listed])
     has_more = has_more or len(first) > skipped + shown
     values = _list_values(reader, query, period, window, order)
@@ -532,8 +534,9 @@ def _unmeasured_in_window(
 
 
 def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
-    """Read the list of databases. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
-    period, order, label = query.period(), query.one_of("order", tuple(ORDERS)), query.label()
+    """Read the list of databases. Raises ValidationError, NotFoundError, sqlalchemy.exc.DBAPIError."""
+    period, order = query.period(), query.one_of("order", tuple(ORDERS))
+    engine, label = query.text("engine") or None, query.label()
     window = chosen_window(reader, query, period)
     with reader.transaction() as connection:
         listed, has_more = databases(
@@ -541,11 +544,13 @@ def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
             period,
             window,
             order=order,
-            engine=query.text("engine") or None,
+            engine=engine,
             label=label,
             page=query.page,
             shown=query.rows_shown,
         )
+        if not listed:
+            subjects.refuse_unknown_filters(connection, engine, label)
         with_usage = with_usage_of_databases(
             connection, period, window, listed, reader.thresholds, query.today, with_recent=not query.is_file
         )
@@ -571,6 +576,8 @@ def read_tables(reader: Reader, query: PageQuery) -> TablesPage:
             databases, connection, period, window, order="name", server_id=server, engine=engine, label=label
         )
         places = among(shown=MOST_LABELLED)[0] if engine or label else None
+        if places is not None and not places:
+            subjects.refuse_unknown_filters(connection, engine, label)
         servers = (server,) if server is not None else None
         is_measured = are_measured(connection, query.today)
     shown_list = ObjectList((), has_more=False, counted_bytes=None, amount=None)

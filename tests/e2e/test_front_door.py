@@ -157,6 +157,7 @@ def _asset_nodes_or_none(process: subprocess.Popen[bytes], port: int) -> list[ob
     return nodes or None
 
 
+@pytest.mark.nightly("starts a further server")
 def test_status_before_dagster_ever_ran_says_so_instead_of_a_traceback(tmp_path: Path) -> None:
     made, shown = (run(tmp_path, command) for command in ("init", "status"))
 

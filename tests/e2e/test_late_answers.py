@@ -29,8 +29,10 @@ from capacity_assets.orchestration import instance
 from tests.clocks import SHANGHAI
 from tests.daemon import Daemon
 from tests.e2e.stack import (
+    COMMAND,
     PATIENCE_SECONDS,
     SHORT_HEARTBEAT,
+    environment,
     free_ports,
     launch,
     pause,
@@ -197,6 +199,22 @@ def test_after_up_was_killed_the_next_one_names_what_is_left_over_instead_of_sta
     assert f"Port {port} on 127.0.0.1 cannot be used" in next_one.stderr, "nothing is left over any more"
     assert run(up.home, "status").returncode == 0, "what the killed one had open works"
     assert processes_naming(str(up.home)) == []
+
+
+@pytest.mark.parametrize(("program", "name"), [("dagster._daemon", "The daemon"), ("serve", "The pages")])
+def test_up_names_a_process_that_was_killed_and_stops_everything(tmp_path: Path, program: str, name: str) -> None:
+    home, arguments = tmp_path / "home", [*COMMAND, "up", *free_ports()]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(arguments, env=environment(home), text=True, **pipes) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("Log: ") for line in iter(process.stdout.readline, ""))
+        [one] = [one for one in psutil.Process(process.pid).children() if program in one.cmdline()]
+        one.kill()
+        _, error = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == 1
+    assert f"{name} was ended by signal 9. The end of {home}/dagster/up.log:" in " ".join(error.split())
+    assert processes_naming(str(home)) == []
 
 
 def test_an_embedded_server_that_keeps_ending_ends_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

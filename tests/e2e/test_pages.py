@@ -21,6 +21,7 @@ from playwright.sync_api import Error as PlaywrightError
 from capacity_assets.web.app import CHALLENGE
 from tests.e2e.conftest import Demo
 from tests.e2e.stack import COMMAND, environment, run
+from tests.profiles import PROFILE
 from tests.servers import free_port
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -58,8 +59,10 @@ RULES = {
 }
 # What depends on the colours; the document is the same.
 RULES_OF_COLOURS = RULES | {"runOnly": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}}
-SCHEMES: dict[Literal["light", "dark"], Any] = {"light": RULES, "dark": RULES_OF_COLOURS}
-WIDTHS = (330, 390, 768, 1100, 1280, 3840)
+EVERY_SCHEME: dict[Literal["light", "dark"], Any] = {"light": RULES, "dark": RULES_OF_COLOURS}
+# By day the dark pages are compared with their pictures only (test_looks.py).
+SCHEMES = EVERY_SCHEME if PROFILE.long_tests else {"light": RULES}
+WIDTHS = (330, 390, 768, 1100, 1280, 3840) if PROFILE.long_tests else (330, 390, 1280, 3840)
 BROKEN_WORDS = """
 () => [...document.querySelectorAll("main :is(td, th, dt, dd, li, p)")].flatMap(part => {
   const texts = document.createTreeWalker(part, NodeFilter.SHOW_TEXT), found = [];
@@ -320,7 +323,7 @@ def test_no_page_scrolls_aside_on_any_screen_breaks_a_word_or_a_rule_of_accessib
     # The rules run as a script in the page, which its policy forbids to anything but ours.
     page = opened(browser, address, bypass_csp=True)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    for path in PATHS:
+    for path in PATHS if PROFILE.long_tests else PATHS[::2]:
         page.goto(path)
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 800})

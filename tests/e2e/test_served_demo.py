@@ -228,6 +228,7 @@ def test_an_asset_explains_itself_and_its_columns(page: Page) -> None:
     ui.picture(page, "asset")
 
 
+@pytest.mark.nightly("clicks through a second backfill")
 def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that_failed(
     page: Page, stack: ui.Stack
 ) -> None:

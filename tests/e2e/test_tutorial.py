@@ -53,6 +53,7 @@ def running() -> Iterator[ExitStack]:
         yield entered
 
 
+@pytest.mark.nightly("computes a demo of its own")
 def test_the_tutorial_does_what_it_says(tmp_path: Path, running: ExitStack) -> None:
     # By its user's time zone: `date` and Python's `date.today()` mean the machine's.
     variables = environment(tmp_path / ".capacity", CAPACITY_TIMEZONE="UTC", TZ="UTC")

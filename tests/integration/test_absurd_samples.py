@@ -126,6 +126,7 @@ def test_samples_that_no_engine_can_hold_fail_their_own_servers_alone(
     assert size_mb == 2 * GROWING[-1] * 2
 
 
+@pytest.mark.nightly("computes every period of absurd sizes")
 def test_the_largest_size_that_can_be_is_computed(fleet: Engine) -> None:
     execute(
         fleet,

@@ -151,6 +151,7 @@ def test_runs_of_a_backfill_that_fail_are_told_with_their_assets_partitions_and_
     assert single[1:] == ["Partition: 2025-03-01", f"https://dagster.example/runs/{run.run_id}"]
 
 
+@pytest.mark.nightly("executes further runs")
 def test_a_failed_check_links_to_the_pages_of_what_it_found_or_of_its_asset(
     settings: Settings, receiver: Receiver, engine: Engine, shipped_instance: dg.DagsterInstance
 ) -> None:
@@ -416,6 +417,7 @@ def test_a_run_that_fails_again_for_the_same_reason_is_not_told_again_until_one_
     assert len(receiver.texts) == 2
 
 
+@pytest.mark.nightly("executes further runs")
 def test_partitions_that_are_left_call_a_person_once_a_day_and_not_after_each_run_of_a_backfill(
     house: House, receiver: Receiver, engine: Engine
 ) -> None:
@@ -460,6 +462,7 @@ def test_a_check_that_failed_is_not_forgotten_by_a_run_of_another_partition(
     ]
 
 
+@pytest.mark.nightly("executes further runs")
 def test_partitions_that_fail_together_are_one_message_and_each_is_told_again_on_its_own(
     house: House, receiver: Receiver, engine: Engine
 ) -> None:

@@ -161,6 +161,7 @@ print(json.dumps([found.window_start.isoformat(), rows, refused.error]))
 """
 
 
+@pytest.mark.nightly("generates a client")
 def test_a_generated_client_reads_answers_and_refusals(pages: Pages, tmp_path: Path) -> None:
     document, settings = tmp_path / "openapi.json", tmp_path / "client.yaml"
     document.write_text(pages.ask(DOCUMENT).text)

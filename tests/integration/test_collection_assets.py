@@ -120,6 +120,7 @@ def add_samples(engine: Engine, *days: str) -> None:
         add_instance_sizes(engine, totals(1, day, [(7, 1)]))
 
 
+@pytest.mark.nightly("executes further runs")
 def test_a_past_day_that_has_samples_keeps_them_and_does_not_hide_who_failed_last(
     settings: Settings, registered: Engine
 ) -> None:
@@ -137,6 +138,7 @@ def test_a_past_day_that_has_samples_keeps_them_and_does_not_hide_who_failed_las
     assert "Collection, 20 Jul 2025: 1 of 2 servers measured, 1 failed." in str(check.description)
 
 
+@pytest.mark.nightly("executes further runs")
 def test_materialising_all_days_measures_today_keeps_the_days_with_samples_and_leaves_the_others(
     settings: Settings, registered: Engine
 ) -> None:

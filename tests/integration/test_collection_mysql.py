@@ -255,6 +255,7 @@ def every_kind_of_table(measured_mysql: MySQLServer) -> Iterator[None]:
     )
 
 
+@pytest.mark.nightly("compares with every table")
 @pytest.mark.usefixtures("every_kind_of_table")
 def test_sizes_are_as_by_every_table_and_no_table_is_opened_for_them(
     measured_mysql: MySQLServer, collection: Collection

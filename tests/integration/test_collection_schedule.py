@@ -49,6 +49,7 @@ def ticks(settings: Settings, moment: str, now: str | None = None) -> list[dg.Ru
     return list(found.run_requests or [])
 
 
+@pytest.mark.nightly("executes two collections")
 def test_the_schedule_asks_for_today_and_half_an_hour_later_only_if_a_server_is_left(
     settings: Settings,
     registered: Engine,  # noqa: ARG001 -- the servers

@@ -49,6 +49,7 @@ def pools(output: str) -> tuple[str, str]:
     return finding["verdict"], finding["text"]
 
 
+@pytest.mark.nightly("starts further servers")
 @pytest.mark.usefixtures("own_dagster_storage")
 def test_with_servers_of_ones_own_init_needs_no_data_folder_and_check_says_who_else_can_write_there(
     settings: Settings,

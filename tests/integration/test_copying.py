@@ -88,6 +88,7 @@ def test_every_row_is_there_a_target_with_rows_is_left_alone_and_the_work_goes_o
     assert ("database_size_stats", date(2025, 4, 1)) in recorded(target), "the triggers are on again"
 
 
+@pytest.mark.nightly("computes two databases")
 def test_a_legacy_database_becomes_partitioned_and_its_figures_are_those_of_a_new_one(
     empty_engine: Engine, engine: Engine, target: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

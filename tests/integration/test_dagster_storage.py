@@ -115,6 +115,7 @@ def test_marks_of_several_assets_are_written_a_hundred_at_a_time(
     assert statements(storage, "ASSET_MATERIALIZATION") == 3
 
 
+@pytest.mark.nightly("writes thousands of events")
 def test_results_of_checks_are_written_a_hundred_at_a_time(
     shipped_instance: dg.DagsterInstance, settings: Settings, engine: Engine, storage: Engine
 ) -> None:

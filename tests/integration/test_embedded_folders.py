@@ -100,6 +100,7 @@ def test_as_root_data_that_its_user_cannot_reach_is_refused_and_not_opened(close
     assert mode(closed_folder) == 0o700
 
 
+@pytest.mark.nightly("starts further servers")
 @as_root
 def test_whoever_removes_the_folder_begins_anew(closed_folder: Path) -> None:
     data = closed_folder / "home" / "postgres"

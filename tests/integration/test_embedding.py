@@ -127,6 +127,7 @@ def test_a_run_of_the_host_keeps_no_window_from_being_marked(
     assert theirs.run_id != ours.run_id
 
 
+@pytest.mark.nightly("starts a process per step")
 @pytest.mark.usefixtures("settings")
 def test_a_run_without_a_job_works_under_the_executor_of_the_host(
     engine: Engine, shipped_instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch

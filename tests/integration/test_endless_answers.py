@@ -133,6 +133,7 @@ def test_a_postgresql_that_sends_without_end_is_given_up(flood: str, local: bool
     assert taken_mb < 400
 
 
+@pytest.mark.nightly("reads answers without end")
 def test_many_endless_fields_side_by_side_are_given_up() -> None:
     with listening(FLOODS["one field"]) as port:
         said, taken_mb = measured("postgresql", "127.0.0.1", port, side_by_side=32)
@@ -189,6 +190,7 @@ def begins_a_packet(number: int) -> Callable[[socket.socket], None]:
     return answer
 
 
+@pytest.mark.nightly("reads answers without end")
 def test_a_mysql_that_sends_without_end_is_given_up() -> None:
     with listening(as_mysql(sends_packets_for_ever)) as port:
         said, taken_mb = measured("mysql", "127.0.0.1", port, side_by_side=8)

@@ -410,6 +410,7 @@ def test_after_the_faults_everything_is_as_it_was(home: Path, tmp_path: Path) ->
     assert "There are no samples yet." in answer.output
 
 
+@pytest.mark.nightly("starts many interpreters")
 def test_strange_terminals_and_environments_do_no_harm(home: Path, tmp_path: Path) -> None:
     strange = {"TMPDIR": "/nonexistent", "PATH": "", "HOME": "/nonexistent", "COLUMNS": "10", "TERM": "dumb"}
     ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
@@ -421,6 +422,7 @@ def test_strange_terminals_and_environments_do_no_harm(home: Path, tmp_path: Pat
     assert not answer.error
 
 
+@pytest.mark.nightly("starts many interpreters")
 def test_a_reader_that_goes_away_is_no_failure(home: Path, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -432,6 +434,7 @@ def test_a_reader_that_goes_away_is_no_failure(home: Path, tmp_path: Path) -> No
     assert "Traceback" not in answer.error
 
 
+@pytest.mark.nightly("starts further servers")
 def test_whatever_the_umask_what_is_made_in_the_data_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     answer = capacity(tmp_path, "init", umask=0)
     with silent_socket() as port:
@@ -461,6 +464,7 @@ def test_a_file_that_somebody_names_has_the_rights_that_their_umask_leaves(
     assert file.stat().st_mode & 0o777 == mode
 
 
+@pytest.mark.nightly("starts a stack")
 def test_the_log_of_up_is_not_written_through_a_link(tmp_path: Path) -> None:
     letter = tmp_path / "letter"
     letter.write_text("for me alone")
@@ -474,6 +478,7 @@ def test_the_log_of_up_is_not_written_through_a_link(tmp_path: Path) -> None:
     assert letter.read_text() == "for me alone"
 
 
+@pytest.mark.nightly("starts a further interpreter")
 def test_a_virtual_environment_called_env_is_left_alone(home: Path, tmp_path: Path) -> None:
     (tmp_path / ".env").mkdir()
     (tmp_path / ".env" / "pyvenv.cfg").touch()

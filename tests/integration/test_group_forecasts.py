@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import date, timedelta
 
 import pytest
 from sqlalchemy import Engine, text
@@ -13,7 +13,7 @@ from capacity_assets.ownership.labels import Label, declare_labels
 from tests.clocks import TODAY
 from tests.computing import compute_windows
 from tests.databases import execute
-from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.pages import served_pages
 from tests.runways import FIRST
 
@@ -22,11 +22,12 @@ pytestmark = pytest.mark.usefixtures("growing_servers")
 FLEET = "(fleet)=(fleet)"
 
 
-def group_forecasts(engine: Engine) -> dict[str, dict[str, object]]:
-    """The stored forecasts of groups as of today, by key and value."""
+def group_forecasts(engine: Engine, as_of: date = TODAY) -> dict[str, dict[str, object]]:
+    """The stored forecasts of groups as of a day, by key and value, without the moment of their issue."""
     query = text("SELECT * FROM capacity_runways WHERE as_of = :day AND subject = 'group'")
     with engine.connect() as connection:
-        return {str(row["name"]): dict(row) for row in connection.execute(query, {"day": TODAY}).mappings()}
+        rows = [dict(row) for row in connection.execute(query, {"day": as_of}).mappings()]
+    return {str(row["name"]): {name: row[name] for name in row if name != "issued_at"} for row in rows}
 
 
 def test_groups_are_forecast_from_their_sums_and_a_change_of_hands_is_a_step(
@@ -97,6 +98,51 @@ def test_days_on_which_a_server_is_missing_are_not_a_drop_and_no_forecast_begins
 
     assert (missing["last_day"], missing["change_mb_per_day"]) == (TODAY - timedelta(days=3), 10)
     assert retired["last_day"] == TODAY, "a server out of service is not missing"
+    assert (retired["size_mb"], retired["change_mb_per_day"]) == (100, 0), "its growth left with it"
+
+
+@pytest.mark.parametrize("is_sampled", [True, False], ids=["samples", "daily aggregates only"])
+def test_a_server_that_left_is_not_in_the_history_of_its_groups_as_if_it_had_never_been_there(
+    engine: Engine, service: AggregationService, is_sampled: bool
+) -> None:
+    days, last = 190, FIRST + timedelta(days=189)
+    add_instances(engine, [3, 4])
+    add_database_sizes(engine, sizes(3, "shop", FIRST.isoformat(), [1000 + 40 * day for day in range(days)]))
+    add_database_sizes(engine, sizes(3, "shop_old", FIRST.isoformat(), [700 + 3 * day for day in range(days)]))
+    add_instance_sizes(engine, totals(3, FIRST.isoformat(), [(1700 + 43 * day, 2) for day in range(days)]))
+    add_database_sizes(engine, sizes(4, "untotalled", FIRST.isoformat(), [90 + day for day in range(days)]))
+    labels = [
+        Label("server-1", None, "team", "shop", FIRST),
+        Label("server-1", "still", "team", "archive", FIRST),
+        Label("server-3", None, "team", "shop", FIRST),
+        Label("server-3", "*_old", "team", "archive", FIRST + timedelta(days=50)),
+        Label("server-4", None, "team", "events", FIRST),
+    ]
+    declare_labels(engine, labels, TODAY)
+    compute_windows(service, "daily", FIRST, TODAY)
+    execute(engine, "UPDATE instances SET is_active = false WHERE id IN (3, 4)")
+    if not is_sampled:
+        for table in ("database_size_stats", "instance_size_stats"):
+            execute(engine, f"DELETE FROM {table} WHERE collected_date <= '{last}'")
+
+    issue_runways(engine, last, TODAY)
+    on_its_last_day = group_forecasts(engine, last)
+    issue_runways(engine, TODAY, TODAY)
+    afterwards = group_forecasts(engine)
+    for table in ("size_aggregations", "size_stats"):
+        for level in ("database", "instance"):
+            execute(engine, f"DELETE FROM {level}_{table} WHERE instance_id IN (3, 4)")
+    execute(engine, "DELETE FROM group_size_aggregations")
+    execute(engine, "DELETE FROM capacity_labels WHERE instance_id IN (3, 4)")
+    execute(engine, "DELETE FROM instances WHERE id IN (3, 4)")
+    compute_windows(service, "daily", FIRST, TODAY, overwrite=True)
+    issue_runways(engine, TODAY, TODAY)
+
+    if is_sampled:
+        assert on_its_last_day[FLEET]["change_mb_per_day"] == 54
+        assert "team=events" in on_its_last_day
+    assert afterwards["team=shop"]["change_mb_per_day"] == 10
+    assert afterwards == group_forecasts(engine)
 
 
 def test_a_forecast_of_a_group_is_scored_by_the_sum_of_its_due_day(engine: Engine, service: AggregationService) -> None:

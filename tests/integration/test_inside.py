@@ -373,6 +373,7 @@ def bill_at_half_a_euro(engine: Engine) -> None:
     issue_bill(engine, PERIODS["monthly"].window_of(LAST), fixed_clock(), KEYS)
 
 
+@pytest.mark.nightly("fills the sample fleet once more")
 def test_the_sample_fleet_has_two_databases_with_a_story_inside_and_one_that_fills_fixed_files(
     settings: Settings, engine: Engine
 ) -> None:

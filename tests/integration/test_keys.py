@@ -141,7 +141,7 @@ def numbered(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
     return {table.name: rows(engine, f"SELECT {names} FROM {table.name} ORDER BY 1, 2") for table in CAPACITY_TABLES}
 
 
-@pytest.mark.parametrize("kind", nightly_except(BEFORE, "legacy, of 0.3.0", "legacy, partitioned"))
+@pytest.mark.parametrize("kind", nightly_except(BEFORE, "legacy, of 0.3.0"))
 def test_one_key_by_window_replaces_former_ones_under_their_name_and_serves_statements_that_name_them(
     cluster: Databases, kind: str
 ) -> None:
@@ -237,6 +237,7 @@ def assert_writers_are_served(engine: Engine, sample: str) -> None:
         assert rows(engine, f"SELECT total_size_mb FROM {table} WHERE {day} >= '2026-03-01'") == [(6,)]
 
 
+@pytest.mark.nightly("upgrades a further shape")
 def test_a_later_migration_of_the_legacy_application_finds_its_constraint(empty_engine: Engine) -> None:
     BEFORE["legacy"](empty_engine)
     initialise(empty_engine)
@@ -259,6 +260,7 @@ def test_a_later_migration_of_the_legacy_application_finds_its_constraint(empty_
     assert schema_state(empty_engine).fit
 
 
+@pytest.mark.nightly("upgrades a further shape")
 def test_a_key_that_a_foreign_key_of_others_refers_to_stays(empty_engine: Engine) -> None:
     BEFORE["legacy"](empty_engine)
     columns = "instance_id, database_name, collected_date"
@@ -281,6 +283,7 @@ def test_a_key_that_a_foreign_key_of_others_refers_to_stays(empty_engine: Engine
     assert initialise(empty_engine) == ()
 
 
+@pytest.mark.nightly("stops an upgrade before each of its statements")
 def test_an_upgrade_stopped_before_any_of_its_statements_leaves_every_row_and_continues(
     former_database: Engine,
 ) -> None:
@@ -329,6 +332,7 @@ def test_a_killed_init_leaves_every_row_and_the_next_one_builds_only_what_is_lef
     assert schema_state(former_database).fit
 
 
+@pytest.mark.nightly("upgrades a further shape")
 def test_an_index_left_half_built_is_built_again(former_database: Engine) -> None:
     columns = "period_type, period_start, instance_id, database_name"
     partition = "database_size_aggregations_monthly_2025"
@@ -341,6 +345,7 @@ def test_an_index_left_half_built_is_built_again(former_database: Engine) -> Non
     assert schema_state(former_database).fit
 
 
+@pytest.mark.nightly("upgrades beside a writer")
 def test_samples_written_while_the_keys_are_replaced_are_all_there_once(former_database: Engine) -> None:
     written: list[int] = []
     stop = threading.Event()
@@ -365,6 +370,7 @@ def test_samples_written_while_the_keys_are_replaced_are_all_there_once(former_d
     assert len(written) > 10
 
 
+@pytest.mark.nightly("upgrades beside a reader")
 def test_a_report_is_waited_for_while_indexes_are_built_and_others_go_on_meanwhile(former_database: Engine) -> None:
     done: list[tuple[str, ...]] = []
     with former_database.connect() as report:

@@ -108,6 +108,7 @@ def test_a_corrected_day_has_exactly_its_windows_and_their_successors_computed_a
     assert compute_everything(computed) == 0, "the tables hold what a full computation would"
 
 
+@pytest.mark.nightly("computes half a year once more")
 @pytest.mark.usefixtures("computed")
 def test_a_change_of_both_raw_tables_is_one_run_a_period(daemon: Daemon, engine: Engine) -> None:
     execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-07-20'")
@@ -142,6 +143,7 @@ def test_a_transaction_that_commits_between_two_ticks_although_it_began_long_bef
     assert ("daily_database_aggregations", "2025-02-03", "2025-02-04") in requested(daemon)
 
 
+@pytest.mark.nightly("imports a hundred thousand samples")
 @pytest.mark.usefixtures("computed")
 def test_a_hundred_thousand_samples_imported_again_become_a_bounded_number_of_runs(
     daemon: Daemon, engine: Engine

@@ -70,6 +70,7 @@ def test_maintain_adds_what_is_missing_moves_rows_and_says_so(engine: Engine, th
     assert findings(subject="partitions") == [("ok", "created for the coming month; no row is in a default partition")]
 
 
+@pytest.mark.nightly("waits for a lock")
 def test_a_run_that_could_do_a_part_only_fails_and_tells_what_it_did(
     settings: Settings, engine: Engine, this_month: date, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ def check_records(instance: dg.DagsterInstance) -> Counter[str]:
         return Counter(connection.execute(text(table)).scalars())
 
 
+@pytest.mark.nightly("executes four runs")
 def test_records_of_checks_go_that_no_one_reads_and_what_the_ui_shows_stays(
     settings: Settings, engine: Engine, shipped_instance: dg.DagsterInstance
 ) -> None:

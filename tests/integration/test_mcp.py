@@ -45,6 +45,7 @@ def asking(database: URL, questions: Callable[[Client], Awaitable[Any]]) -> Any:
     return anyio.run(ask)
 
 
+@pytest.mark.nightly("starts a client of its own")
 @pytest.mark.usefixtures("pages", "reader_role")
 @pytest.mark.single_server("takes a role on that nodes do not let in")
 def test_a_client_finds_the_team_that_grew_most_and_is_refused_in_a_sentence(database: URL) -> None:

@@ -309,6 +309,7 @@ def test_a_real_prometheus_scrapes_the_pages_and_the_rules_alert(database: URL, 
     assert 0 < float(scraped[0]["value"][1]) < 500
 
 
+@pytest.mark.nightly("runs the programs of Prometheus")
 def test_the_rules_and_the_configuration_are_sound() -> None:
     assert "SUCCESS" in promtool("check", "config", str(RULES.with_name("prometheus.yaml")))
     assert "SUCCESS" in promtool("test", "rules", str(ROOT / "tests" / "prometheus_rules.yaml"))

@@ -94,6 +94,7 @@ def address(database: Engine) -> str:
     return database.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
+@pytest.mark.nightly("starts further servers")
 def test_a_dump_that_is_loaded_into_another_server_goes_on_there(servers: Servers) -> None:
     source, restored = (database_of(server, "dumped") for server in servers)
     with_changes(source)
@@ -164,6 +165,7 @@ def test_a_server_that_is_upgraded_by_pg_upgrade_goes_on() -> None:
 SEQUENCES = "SELECT quote_ident(sequencename), coalesce(last_value, start_value) FROM pg_sequences"
 
 
+@pytest.mark.nightly("starts further servers")
 def test_a_database_that_is_replicated_and_switched_to_goes_on_there(servers: Servers) -> None:
     source, target = (database_of(server, "replicated") for server in servers)
     initialise(source)

@@ -187,8 +187,8 @@ def test_a_server_that_was_lost_stands_on_the_first_page_of_each_list_of_the_new
         found = pages.document(path)
         assert values_of(found["unmeasured"], "server") == ["server-2"], path
         assert (found["newest_day"], found["unmeasured_servers"]) == (str(TODAY), 1)
-    elsewhere = ("/servers?page=2", f"/databases?window={TODAY - timedelta(days=9)}", "/servers?engine=mysql")
-    assert [pages.document(path)["unmeasured"] for path in elsewhere] == [[], [], []]
+    elsewhere = ("/servers?page=2", f"/databases?window={TODAY - timedelta(days=9)}")
+    assert [pages.document(path)["unmeasured"] for path in elsewhere] == [[], []]
     on_a_server = pages.document("/servers")["unmeasured"]
     monkeypatch.setattr("capacity_assets.reading.coverage.tables_are_distributed", lambda _connection: True)
     with served_pages(database) as on_nodes:
@@ -346,13 +346,19 @@ def test_servers_that_were_not_measured_stand_first_with_since_when_and_why(data
     assert html.count('id="unmeasured"') == 1
 
 
-def test_lists_say_that_a_page_is_beyond_the_end_or_that_nothing_matches(pages: Pages) -> None:
+def test_lists_say_that_a_page_is_beyond_the_end_or_a_filter_is_unknown(pages: Pages) -> None:
     for path in ("/servers", "/databases", "/filling"):
         html = pages.ask(f"{path}?page=9").text
         assert f'There is no page 9. <a href="{path}">First page</a>' in html, path
     assert 'There is no page 9. <a href="/server?server=1">' in pages.ask("/server?server=1&page=9").text
-    for path in ("/servers?engine=mysql", "/databases?label=team%3Dnobody"):
-        assert "No matches. <a href" in pages.ask(path).text, path
+    for path, refusal in (
+        ("/servers?engine=mysql", "No server has the engine 'mysql'. There are postgresql."),
+        ("/tables?engine=postgres", "No server has the engine 'postgres'. Did you mean 'postgresql'?"),
+        ("/databases?label=team%3Dnobody", "Nothing has the label team=nobody."),
+    ):
+        refused = pages.ask(path)
+        assert refused.status == 404, path
+        assert refusal in unescape(refused.text), path
 
 
 def test_coverage_counts_servers_that_are_silent_for_longer_than_it_looks_back(database: URL, engine: Engine) -> None:
@@ -516,10 +522,10 @@ def test_databases_of_an_engine_are_those_of_its_servers_and_those_of_none_are_f
 
     listed = {
         name: values_of(pages.document(f"/databases?engine={name}&order=name&period=monthly")["databases"], "database")
-        for name in ("postgresql", "unknown", "mysql")
+        for name in ("postgresql", "unknown")
     }
 
-    assert listed == {"postgresql": [HOSTILE, "orders", "still"], "unknown": ["crm"], "mysql": []}
+    assert listed == {"postgresql": [HOSTILE, "orders", "still"], "unknown": ["crm"]}
 
 
 MANY = """

@@ -115,6 +115,7 @@ def test_invalid_addresses_are_answered_with_a_sentence(pages: Pages) -> None:
         assert f"<p>{leads_to}</p>" in pages.ask(path).text
 
 
+@pytest.mark.nightly("asks for every page with every parameter")
 def test_an_empty_parameter_is_refused_or_counts_as_missing(pages: Pages) -> None:
     addresses = {address.partition("?")[0]: address.partition("?")[2] for address in ADDRESSES}
     for page in PAGES:
@@ -341,6 +342,7 @@ def test_a_database_that_answers_each_of_many_statements_is_not_silent(database:
     engine.dispose()
 
 
+@pytest.mark.nightly("waits for time limits")
 def test_the_pages_end_while_the_database_hangs(measured_postgres: PostgresServer) -> None:
     measured_postgres.execute("CREATE DATABASE hanging")
     address = URL.create(
@@ -361,6 +363,7 @@ def test_the_pages_end_while_the_database_hangs(measured_postgres: PostgresServe
     assert taken < 30
 
 
+@pytest.mark.nightly("waits for time limits")
 def test_requests_that_are_never_finished_lock_nobody_out_and_are_given_up(database: URL) -> None:
     with serving_process(database, open_files=160, request_seconds=2) as pages:
         place = ("127.0.0.1", int(pages.address.rpartition(":")[2]))
@@ -421,6 +424,7 @@ class _Value:
     content: bytes
 
 
+@pytest.mark.nightly("fills the memory of pages")
 def test_what_was_read_is_dropped_by_age_and_by_size(database: URL, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, alive = Reader(reading_engine(database)), weakref.WeakSet[_Value]()
 
@@ -494,6 +498,7 @@ def test_many_who_ask_for_a_slow_page_wait_once_and_get_the_same_answer_or_error
     engine.dispose()
 
 
+@pytest.mark.nightly("asks for many pages at once")
 @pytest.mark.usefixtures("filled_pages")
 def test_the_pages_of_groups_hold_one_connection_at_a_time(database: URL) -> None:
     with served_pages(database) as pages, ThreadPoolExecutor(30) as pool:

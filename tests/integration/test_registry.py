@@ -121,6 +121,7 @@ def test_a_replica_is_counted_by_its_primary_and_chains_are_refused(engine: Engi
     assert len(registered_servers(engine)) == 3
 
 
+@pytest.mark.nightly("registers hundreds of servers")
 def test_a_file_of_servers_takes_as_many_statements_as_one_server(engine: Engine) -> None:
     def statements(servers: list[Server]) -> int:
         seen: list[str] = []

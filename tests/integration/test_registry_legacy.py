@@ -19,6 +19,7 @@ from tests.command import capacity
 from tests.databases import execute
 from tests.fleet import add_instances, load_sample
 from tests.legacy import LegacyShape, create_legacy_tables
+from tests.profiles import nightly_except
 from tests.registry import names
 
 pytestmark = pytest.mark.usefixtures("settings")
@@ -45,6 +46,7 @@ def test_the_demo_knows_every_server_that_is_not_its_own_also_by_its_history_onl
     assert other_instances(engine) == 1, "its samples are still there"
 
 
+@pytest.mark.nightly("computes a further fleet")
 def test_the_own_server_is_not_measured_into_the_sample_fleet_and_the_fleet_can_be_taken_away(
     engine: Engine, tmp_path: Path
 ) -> None:
@@ -89,7 +91,7 @@ def test_a_registry_that_another_application_fills_further_is_told_apart_and_its
     assert added.exit_code == 0, added.output
 
 
-@pytest.mark.parametrize("partitioned", [False, True])
+@pytest.mark.parametrize("partitioned", nightly_except([False, True], True))
 def test_a_legacy_database_that_was_upgraded_in_place_is_measured_into(
     empty_engine: Engine, monkeypatch: pytest.MonkeyPatch, partitioned: bool
 ) -> None:

@@ -92,6 +92,7 @@ def test_a_password_that_this_configuration_will_not_look_up_is_told_at_once(eng
     assert "Warning" not in fine.output
 
 
+@pytest.mark.nightly("waits for time limits")
 @pytest.mark.usefixtures("engine")
 def test_trying_a_server_ends_in_time_although_its_driver_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle's driver does not bound the wait for a listener that takes the connection and stays silent."""

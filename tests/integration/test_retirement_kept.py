@@ -67,6 +67,7 @@ def test_samples_stay_until_every_window_that_reads_them_is_over_and_computed(
     assert kept()["2025_07"] == "the daily window from 2026-07-31 reads them and is not over"
 
 
+@pytest.mark.nightly("computes two years")
 def test_samples_stay_until_the_windows_of_a_year_later_have_compared_with_them(
     engine: Engine, computed: AggregationService
 ) -> None:
@@ -142,6 +143,7 @@ def test_a_sample_that_is_being_written_while_retention_decides_is_not_lost(engi
     assert rows_by_partition(engine, "database_size_stats")["database_size_stats_2025_01"] == 63
 
 
+@pytest.mark.nightly("computes two years")
 def test_samples_of_before_the_start_date_were_never_computed_and_stay(
     engine: Engine, computed: AggregationService
 ) -> None:

@@ -160,7 +160,7 @@ def test_the_screen_lists_the_greatest_risk_first_and_counts_unknown_limits() ->
     document = json.loads(capacity("runway", "--json").output)
 
     lines = shown.output.splitlines()
-    assert lines[0] == f"Fill dates as of {human_day(TODAY)}"
+    assert lines[0] == f"Fill dates as of {human_day(TODAY)}, greatest risk first"
     assert lines[2].split() == [
         *("server-1", "orders", "2.9", "GiB", "3.5", "GiB", "own", "limit"),
         *" ".join(map(human_day, ORDERS_DAYS)).split(),

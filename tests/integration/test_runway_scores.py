@@ -15,6 +15,7 @@ from tests.clocks import TODAY
 from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import add_database_sizes, sizes
+from tests.profiles import nightly_except
 from tests.runways import add_day, add_volume, stored_runways
 
 pytestmark = pytest.mark.usefixtures("fleet_with_limits")
@@ -136,7 +137,7 @@ def test_a_forecast_of_a_volume_is_held_against_the_same_measure_of_use(
     assert stored_runways(engine)["/data"]["actual_7_mb"] == expected
 
 
-@pytest.mark.parametrize("aggregated", [True, False])
+@pytest.mark.parametrize("aggregated", nightly_except([True, False], True))
 def test_a_forecast_is_scored_by_the_sample_of_its_due_day_whenever_that_comes_or_is_corrected(
     engine: Engine, service: AggregationService, aggregated: bool
 ) -> None:

@@ -113,6 +113,7 @@ def test_a_long_run_says_in_its_log_how_far_it_is_and_a_short_one_does_not(
     ]
 
 
+@pytest.mark.nightly("computes a long range")
 def test_a_long_range_goes_in_slices_that_bound_the_days_read_at_once(engine: Engine) -> None:
     service = AggregationService(engine, fixed_clock())
     add_instances(engine, range(1, 301))

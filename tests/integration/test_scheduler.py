@@ -61,6 +61,7 @@ def test_a_run_that_was_created_but_never_submitted_is_not_lost(
     assert submitted == [("2025-03-02", "QUEUED"), ("2025-03-03", "QUEUED")], "the third and the fourth in one run"
 
 
+@pytest.mark.nightly("executes a run twice")
 def test_re_executing_an_old_run_does_not_make_the_next_tick_go_back(
     daemon: Daemon,
 ) -> None:
@@ -76,6 +77,7 @@ def test_re_executing_an_old_run_does_not_make_the_next_tick_go_back(
     assert daemon.requested("daily_aggregation_job")[-1] == ("2025-03-05", "2025-03-05")
 
 
+@pytest.mark.nightly("executes every day of a downtime")
 def test_a_run_that_catches_up_executes_every_day_it_stands_for(daemon: Daemon, engine: Engine) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", range(100, 120)))
@@ -90,6 +92,7 @@ def test_a_run_that_catches_up_executes_every_day_it_stands_for(daemon: Daemon, 
     ]
 
 
+@pytest.mark.nightly("executes further runs")
 def test_at_new_year_every_period_is_due_for_the_window_just_closed(daemon: Daemon) -> None:
     daemon.tick_schedules("2025-12-31T12:00")
     daemon.tick_schedules("2026-01-01T03:59")
@@ -110,6 +113,7 @@ def test_at_new_year_every_period_is_due_for_the_window_just_closed(daemon: Daem
     }
 
 
+@pytest.mark.nightly("executes further runs")
 @pytest.mark.single_server("has the run wait in its own session, not in that of a node")
 def test_a_run_that_is_terminated_in_mid_statement_ends_and_is_not_repeated(daemon: Daemon, engine: Engine) -> None:
     add_instances(engine, [1])

@@ -85,6 +85,7 @@ def together(regions: tuple[EmbeddedServer, EmbeddedServer]) -> Iterator[Engine]
     engine.dispose()
 
 
+@pytest.mark.nightly("fills two regions")
 def test_sums_over_both_regions_are_sums_of_their_figures(together: Engine) -> None:
     with together.begin() as connection:
         connection.execute(text("SET LOCAL ROLE analyst"))

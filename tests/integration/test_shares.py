@@ -14,6 +14,7 @@ from capacity_assets.collection.service import CollectionService, CollectionSumm
 from capacity_assets.database.locks import LockHeldError, samples_lock
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, at, failures
+from tests.profiles import nightly_except
 from tests.servers import PostgresServer
 
 pytestmark = pytest.mark.usefixtures("collection_login", "measured_databases")
@@ -53,7 +54,10 @@ def stored(collection: Collection) -> list[tuple[object, ...]]:
     )
 
 
-@pytest.mark.parametrize("shares", [("1/3", "2/3", "3/3"), ("zone=eu", "zone=us", "zone=")])
+SHARES = (("1/3", "2/3", "3/3"), ("zone=eu", "zone=us", "zone="))
+
+
+@pytest.mark.parametrize("shares", nightly_except(SHARES, SHARES[0]))
 @pytest.mark.usefixtures("servers")
 def test_shares_measure_every_server_once_and_end_as_one_run_does(
     collection: Collection, shares: Sequence[str]

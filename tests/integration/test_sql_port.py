@@ -146,6 +146,7 @@ def test_what_a_reader_set_for_itself_is_gone_when_the_port_is_opened_again(own:
         assert connection.execute("SELECT count(*) FROM capacity_growth").fetchone() == (0,)
 
 
+@pytest.mark.nightly("starts further servers")
 def test_a_server_that_was_left_open_is_closed_by_the_next_user(own: Settings) -> None:
     port = free_port()
     script = (
@@ -163,6 +164,7 @@ def test_a_server_that_was_left_open_is_closed_by_the_next_user(own: Settings) -
             assert local.execute("SHOW listen_addresses").fetchone() == ("",)
 
 
+@pytest.mark.nightly("starts further servers")
 def test_a_server_that_ended_is_started_again_with_its_port(own: Settings, port: int) -> None:
     password = (own.home / "sql-password").read_text().strip()
     pid = int((own.postgres_data / "postmaster.pid").read_text().splitlines()[0])

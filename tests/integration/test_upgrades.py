@@ -26,7 +26,7 @@ from tests.unchanged import months_read
 
 
 @pytest.mark.single_server("has a revision of a single server")
-@pytest.mark.parametrize("former", ["0016", "0013"])
+@pytest.mark.parametrize("former", nightly_except(["0016", "0013"]))
 def test_a_database_of_each_former_revision_becomes_the_same_as_a_new_one_and_keeps_its_rows(
     former: str, engine: Engine, clock: Clock
 ) -> None:
@@ -118,7 +118,10 @@ def test_windows_that_were_up_to_date_in_0_3_0_stay_so_and_are_skipped(engine: E
 @pytest.mark.usefixtures("as_of_0_3_0")
 @pytest.mark.parametrize(
     "elsewhere",
-    ["", "system_identifier = 4711", "database_oid = 4711", "snapshot = '900000000:900000000:'"],
+    nightly_except(
+        ["", "system_identifier = 4711", "database_oid = 4711", "snapshot = '900000000:900000000:'"],
+        "system_identifier = 4711",
+    ),
     ids=["here", "of another server", "of another database", "of transactions to come"],
 )
 def test_windows_that_were_stale_in_0_3_0_stay_so(engine: Engine, elsewhere: str) -> None:
@@ -142,6 +145,7 @@ def test_windows_that_were_stale_in_0_3_0_stay_so(engine: Engine, elsewhere: str
     }
 
 
+@pytest.mark.nightly("upgrades a further shape")
 @pytest.mark.single_server("has a revision of before tables could be distributed")
 @pytest.mark.usefixtures("as_of_0_3_0")
 def test_foreign_writes_and_servers_that_0_3_0_had_recorded_are_known_afterwards(engine: Engine) -> None:
@@ -170,6 +174,7 @@ def as_of_0021() -> None:
     """The database has no used space; `tests/unit/test_figures.py` has the fingerprints of its windows."""
 
 
+@pytest.mark.nightly("computes every window before and after")
 @pytest.mark.usefixtures("as_of_0021")
 def test_a_further_size_makes_no_window_of_before_be_computed_again_and_changes_no_row(engine: Engine) -> None:
     initialise(engine)
@@ -220,8 +225,7 @@ def exact(cluster: Databases) -> dict[str, dict[tuple[object, ...], oracle.Figur
     return found
 
 
-# By day, the simplest and the one that differs most.
-@pytest.mark.parametrize("shape", nightly_except(SHAPES, "plain", "partitioned, no key, check"))
+@pytest.mark.parametrize("shape", nightly_except(SHAPES, "plain"))
 def test_a_legacy_database_is_upgraded_in_place_without_losing_a_row_and_then_aggregated_exactly(
     empty_engine: Engine, shape: str, exact: dict[str, dict[tuple[object, ...], oracle.Figures | None]]
 ) -> None:
@@ -270,7 +274,7 @@ def test_totals_beyond_two_petabytes_fit_after_the_upgrade(upgraded: Engine) -> 
     assert [row["total_size_mb"] for row in stored(upgraded, INSTANCE)] == [3_000_000_000]
 
 
-@pytest.mark.parametrize("partitioned", [False, True], ids=["plain", "partitioned"])
+@pytest.mark.parametrize("partitioned", nightly_except([False, True], False), ids=["plain", "partitioned"])
 def test_duplicates_are_reported_with_what_to_do_and_the_given_statement_mends_them(
     empty_engine: Engine, *, partitioned: bool
 ) -> None:

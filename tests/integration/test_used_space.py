@@ -165,6 +165,7 @@ def test_before_the_used_space_was_measured_files_that_grew_stand_for_it(engine:
     assert row.history_days == DAYS
 
 
+@pytest.mark.nightly("forecasts a further fleet")
 def test_of_an_engine_that_does_not_share_free_space_between_tables_files_are_forecast(engine: Engine) -> None:
     fill_with_growing_files(engine, fills_files=False)
 

@@ -81,6 +81,7 @@ def test_databases_of_known_size_on_real_servers_are_measured_right_and_removed_
         assert cursor.fetchall() == ()
 
 
+@pytest.mark.nightly("creates databases on a further server")
 def test_a_database_that_is_not_of_the_known_size_makes_it_fail(
     verify: ModuleType,
     measured_postgres: PostgresServer,

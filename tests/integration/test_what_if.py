@@ -37,6 +37,7 @@ from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
 from tests.pages import KEYS, Pages, header, served_pages
 from tests.pages_fleet import FIRST, GROWING, HOSTILE, filled
+from tests.profiles import nightly_except
 
 pytestmark = pytest.mark.single_server("has pages compute scenarios")
 
@@ -315,7 +316,7 @@ FROM unnest(ARRAY['orders', 'still']) AS name
 """
 
 
-@pytest.mark.parametrize("is_issued", [True, False])
+@pytest.mark.parametrize("is_issued", nightly_except([True, False], True))
 def test_only_servers_that_may_change_are_read_and_every_figure_is_that_of_reading_all(
     fleet: Engine, monkeypatch: pytest.MonkeyPatch, *, is_issued: bool
 ) -> None:
@@ -378,6 +379,7 @@ def both_ways(
         return read[: len(scenarios)], narrow, results()
 
 
+@pytest.mark.nightly("computes eight scenarios twice")
 def test_of_what_is_on_a_larger_disk_only_databases_that_may_change_are_read_and_every_figure_is_the_same(
     disk: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,17 +392,17 @@ def test_of_what_is_on_a_larger_disk_only_databases_that_may_change_are_read_and
     assert changed == [{"/data"}, {"/data", "capped"}, *[{"/data", "", "capped"}] * 2, *[{HOSTILE}] * 4]
 
 
-@pytest.mark.parametrize(
-    ("after", "expected"),
-    {
-        "a sample": {"slow"},
-        "a new database": {"late"},
-        "a limit": {"orders", "slow", "full"},
-        "a plan": {"orders", "slow", "full"},
-    }.items(),
-)
+EXPECTED_READS = {
+    "a sample": {"slow"},
+    "a new database": {"late"},
+    "a limit": {"orders", "slow", "full"},
+    "a plan": {"orders", "slow", "full"},
+}
+
+
+@pytest.mark.parametrize("after", nightly_except(EXPECTED_READS, "a sample"))
 def test_what_came_after_the_forecasts_is_seen_by_a_scenario_with_a_larger_disk(
-    disk_without_today: Engine, monkeypatch: pytest.MonkeyPatch, after: str, expected: set[str]
+    disk_without_today: Engine, monkeypatch: pytest.MonkeyPatch, after: str
 ) -> None:
     engine = disk_without_today
     last = TODAY.isoformat() if after == "a sample" else (TODAY - timedelta(days=1)).isoformat()
@@ -416,10 +418,12 @@ def test_what_came_after_the_forecasts_is_seen_by_a_scenario_with_a_larger_disk(
     read, narrow, whole = both_ways(engine, monkeypatch, LARGER)
 
     assert narrow == whole
-    assert all(expected <= names for names in read)
+    assert all(EXPECTED_READS[after] <= names for names in read)
 
 
-@pytest.mark.parametrize("number", [1, 2], ids=["on the newest day", "on the last day of a server that missed it"])
+@pytest.mark.parametrize(
+    "number", nightly_except([1, 2], 1), ids=["on the newest day", "on the last day of a server that missed it"]
+)
 def test_a_database_that_was_measured_after_the_forecasts_were_issued_is_read_too(
     fleet: Engine, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:

@@ -105,6 +105,7 @@ def days_left(engine: Engine) -> int:
         return int(connection.execute(query).scalar_one())
 
 
+@pytest.mark.nightly("computes a second history")
 @pytest.mark.usefixtures("settings")
 def test_who_says_that_the_date_is_right_has_old_rows_dropped(
     old_days: Engine, clocks: SetClocks, monkeypatch: pytest.MonkeyPatch

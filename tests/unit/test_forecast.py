@@ -240,6 +240,7 @@ def test_even_growth_keeps_its_mean_change() -> None:
     assert one(line(5, 1_096)).method.tolist() == [MEAN_CHANGE]
 
 
+@pytest.mark.nightly("forecasts thousands of series")
 def test_errors_of_rounding_choose_no_method() -> None:
     random = np.random.default_rng(5)
     for days in (479, 668, 1_030):

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 ASK = "from tests.servers import free_port; print(*(free_port() for _ in range(300)), flush=True); input()"
 
 
+@pytest.mark.nightly("starts further processes")
 def test_no_two_tests_get_the_same_port_in_whichever_process() -> None:
     asking = [
         subprocess.Popen(

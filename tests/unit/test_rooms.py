@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Rooms and what they may import, from the outside in; nothing imports a room further out.
 ROOMS = [
     "base",
+    "label_rules",
     "database",
     "aggregates",
     "forecast",

@@ -5,8 +5,8 @@ label of the server: `ranks` is this order. The LIKE form of a pattern decides w
 `database_like` (`database.views`), or `AS_LIKE` (`ownership.labels`) for labels that are not stored yet. Views read the
 labels of each row by `labels_of`, statements those of many rows at once by `LABELS_OF_SUBJECTS`.
 
-Labels are declared in `ownership.labels`. The rule is here, because views and the sizes of groups (`aggregates.groups`)
-need it, which `ownership` reads.
+Labels are declared in `ownership.labels`. The rule is outside that room, because views (`database.views`) and the sizes
+of groups (`aggregates.groups`) need it too.
 """
 
 from __future__ import annotations
