@@ -139,11 +139,15 @@ def open_history_reader(
 
 
 def _departed_parameters(connection: Connection, as_of: date) -> dict[str, object]:
-    """Return the parameters of `_DEPARTED_GROUP_DAYS`: the servers out of service that were not measured on the day.
+    """Return the parameters of `_DEPARTED_GROUP_DAYS`: the servers out of service that were last measured before a day.
 
-    On days before the oldest sample that is kept, their sizes are daily aggregates.
+    A server that was not measured within a month counts as departed. On days before the oldest sample that is kept,
+    sizes are daily aggregates.
     """
-    departed = connection.execute(text(_DEPARTED), {"as_of": as_of}).scalars().all()
+    retired = connection.execute(text(_RETIRED)).scalars().all()
+    since = [as_of + timedelta(days=ahead) for ahead in range(STALE_DAYS)]
+    still = connection.execute(text(LAST_MEASURED), {"recent_days": since, "instance_ids": retired}).scalars().all()
+    departed = sorted({*retired} - {*still})
     oldest = connection.execute(text(_OLDEST_DAYS)).one()
     days = [as_of - timedelta(days=back) for back in range(HISTORY_DAYS)] if departed else []
     without = {
@@ -273,7 +277,7 @@ JOIN (
 WHERE c.collected_date = ANY (CAST(:recent_days AS date[])) AND c.instance_id = ANY (CAST(:instance_ids AS integer[]))
 """
 
-# The last day on which each server in service was measured.
+# Which of these servers were measured on these days, and their last one.
 LAST_MEASURED = """
 SELECT d.instance_id, max(d.day) AS day FROM (
     SELECT t.instance_id, t.collected_date AS day FROM instance_size_stats t
@@ -306,13 +310,7 @@ WHERE c.before IS NULL OR c.servers >= c.before OR (coalesce(c.after, 0) <= c.se
 """The daily sums of groups (`group_days`), without days on which a server is missing: there are fewer than within 14
 days before, and more again within 14 days after, or a server in service was not measured since (`last_measured`)."""
 
-_DEPARTED = """
-SELECT id FROM instances
-WHERE NOT (is_active AND deleted_at IS NULL) AND counted_by IS NULL
-  AND id NOT IN (SELECT instance_id FROM instance_size_stats WHERE collected_date = :as_of AND NOT is_deleted)
-  AND id NOT IN (SELECT instance_id FROM database_size_stats WHERE collected_date = :as_of)
-ORDER BY id
-"""
+_RETIRED = "SELECT id FROM instances WHERE NOT (is_active AND deleted_at IS NULL) AND counted_by IS NULL"
 _OLDEST_DAYS = """
 SELECT (SELECT min(collected_date) FROM instance_size_stats) AS instance_size_stats,
        (SELECT min(collected_date) FROM database_size_stats) AS database_size_stats

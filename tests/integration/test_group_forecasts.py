@@ -127,6 +127,12 @@ def test_a_server_that_left_is_not_in_the_history_of_its_groups_as_if_it_had_nev
 
     issue_runways(engine, last, TODAY)
     on_its_last_day = group_forecasts(engine, last)
+    missed = last - timedelta(days=3)
+    if is_sampled:
+        for level in ("database", "instance"):
+            execute(engine, f"DELETE FROM {level}_size_stats WHERE instance_id = 3 AND collected_date = '{missed}'")
+        issue_runways(engine, missed, TODAY)
+    on_a_missed_day = group_forecasts(engine, missed)
     issue_runways(engine, TODAY, TODAY)
     afterwards = group_forecasts(engine)
     for table in ("size_aggregations", "size_stats"):
@@ -141,6 +147,7 @@ def test_a_server_that_left_is_not_in_the_history_of_its_groups_as_if_it_had_nev
     if is_sampled:
         assert on_its_last_day[FLEET]["change_mb_per_day"] == 54
         assert "team=events" in on_its_last_day
+        assert on_a_missed_day[FLEET]["change_mb_per_day"] == 54, "it was measured again later"
     assert afterwards["team=shop"]["change_mb_per_day"] == 10
     assert afterwards == group_forecasts(engine)
 
