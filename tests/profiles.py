@@ -27,10 +27,11 @@ class Profile(NamedTuple):
     """Whether tests marked `nightly` run too."""
 
 
+CI = Profile(10, 5, 2, 30)
 PROFILES = {
     "fast": Profile(5, 5, 2, 30),
-    "ci": Profile(10, 5, 2, 30),
-    "full": Profile(10, 5, 2, 30, long_tests=True),
+    "ci": CI,
+    "full": CI._replace(long_tests=True),
     "nightly": Profile(500, 500, 60, 400, long_tests=True),
 }
 PROFILE = PROFILES[os.environ.get("CAPACITY_TEST_PROFILE", "ci")]

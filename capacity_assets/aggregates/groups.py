@@ -96,6 +96,22 @@ FROM ({GROUP_PARTS}) AS parts GROUP BY collected_date, label_key, label_value
 """  # noqa: S608 -- an explanation reads the parts themselves
 """One row per day and group. Its columns are those of the source of the level, in order."""
 
+ROWS_OF_SERVERS = {
+    "database_size_stats": "SELECT * FROM database_size_stats WHERE instance_id = ANY (CAST(:servers AS int[]))",
+    "instance_size_stats": "SELECT * FROM instance_size_stats WHERE instance_id = ANY (CAST(:servers AS int[]))",
+    "database_size_aggregations": (
+        "SELECT * FROM database_size_aggregations WHERE instance_id = ANY (CAST(:servers AS int[]))"
+    ),
+    "instance_size_aggregations": (
+        "SELECT * FROM instance_size_aggregations WHERE instance_id = ANY (CAST(:servers AS int[]))"
+    ),
+}
+"""Parts with the rows of some servers. `GROUP_PARTS` reads parts that are named like its tables instead of these."""
+GROUP_DAYS_OF_SERVERS = f"""
+WITH {", ".join(f"{name} AS ({rows})" for name, rows in ROWS_OF_SERVERS.items())} {GROUP_DAYS}
+"""
+"""What some servers contribute to each group on each day."""
+
 
 def day_parameters(connection: Connection, days: Sequence[date]) -> dict[str, list[date]]:
     """Return the parameters of days: all of them, and for each raw table those without a sample."""

@@ -135,7 +135,7 @@ def up(
                         say(sql_login)
                     say(f"Log: {log}. Ctrl-C stops everything, including the embedded server.")
                     ended = _report_until_one_exits(processes, settings, stop, sql_port)
-                    raise CommandFailedError(f"{ended} The end of {log}:\n{_tail(log)}")
+                    raise CommandFailedError(f"{ended} {_end_of(log)}")
                 except StopRequestedError:
                     say("Stopping ...")
             if settings.capacity_url is None:
@@ -257,11 +257,9 @@ def _wait_until_served(processes: Processes, address: str, log: Path, stop: thre
         if stop.is_set():
             raise StopRequestedError
         if ended := processes.ended:
-            raise CommandFailedError(f"{ended} The end of {log}:\n{_tail(log)}")
+            raise CommandFailedError(f"{ended} {_end_of(log)}")
         if time.monotonic() > deadline:
-            raise CommandFailedError(
-                f"{address} did not answer within {START_TIMEOUT_SECONDS} s. The end of {log}:\n{_tail(log)}"
-            )
+            raise CommandFailedError(f"{address} did not answer within {START_TIMEOUT_SECONDS} s. {_end_of(log)}")
         time.sleep(POLL_SECONDS)
 
 
@@ -332,5 +330,7 @@ class _Restarts:
         return text
 
 
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
+def _end_of(log: Path) -> str:
+    """Return the last lines of the log, below a sentence that names it."""
+    lines = log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+    return "\n".join([f"The end of {log}:", *lines])

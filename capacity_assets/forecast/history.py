@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ARRAY, Connection, Row, Text, TextualSelect, any_, literal, select, text
 
-from capacity_assets.aggregates.groups import GROUP_PARTS
+from capacity_assets.aggregates.groups import GROUP_DAYS_OF_SERVERS
 from capacity_assets.database.cluster import copied_for_reading
 from capacity_assets.database.tables import instances, is_active
 from capacity_assets.forecast.model import Sizes, without_steps
@@ -139,12 +139,13 @@ def open_history_reader(
 
 
 def _departed_parameters(connection: Connection, as_of: date) -> dict[str, object]:
-    """Return the parameters of `_DEPARTED_GROUP_DAYS`: the servers out of service that were last measured before a day.
+    """Return the parameters of `departed_group_days`: the servers out of service that were last measured before a day.
 
     A server that was not measured within a month counts as departed. On days before the oldest sample that is kept,
     sizes are daily aggregates.
     """
-    retired = connection.execute(text(_RETIRED)).scalars().all()
+    of_retired = select(instances.c.id).where(~is_active(), instances.c.counted_by.is_(None))
+    retired = connection.execute(of_retired).scalars().all()
     since = [as_of + timedelta(days=ahead) for ahead in range(STALE_DAYS)]
     still = connection.execute(text(LAST_MEASURED), {"recent_days": since, "instance_ids": retired}).scalars().all()
     departed = sorted({*retired} - {*still})
@@ -154,7 +155,7 @@ def _departed_parameters(connection: Connection, as_of: date) -> dict[str, objec
         f"without_{name}": [day for day in days if oldest_day is None or day < oldest_day]
         for name, oldest_day in oldest._mapping.items()  # noqa: SLF001 -- SQLAlchemy's public name
     }
-    return {"departed": departed, "days": days, **without}
+    return {"departed": departed, "servers": departed, "days": days, **without}
 
 
 @dataclass(frozen=True)
@@ -310,34 +311,18 @@ WHERE c.before IS NULL OR c.servers >= c.before OR (coalesce(c.after, 0) <= c.se
 """The daily sums of groups (`group_days`), without days on which a server is missing: there are fewer than within 14
 days before, and more again within 14 days after, or a server in service was not measured since (`last_measured`)."""
 
-_RETIRED = "SELECT id FROM instances WHERE NOT (is_active AND deleted_at IS NULL) AND counted_by IS NULL"
 _OLDEST_DAYS = """
 SELECT (SELECT min(collected_date) FROM instance_size_stats) AS instance_size_stats,
        (SELECT min(collected_date) FROM database_size_stats) AS database_size_stats
 """
-# What servers that left contributed to the stored sums. `GROUP_PARTS` reads the parts that are named like its tables.
-_DEPARTED_GROUP_DAYS = f"""
-WITH instance_size_stats AS (
-    SELECT * FROM instance_size_stats WHERE instance_id = ANY (CAST(:departed AS integer[]))
-), database_size_stats AS (
-    SELECT * FROM database_size_stats WHERE instance_id = ANY (CAST(:departed AS integer[]))
-), instance_size_aggregations AS (
-    SELECT * FROM instance_size_aggregations WHERE instance_id = ANY (CAST(:departed AS integer[]))
-), database_size_aggregations AS (
-    SELECT * FROM database_size_aggregations WHERE instance_id = ANY (CAST(:departed AS integer[]))
-)
-SELECT collected_date AS day, label_key, label_value, CAST(sum(size_mb) AS bigint) AS size_mb,
-       count(DISTINCT instance_id) AS servers
-FROM ({GROUP_PARTS}) AS parts GROUP BY collected_date, label_key, label_value
-"""  # noqa: S608 -- the rule of groups is defined once
 # The sums of groups without servers that left.
 _GROUP_DAYS = """
 SELECT g.label_key, g.label_value, g.day, greatest(g.size_mb - coalesce(d.size_mb, 0), 0) AS size_mb,
-       g.servers - coalesce(d.servers, 0) AS servers
+       g.servers - coalesce(d.server_count, 0) AS servers
 FROM stored_group_days g
 LEFT JOIN departed_group_days d
-    ON d.label_key = g.label_key AND d.label_value = g.label_value AND d.day = g.day
-WHERE g.servers > coalesce(d.servers, 0)
+    ON d.label_key = g.label_key AND d.label_value = g.label_value AND d.collected_date = g.day
+WHERE g.servers > coalesce(d.server_count, 0)
 """
 
 # The days and sizes of each server, database and volume: samples, and before the first sample that is kept the daily
@@ -410,7 +395,7 @@ SOURCES = {
     "newest_volumes": _NEWEST_VOLUMES,
     "newest_ceilings": _NEWEST_CEILINGS,
     "last_measured": LAST_MEASURED,
-    "departed_group_days": _DEPARTED_GROUP_DAYS,
+    "departed_group_days": GROUP_DAYS_OF_SERVERS,
 }
 """The queries of samples and aggregates that statements read, by name, in the order in which nodes fill the tables."""
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, Row, Text, cast, select, table, text
 from sqlalchemy import column as sql_column
 
-from capacity_assets.aggregates.groups import GROUP_PARTS, day_parameters
+from capacity_assets.aggregates.groups import GROUP_PARTS, ROWS_OF_SERVERS, day_parameters
 from capacity_assets.base.declarations import DeclaredItems, checked_label, day_of, declarations, refuse_lacking
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import Period, Window
@@ -546,7 +546,7 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
     days = day_parameters(connection, window.dates)
     of_group = {"period": period.name, "start": window.start, "key": key, "value": value}
     servers = connection.execute(text(_LABELLED), of_group).scalars().all()
-    query = with_queries(_PARTS, **_ROWS_OF_SERVERS, parts=GROUP_PARTS)
+    query = with_queries(_PARTS, **ROWS_OF_SERVERS, parts=GROUP_PARTS)
     of_servers = {**of_group, **days, "servers": servers}
     parts = [GroupPart(*row) for row in connection.execute(query, of_servers)]
     stored = connection.execute(text(_STORED), of_group).one()
@@ -561,17 +561,6 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
 
 
 _LABELLED = "SELECT DISTINCT instance_id FROM capacity_labels WHERE key = :key AND value = :value"
-# `GROUP_PARTS` reads parts of the statement that are named like its tables instead of these.
-_ROWS_OF_SERVERS = {
-    "database_size_stats": "SELECT * FROM database_size_stats WHERE instance_id = ANY (CAST(:servers AS int[]))",
-    "instance_size_stats": "SELECT * FROM instance_size_stats WHERE instance_id = ANY (CAST(:servers AS int[]))",
-    "database_size_aggregations": (
-        "SELECT * FROM database_size_aggregations WHERE instance_id = ANY (CAST(:servers AS int[]))"
-    ),
-    "instance_size_aggregations": (
-        "SELECT * FROM instance_size_aggregations WHERE instance_id = ANY (CAST(:servers AS int[]))"
-    ),
-}
 _PARTS = f"""
 SELECT i.name, f.database_name, f.days, CAST(f.sum_mb AS bigint), nullif(held.database_pattern, ''),
        nullif(held.valid_from, DATE '0001-01-01')
