@@ -183,6 +183,7 @@ CAPACITY_DATABASE = "capacity"
 DAGSTER_DATABASE = "dagster"
 GATE = "postgres.gate.lock"
 READY_TIMEOUT_SECONDS = 60
+GONE_TIMEOUT_SECONDS = 10
 # Space that a server needs without rows, and with the demo's fleet; measured, and rounded up.
 NEEDED_MB, DEMO_MB = 100, 400
 LOG_BYTES_READ = 1 << 16
@@ -251,13 +252,24 @@ def start_again(data: Path, sql_port: int | None = None) -> bool:
                 pass
             else:
                 return False
-        # As process 1 of a container, this process has to wait for it.
-        with suppress(OSError, ValueError, IndexError):
-            os.waitpid(int((data / "postmaster.pid").read_text().splitlines()[0]), os.WNOHANG)
+        _wait_until_gone(data)
         _listen_on(_start(data), sql_port, is_alone=True)
         # Recovery may last longer than the programs that start the server wait for it.
         _connect(EmbeddedServer(str(where.parent)), data).close()
     return True
+
+
+def _wait_until_gone(data: Path) -> None:
+    """Wait until the process of a server whose socket refuses is gone, because the package takes it for running."""
+    deadline = time.monotonic() + GONE_TIMEOUT_SECONDS
+    with suppress(OSError, ValueError, IndexError):
+        number = int((data / "postmaster.pid").read_text().splitlines()[0])
+        while time.monotonic() < deadline:
+            # As process 1 of a container, this process has to collect it.
+            with suppress(ChildProcessError):
+                os.waitpid(number, os.WNOHANG)
+            os.kill(number, 0)  # raises ProcessLookupError when it is gone
+            time.sleep(0.05)
 
 
 # Every user who reaches the socket, which is in a private folder, is trusted, as without a port.

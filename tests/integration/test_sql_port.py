@@ -165,15 +165,21 @@ def test_a_server_that_was_left_open_is_closed_by_the_next_user(own: Settings) -
 
 
 @pytest.mark.nightly("starts further servers")
-def test_a_server_that_ended_is_started_again_with_its_port(own: Settings, port: int) -> None:
+@pytest.mark.parametrize("is_slow", [False, True], ids=["gone", "its process is there for another second"])
+def test_a_server_that_ended_is_started_again_with_its_port(own: Settings, port: int, *, is_slow: bool) -> None:
     password = (own.home / "sql-password").read_text().strip()
     pid = int((own.postgres_data / "postmaster.pid").read_text().splitlines()[0])
     os.kill(pid, 9)
     deadline = time.monotonic() + 20
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    slow = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
+    if is_slow:
+        file = own.postgres_data / "postmaster.pid"
+        file.write_text(file.read_text().replace(str(pid), str(slow.pid), 1))
 
     assert start_again(own.postgres_data, port)
+    slow.wait()
     with psycopg.connect(login(port, password)) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
