@@ -11,9 +11,9 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, tzinfo
 from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
@@ -110,6 +110,8 @@ def up(
             sql_login = None if sql_port is None else opened.enter_context(_opened_to_sql(settings, sql_port))
             with dagster_instance(environment):
                 pass  # creates Dagster's tables and sets the limits of the pools
+            # Opened before anything is served: from then on, a server that ends is restarted.
+            read_activity = opened.enter_context(_opened_activity(settings, sql_port))
             ui_address, pages_address = f"http://{HOST}:{port}", f"http://{HOST}:{pages_port}"
             # The UI and the pages link to each other by these addresses.
             environment["CAPACITY_DAGSTER_URL"] = settings.dagster_url_of_people or ui_address
@@ -134,7 +136,7 @@ def up(
                     if sql_login is not None:
                         say(sql_login)
                     say(f"Log: {log}. Ctrl-C stops everything, including the embedded server.")
-                    ended = _report_until_one_exits(processes, settings, stop, sql_port)
+                    ended = _report_until_one_exits(processes, read_activity, settings.zone, stop)
                     raise CommandFailedError(f"{ended} {_end_of(log)}")
                 except StopRequestedError:
                     say("Stopping ...")
@@ -273,31 +275,47 @@ def is_served(address: str) -> bool:
     return status in {HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
 
-def _report_until_one_exits(
-    processes: Processes, settings: Settings, stop: threading.Event, sql_port: int | None
-) -> str:
-    """Print a line whenever the runs or late windows change, until a process ends; return which one and how."""
-    shown, runs = "", list[ActiveRun]()
+@contextmanager
+def _opened_activity(settings: Settings, sql_port: int | None) -> Iterator[Callable[[], str]]:
+    """Yield a function that returns a line on runs and late windows; it restarts an embedded server that ended."""
+    runs = list[ActiveRun]()
     late: list[IncompleteWindow] | None = None
-    readings, restarts = itertools.count(), _Restarts(settings, sql_port)
+    readings = itertools.count()
+    restarts = _Restarts(settings, sql_port)
+
     with dagster_storage(settings) as storage, open_task_runner(settings, connect=False) as runner:
-        while not (ended := processes.ended):
-            if stop.is_set():
-                raise StopRequestedError
+
+        def read() -> str:
+            nonlocal runs, late
+            if restart := restarts.start_again_if_ended():
+                return restart
             try:
                 before, runs = runs, status.active_runs(storage)
                 if next(readings) % READINGS_PER_CHECK_FOR_LATE == 0 or len(runs) < len(before):
                     late = None
                     late = status.late_windows(runner, followed=not status.has_failed(runs))
-                text = status.silent_location(settings) or status.activity_text(runs, late)
+                return status.silent_location(settings) or status.activity_text(runs, late)
             except (*DATABASE_FAILURES, DagsterPostgresException) as error:
-                text = restarts.start_again_if_ended() or f"the list of runs cannot be read: {reason_of(error)}"
+                return f"the list of runs cannot be read: {reason_of(error)}"
             except CapacityError:
-                text = status.activity_text(runs, None)
-            if text != shown:
-                say(f"{datetime.now(tz=settings.zone):%H:%M:%S %z} {text}")
-                shown = text
-            stop.wait(READING_SECONDS)
+                return status.activity_text(runs, None)
+
+        yield read
+
+
+def _report_until_one_exits(
+    processes: Processes, read_activity: Callable[[], str], zone: tzinfo, stop: threading.Event
+) -> str:
+    """Print a line whenever the activity changes, until a process ends; return which one and how."""
+    shown = ""
+    while not (ended := processes.ended):
+        if stop.is_set():
+            raise StopRequestedError
+        text = read_activity()
+        if text != shown:
+            say(f"{datetime.now(tz=zone):%H:%M:%S %z} {text}")
+            shown = text
+        stop.wait(READING_SECONDS)
     return ended
 
 

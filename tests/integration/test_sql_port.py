@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,12 @@ import pytest
 from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.settings import Settings
 from capacity_assets.cli.up import _opened_to_sql
-from capacity_assets.database.embedded import EmbeddedServerError, embedded_server, sql_password, start_again
+from capacity_assets.database.embedded import (
+    EmbeddedServerError,
+    embedded_server,
+    sql_password,
+    start_again,
+)
 from capacity_assets.runtime import open_engine, prepare_database
 from tests.command import capacity
 from tests.servers import free_port
@@ -164,24 +170,40 @@ def test_a_server_that_was_left_open_is_closed_by_the_next_user(own: Settings) -
             assert local.execute("SHOW listen_addresses").fetchone() == ("",)
 
 
+def kill_server(settings: Settings, in_place_of_it: int | None = None) -> None:
+    """Kill the server; its process is then seen as gone, or as this other one."""
+    file = settings.postgres_data / "postmaster.pid"
+    number = file.read_text().splitlines()[0]
+    os.kill(int(number), 9)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{number}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if in_place_of_it is not None:
+        file.write_text(file.read_text().replace(number, str(in_place_of_it), 1))
+
+
 @pytest.mark.nightly("starts further servers")
 @pytest.mark.parametrize("is_slow", [False, True], ids=["gone", "its process is there for another second"])
 def test_a_server_that_ended_is_started_again_with_its_port(own: Settings, port: int, *, is_slow: bool) -> None:
     password = (own.home / "sql-password").read_text().strip()
-    pid = int((own.postgres_data / "postmaster.pid").read_text().splitlines()[0])
-    os.kill(pid, 9)
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
     slow = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
-    if is_slow:
-        file = own.postgres_data / "postmaster.pid"
-        file.write_text(file.read_text().replace(str(pid), str(slow.pid), 1))
+    kill_server(own, in_place_of_it=slow.pid if is_slow else None)
 
     assert start_again(own.postgres_data, port)
     slow.wait()
     with psycopg.connect(login(port, password)) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.nightly("starts a further server")
+def test_a_server_whose_process_vanishes_while_it_is_stopped_counts_as_stopped(own: Settings) -> None:
+    with embedded_server(own.postgres_data):
+        owner = (own.postgres_data / "postmaster.pid").stat().st_uid
+        vanishing = subprocess.Popen(["/bin/sleep", "30"], user=owner)
+        collector = threading.Thread(target=vanishing.wait)
+        collector.start()
+        kill_server(own, in_place_of_it=vanishing.pid)
+    collector.join()
 
 
 def test_a_server_in_use_is_not_restarted_for_the_port(own: Settings) -> None:
