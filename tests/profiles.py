@@ -41,7 +41,7 @@ hypothesis_settings.load_profile("capacity")
 
 
 def nightly_except(values: Iterable[Any], *every_run: Any) -> list[Any]:
-    """Return values as parameters of a test, all but `every_run` for the profile nightly only."""
+    """Return values as parameters of a test, all but `every_run` for the profiles full and nightly only."""
     further = pytest.mark.nightly("tries a further case")
     return [pytest.param(value, marks=() if value in every_run else further) for value in values]
 

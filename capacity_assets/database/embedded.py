@@ -267,7 +267,10 @@ def _accepts_connections(data: Path) -> bool:
 
 
 def _wait_until_gone(data: Path) -> None:
-    """Wait until the process of a server that ended is gone, because the package takes it for running."""
+    """Wait until the process of a server that ended is gone, because the package takes it for running.
+
+    psutil does not wait for that: on Linux, its wait returns when a process ends, before its parent collects it.
+    """
     deadline = time.monotonic() + GONE_TIMEOUT_SECONDS
     with suppress(OSError, ValueError, IndexError):
         number = int((data / "postmaster.pid").read_text().splitlines()[0])

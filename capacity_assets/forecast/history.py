@@ -139,10 +139,10 @@ def open_history_reader(
 
 
 def _departed_parameters(connection: Connection, as_of: date) -> dict[str, object]:
-    """Return the parameters of `departed_group_days`: the servers out of service that were last measured before a day.
+    """Return the parameters of `departed_group_days`: servers out of service that were last measured before a day.
 
     A server that was not measured within a month counts as departed. On days before the oldest sample that is kept,
-    sizes are daily aggregates.
+    sizes are daily aggregates. Steps of groups leave the same servers out.
     """
     of_retired = select(instances.c.id).where(~is_active(), instances.c.counted_by.is_(None))
     retired = connection.execute(of_retired).scalars().all()
@@ -155,7 +155,7 @@ def _departed_parameters(connection: Connection, as_of: date) -> dict[str, objec
         f"without_{name}": [day for day in days if oldest_day is None or day < oldest_day]
         for name, oldest_day in oldest._mapping.items()  # noqa: SLF001 -- SQLAlchemy's public name
     }
-    return {"departed": departed, "servers": departed, "days": days, **without}
+    return {"servers": departed, "days": days, **without}
 
 
 @dataclass(frozen=True)
@@ -490,7 +490,7 @@ WITH spans AS MATERIALIZED (
 )
 SELECT m.key, m.value, array_agg(DISTINCT e.day - :before_first) AS days
 FROM members m JOIN ends e ON e.instance_id = m.instance_id AND coalesce(e.key, m.key) = m.key
-WHERE m.instance_id <> ALL (CAST(:departed AS integer[]))
+WHERE m.instance_id <> ALL (CAST(:servers AS integer[]))
 GROUP BY m.key, m.value HAVING count(DISTINCT e.day) <= 24
 """
 _GROUPS = """
