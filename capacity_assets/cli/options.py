@@ -48,12 +48,18 @@ class CommandFailedError(CapacityError):
     """A command failed; the text says why, what to do, and what was kept of finished work."""
 
 
+def is_ignored(number: signal.Signals) -> bool:
+    """Whether a signal has to stay without effect, as SIGHUP for a command that `nohup` runs."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Print known failures as text and exit with their code."""
     # A KeyboardInterrupt lets a command release its resources, such as the embedded server or a lock.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        if not is_ignored(number):
+            signal.signal(number, signal.default_int_handler)
     try:
         yield
     except (ConfigurationError, ValidationError, errors.NotFoundError) as error:

@@ -25,7 +25,7 @@ from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, Databa
 from capacity_assets.base.network import UnansweredError, ask
 from capacity_assets.base.settings import Settings
 from capacity_assets.cli import status
-from capacity_assets.cli.options import CommandFailedError, command, say
+from capacity_assets.cli.options import CommandFailedError, command, is_ignored, say
 from capacity_assets.cli.serve import HOST, refuse_a_taken_port
 from capacity_assets.cli.status import ActiveRun
 from capacity_assets.database import embedded
@@ -158,7 +158,8 @@ def _refuse_impossible_ports(settings: Settings, ports: Mapping[str, int | None]
         if port in options:
             raise ValidationError(f"{options[port]} and {option} are both {port}.")
         options[port] = option
-        refuse_a_taken_port(port, option=option)
+        if option != "--sql-port" or not embedded.is_open_on(settings.postgres_data, port):
+            refuse_a_taken_port(port, option=option)
 
 
 @contextmanager
@@ -209,7 +210,7 @@ def _stop_signals() -> Iterator[threading.Event]:
         requested.set()
         raise StopRequestedError
 
-    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS if not is_ignored(number)}
     try:
         yield requested
     except StopRequestedError:

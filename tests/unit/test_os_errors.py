@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import click
 import pytest
@@ -11,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.base.errors import sentence_of
 from capacity_assets.cli.options import readable_errors
+from capacity_assets.cli.up import STOP_SIGNALS, _stop_signals
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,22 @@ def test_a_command_ends_with_the_sentence_and_a_defect_is_not_hidden(error: OSEr
             "capacity: /data: Input/output error. Check the log of the machine: the disk may be failing. "
             "Completed work was kept. Run the same command again afterwards.\n"
         )
+
+
+@pytest.mark.parametrize("block", [readable_errors, _stop_signals])
+def test_a_command_that_nohup_runs_goes_on_when_the_terminal_is_closed(
+    block: Callable[[], AbstractContextManager[object]],
+) -> None:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with block():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_command_without_a_free_connection_ends_with_a_sentence() -> None:
