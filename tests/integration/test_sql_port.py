@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,8 @@ import pytest
 
 from capacity_assets.base.errors import CapacityError
 from capacity_assets.base.settings import Settings
-from capacity_assets.cli.up import _opened_to_sql
+from capacity_assets.cli.options import CommandFailedError
+from capacity_assets.cli.up import _opened_to_sql, _refuse_impossible_ports
 from capacity_assets.database.embedded import (
     EmbeddedServerError,
     embedded_server,
@@ -162,6 +163,9 @@ def test_a_server_that_was_left_open_is_closed_by_the_next_user(own: Settings) -
     subprocess.run([sys.executable, "-c", script, str(own.postgres_data), str(port)], check=False)
     with socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
+    _refuse_impossible_ports(own, {"--sql-port": port})
+    with pytest.raises(CommandFailedError, match=f"Port {port} on 127.0.0.1 cannot be used"):
+        _refuse_impossible_ports(own, {"--sql-port": None, "--port": port})
 
     with embedded_server(own.postgres_data) as server:
         with pytest.raises(ConnectionRefusedError):
@@ -170,40 +174,47 @@ def test_a_server_that_was_left_open_is_closed_by_the_next_user(own: Settings) -
             assert local.execute("SHOW listen_addresses").fetchone() == ("",)
 
 
-def kill_server(settings: Settings, in_place_of_it: int | None = None) -> None:
-    """Kill the server; its process is then seen as gone, or as this other one."""
+def kill_server(settings: Settings, left: str | None = None) -> None:
+    """Kill the server; then its file is as it was, with another number, or empty."""
     file = settings.postgres_data / "postmaster.pid"
     number = file.read_text().splitlines()[0]
     os.kill(int(number), 9)
     deadline = time.monotonic() + 20
     while Path(f"/proc/{number}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    if in_place_of_it is not None:
-        file.write_text(file.read_text().replace(number, str(in_place_of_it), 1))
+    if left is not None:
+        file.write_text(left and file.read_text().replace(number, left, 1))
 
 
 @pytest.mark.nightly("starts further servers")
 @pytest.mark.parametrize("is_slow", [False, True], ids=["gone", "its process is there for another second"])
-def test_a_server_that_ended_is_started_again_with_its_port(own: Settings, port: int, *, is_slow: bool) -> None:
+def test_a_server_that_ended_is_started_again_with_its_port(
+    own: Settings, port: int, tmp_path: Path, *, is_slow: bool
+) -> None:
     password = (own.home / "sql-password").read_text().strip()
-    slow = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
-    kill_server(own, in_place_of_it=slow.pid if is_slow else None)
+    shutil.copy("/bin/sleep", tmp_path / "postgres")
+    slow = subprocess.Popen([tmp_path / "postgres", "1"])
+    kill_server(own, left=str(slow.pid) if is_slow else None)
 
     assert start_again(own.postgres_data, port)
+    assert not is_slow or slow.poll() == 0
     slow.wait()
     with psycopg.connect(login(port, password)) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
-@pytest.mark.nightly("starts a further server")
-def test_a_server_whose_process_vanishes_while_it_is_stopped_counts_as_stopped(own: Settings) -> None:
-    with embedded_server(own.postgres_data):
-        owner = (own.postgres_data / "postmaster.pid").stat().st_uid
-        vanishing = subprocess.Popen(["/bin/sleep", "30"], user=owner)
-        collector = threading.Thread(target=vanishing.wait)
-        collector.start()
-        kill_server(own, in_place_of_it=vanishing.pid)
-    collector.join()
+@pytest.mark.parametrize("is_cut", [False, True], ids=["another program has its number", "its file is cut"])
+def test_after_a_crash_the_server_starts_and_no_other_program_is_ended(own: Settings, *, is_cut: bool) -> None:
+    other = subprocess.Popen(["/bin/sleep", "30"])
+    for _ in range(2):
+        with embedded_server(own.postgres_data) as server:
+            with psycopg.connect(host=server.socket_folder, user="postgres", dbname="capacity") as local:
+                assert local.execute("SELECT 1").fetchone() == (1,)
+            kill_server(own, left="" if is_cut else str(other.pid))
+
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
 def test_a_server_in_use_is_not_restarted_for_the_port(own: Settings) -> None:
