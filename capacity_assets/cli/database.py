@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
+from pydantic import SecretStr
 
 from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, ValidationError, database_errors, reason_of
 from capacity_assets.base.settings import Settings
@@ -22,7 +23,7 @@ from capacity_assets.database.engine import (
     ensure_reachable,
     safe_url,
 )
-from capacity_assets.history.other_databases import address_of, copy_database
+from capacity_assets.history.other_databases import address_of, copy_database, refuse_rows
 from capacity_assets.history.retention import MaintenanceError, MaintenanceReport
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage
 from capacity_assets.runtime import open_engine, prepare_database, retention_service
@@ -188,14 +189,19 @@ def copy(settings: Settings, /, *, address: str, password_from: str | None) -> R
       capacity copy postgresql://capacity@db.example/capacity --password-from env:CAPACITY_OWNER_PASSWORD
     """
     with disposed(capacity_engine(address_of(address, password_from, settings))) as target:
+        address_there = SecretStr(target.url.render_as_string(hide_password=False))
+        settings_there = settings.model_copy(update={"database_url": address_there})
         with options.open_database(settings) as source:
             ensure_reachable(target, "ADDRESS")
             with database_errors(doing="preparing the target"):
-                prepare_database(target, settings)
+                # Before the schema is created, which would upgrade the database of another program.
+                with target.connect() as connection:
+                    refuse_rows(connection)
+                prepare_database(target, settings_there)
             copied = copy_database(source, target, lambda table, rows: say(f"  {table}: {counted(rows, 'row')}"))
         try:
             # Moves rows of months that had no partition from the default one.
-            prepare_database(target, settings)
+            prepare_database(target, settings_there)
         except (CapacityError, *DATABASE_FAILURES) as error:
             reason = reason_of(error).rstrip(".")
             raise options.CommandFailedError(

@@ -218,7 +218,7 @@ def copy_database(source: Engine, target: Engine, on_table: OnTable) -> dict[str
             for connection in (reading, writing):
                 # A table may take hours, and ends with the transaction.
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
-            _refuse_rows(writing)
+            refuse_rows(writing)
             writing.execute(delete(capacity_settings))
             copied = {}
             for table in COPIED:
@@ -227,10 +227,12 @@ def copy_database(source: Engine, target: Engine, on_table: OnTable) -> dict[str
     return copied
 
 
-def _refuse_rows(writing: Connection) -> None:
+def refuse_rows(connection: Connection) -> None:
+    """Raise ValidationError if a table of a target has rows; the tables may be missing."""
+    present = set(inspect(connection).get_table_names())
     for table in COPIED:
         filled = select(select(literal(1)).select_from(table).exists())
-        if table is not capacity_settings and writing.execute(filled).scalar_one():
+        if table.name in present and table is not capacity_settings and connection.execute(filled).scalar_one():
             raise ValidationError(f"The target holds rows in {table.name}. Name an empty database.")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date
+from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import URL, Engine, inspect, text
 
 from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.aggregates.service import AggregationService
@@ -116,6 +117,43 @@ def test_a_legacy_database_becomes_partitioned_and_its_figures_are_those_of_a_ne
         computed = figures(engine, level)
         assert computed
         assert {key: row for key, row in figures(target, level).items() if key in computed} == computed
+
+
+@pytest.fixture
+def ordinary_owner(measured_postgres: PostgresServer) -> Iterator[str]:
+    """A role that may create no roles."""
+    measured_postgres.execute(f"CREATE ROLE ordinary LOGIN PASSWORD '{ADMIN_PASSWORD}'")
+    yield "ordinary"
+    measured_postgres.execute("DROP ROLE ordinary")
+
+
+@pytest.mark.single_server("starts an embedded server of its own")
+def test_the_embedded_database_is_copied_by_an_ordinary_owner_and_a_target_with_rows_is_not_touched(
+    ordinary_owner: str,
+    target: Engine,
+    measured_postgres: PostgresServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CAPACITY_HOME", str(tmp_path / "home"))
+    measured_postgres.execute(f"ALTER DATABASE moved OWNER TO {ordinary_owner}")
+    there = target.url.set(username=ordinary_owner)
+    monkeypatch.setenv("NEW_URL", there.render_as_string(hide_password=False))
+    execute(target, f"CREATE TABLE instances (id integer); ALTER TABLE instances OWNER TO {ordinary_owner}")
+    execute(target, "INSERT INTO instances VALUES (1)")
+    assert capacity("init").exit_code == 0
+
+    refused = capacity("copy", "env:NEW_URL")
+
+    assert refused.exit_code == 2
+    assert "The target holds rows in instances. Name an empty database." in refused.output
+    assert inspect(target).get_table_names() == ["instances"]
+
+    execute(target, "DROP TABLE instances")
+    done = capacity("copy", "env:NEW_URL")
+
+    assert done.exit_code == 0, done.output
+    assert schema_state(target).fit
 
 
 @pytest.mark.usefixtures("filled")
