@@ -164,8 +164,8 @@ class ServerDeclarations(NamedTuple):
     labels: list[Label]
 
 
-def declared_servers(path: Path, label_keys: Sequence[str] | None = None) -> ServerDeclarations:
-    """Read a file; labels (`labels`, in CSV `label_KEY`) are read if there are `label_keys`.
+def declared_servers(path: Path, label_keys: Sequence[str]) -> ServerDeclarations:
+    """Read a file; labels (`labels`, in CSV `label_KEY`) must have one of `label_keys`.
 
     Raises ValidationError with all problems: the file cannot be read, or declarations are wrong.
     """
@@ -173,7 +173,7 @@ def declared_servers(path: Path, label_keys: Sequence[str] | None = None) -> Ser
     def read(values: Mapping[str, Any]) -> tuple[Server, list[Limit], list[Label]]:
         server, limit = _server(values), values.get(LIMIT)
         limits = [] if limit is None else [Limit(server.name, None, megabytes_of(str(limit)))]
-        labels = labels_from_values(server.name, None, _label_values(values), label_keys, None) if label_keys else []
+        labels = labels_from_values(server.name, None, _label_values(values), label_keys, None)
         return server, limits, labels
 
     declared = read_each(_entries(path), read)

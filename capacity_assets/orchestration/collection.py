@@ -60,6 +60,7 @@ from capacity_assets.orchestration.metadata import (
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.orchestration.private import create_external_asset_from_source_asset
 from capacity_assets.orchestration.runways import RUNWAY, runway_schedule
+from capacity_assets.ownership.labels import declare_labels
 from capacity_assets.reading.windows import data_versions, days_with_samples
 
 RAW_GROUP = "raw"
@@ -303,9 +304,10 @@ def registered_servers(graph: Graph, path: Path) -> dg.AssetsDefinition:
             engine, declarer = Services.of(context).engine, graph.settings.declarer
             refuse_an_unfit_database(engine)
             refuse_the_sample_fleet(engine)
-            declared = declared_servers(path)
+            declared = declared_servers(path, graph.settings.label_keys)
             changes = register_servers(engine, declared.servers, by=declarer)
             declare_limits(engine, declared.limits, by=declarer)
+            declare_labels(engine, declared.labels, Services.of(context).collection.clock.today(), by=declarer)
         return dg.MaterializeResult(metadata={f"{name}_servers": len(names) for name, names in asdict(changes).items()})
 
     return servers

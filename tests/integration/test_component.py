@@ -29,6 +29,7 @@ username = "capacity_probe"
 [[servers]]
 name = "db-1"
 host = "db-1.example"
+labels = { team = "payments" }
 
 [[servers]]
 name = "db-2"
@@ -63,7 +64,11 @@ def test_a_component_brings_the_graph_and_registers_the_servers_of_its_file(engi
 
     with engine.connect() as connection:
         names = connection.execute(text("SELECT name FROM instances ORDER BY name")).scalars().all()
+        labels = connection.execute(
+            text("SELECT name, key, value FROM capacity_labels JOIN instances ON id = instance_id")
+        ).all()
     assert names == ["db-1", "db-2"]
+    assert labels == [("db-1", "team", "payments")]
     assert (first["added_servers"], first["unchanged_servers"]) == (2, 0)
     assert (second["added_servers"], second["unchanged_servers"]) == (0, 2)
     assert {"monthly_database_aggregations", "database_size_stats", REGISTERED_SERVERS} <= keys

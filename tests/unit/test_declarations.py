@@ -33,11 +33,15 @@ counted_by = "db-7"
 """
 
 
+ONE = "[[servers]]\nname='a'\nengine='postgresql'\nhost='h'"
+KEYS = ("team", "environment")
+
+
 def test_a_file_declares_servers_with_defaults_for_all_and_by_engine(tmp_path: Path) -> None:
     path = tmp_path / "servers.toml"
     path.write_text(TOML)
 
-    assert declared_servers(path).servers == [
+    assert declared_servers(path, KEYS).servers == [
         Server(
             "db-7",
             "postgresql",
@@ -67,7 +71,7 @@ def test_a_spreadsheet_declares_the_same(tmp_path: Path) -> None:
         "name,engine,host,port,username,password_from\ndb-7,postgresql,h,,u,env:X\nb,mysql,/run/my.sock,,,\n"
     )
 
-    first, second = declared_servers(path).servers
+    first, second = declared_servers(path, KEYS).servers
 
     assert (first.port, first.password_from, first.tls) == (5432, "env:X", "verify-full")
     assert (second.host, second.tls, second.username) == ("/run/my.sock", "off", None)
@@ -76,11 +80,11 @@ def test_a_spreadsheet_declares_the_same(tmp_path: Path) -> None:
 def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
     path = tmp_path / "servers.csv"
     path.write_text("name;engine;host\na;mysql;h\n")
-    assert [server.name for server in declared_servers(path).servers] == ["a"]
+    assert [server.name for server in declared_servers(path, KEYS).servers] == ["a"]
 
     path.write_text("name,engine,host\na,mysql,h,surplus\n")
     with pytest.raises(ValidationError, match="line 2 has more fields than there are headings"):
-        declared_servers(path)
+        declared_servers(path, KEYS)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +110,7 @@ def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
         ("[[server]]\nname='a'", "'server' is not one of the tables"),
         ("servers = 3", "Write each server as a table"),
         ("password = 'hunter2", "cannot be read"),
+        (f"{ONE}\nlabels={{ colour='red' }}", "'colour' is not a label key; CAPACITY_LABEL_KEYS has team"),
         ("", "declares no server"),
     ],
 )
@@ -116,7 +121,7 @@ def test_what_cannot_work_is_refused_with_the_place_and_never_repeats_a_password
     path.write_text(text)
 
     with pytest.raises(ValidationError) as refused:
-        declared_servers(path)
+        declared_servers(path, KEYS)
 
     assert reason in str(refused.value)
     assert "hunter2" not in str(refused.value)
@@ -127,7 +132,7 @@ def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
     path.write_text(TOML.replace('"postgresql"', '"postgres"').replace("3307", "-1"))
 
     with pytest.raises(ValidationError) as refused:
-        declared_servers(path)
+        declared_servers(path, KEYS)
 
     lines = str(refused.value).splitlines()
     assert [line.partition(":")[0] for line in lines] == ["server 1", "server 2"]
@@ -135,7 +140,7 @@ def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="cannot be read: No such file"):
-        declared_servers(tmp_path / "nowhere.toml")
+        declared_servers(tmp_path / "nowhere.toml", KEYS)
 
 
 @pytest.mark.parametrize(
