@@ -111,14 +111,10 @@ def servers_result(
         text = not_measured if failing else "All servers measured."
     else:
         fleet = collection_state(engine)
-        failing, failed = (
-            [
-                f"{failing_server.server}: {failing_server.kind}: {failing_server.reason}"
-                for failing_server in fleet.failing
-            ],
-            fleet.failed,
-        )
-        servers, text = [failing_server.server for failing_server in fleet.failing], fleet.text
+        failing = [f"{one.server}: {one.kind}: {one.reason}" for one in fleet.failing]
+        # Also those of earlier days, which `fleet.failed` does not count.
+        failed = len(failing)
+        servers, text = [one.server for one in fleet.failing], fleet.text
     with database_errors(doing="looking up servers"), engine.connect() as connection:
         numbers = {server: server_id_of(connection, server) for server in servers[:PAGES_LISTED]}
     pages = {name: subject_address("server", number) for name, number in numbers.items() if number is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import dagster as dg
 import pytest
 from sqlalchemy import text
 
@@ -12,8 +13,9 @@ from capacity_assets.base.errors import ValidationError
 from capacity_assets.collection.servers import Server, register_servers, registered_servers
 from capacity_assets.collection.service import CollectionService, CollectionSummary, parse_share
 from capacity_assets.database.locks import LockHeldError, samples_lock
+from capacity_assets.orchestration.checks import servers_result
 from tests.clocks import TODAY
-from tests.collecting import PASSWORD, Collection, at, failures
+from tests.collecting import PASSWORD, YESTERDAY, Collection, at, failures
 from tests.profiles import nightly_except
 from tests.servers import PostgresServer
 
@@ -88,6 +90,17 @@ def test_a_share_is_repeated_alone_and_measures_only_what_failed_in_it(collectio
     assert (again.processed_instances, again.failed_instances) == (1, 0)
     assert collection.service().count_remaining(TODAY, parse_share(failed_in)) == 0
     assert collection.service().count_remaining(TODAY) == 3, "those without a label were not asked for"
+
+
+@pytest.mark.usefixtures("servers")
+def test_the_check_fails_while_a_server_of_another_share_has_failed_since_yesterday(collection: Collection) -> None:
+    collection.collect(YESTERDAY)
+    collection.collect(share=parse_share("zone="))
+
+    result = servers_result(None, collection.engine, None, dg.AssetKey("instance_size_stats"))
+
+    assert not result.passed
+    assert "db-9: login: " in str(result.description)
 
 
 @pytest.mark.usefixtures("servers")
