@@ -21,7 +21,7 @@ from datetime import date, timedelta
 from sqlalchemy import Connection, Engine, Table, text
 
 from capacity_assets.aggregates.ledger import IncompleteWindow, Ledger
-from capacity_assets.aggregates.levels import LEVELS, Level, aggregates_name
+from capacity_assets.aggregates.levels import GROUP, LEVELS, Level, aggregates_name
 from capacity_assets.base.errors import DatabaseError, database_errors
 from capacity_assets.base.periods import PERIODS, YEAR_AND_MONTH_DAYS, Clock, Period, Window
 from capacity_assets.base.settings import ConfigurationError
@@ -156,7 +156,8 @@ class RetentionPlan:
         """
         if table not in SAMPLES:
             return None
-        level = _level_of(table)
+        # Those of groups read the samples of both tables.
+        levels = [level for level in LEVELS.values() if table in level.raw_tables]
         ask = self.ledger.take_over if is_locked else self.ledger.gather
         ask("Completed steps were kept; no further sample was dropped.", NODE_SECONDS)
         undecided = self.ledger.undecided(connection)
@@ -169,10 +170,14 @@ class RetentionPlan:
                 not_over = f"the {period.name} window from {reading[-1].start} reads them and is not over"
                 break
             windows[period] = reading
-        left = self.ledger.incomplete_windows_seen_by(connection, level, windows)
-        if left or not_over or is_locked:
-            return self._sentence(left[0]) if left else not_over
-        return self._lost_rows(connection, level, windows, today)
+        for level in levels:
+            left = self.ledger.incomplete_windows_seen_by(connection, level, windows)
+            if left:
+                return self._sentence(left[0])
+        if not_over or is_locked:
+            return not_over
+        lost = (self._lost_rows(connection, level, windows, today) for level in levels)
+        return next(filter(None, lost), None)
 
     def _lost_rows(
         self, connection: Connection, level: Level, windows: Mapping[Period, Sequence[Window]], today: date
@@ -190,7 +195,8 @@ class RetentionPlan:
     def _sentence(self, window: IncompleteWindow) -> str:
         period = self.periods[window.period_type]
         before = " (it is before CAPACITY_START_DATE)" if window.window.start < self._first(period) else ""
-        return f"the {period.name} window from {window.window.start} reads them and {window.reason}{before}"
+        of = " of groups" if window.level == GROUP.name else ""
+        return f"the {period.name} window{of} from {window.window.start} reads them and {window.reason}{before}"
 
     def _first(self, period: Period) -> date:
         return period.window_of(self.first_day).start
