@@ -303,13 +303,15 @@ def _unknown(connection: Connection, parameters: Mapping[str, object]) -> NotFou
     )
 
 
-# Searched by server and day, because keys begin with the day and there is no index on names.
+# Searched by server and day, because keys begin with the day and there is no index on names. Implausible days, such as
+# infinity, would be as many days to search.
 _SERVERS = """
 SELECT i.id, i.name, i.is_active AND i.deleted_at IS NULL AS active FROM instances i
 WHERE (CAST(:server AS text) IS NULL OR i.name = :server) AND (
     CAST(:database AS text) IS NULL
     OR EXISTS (
-        SELECT FROM (SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats) AS e
+        SELECT FROM (SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats
+                     WHERE collected_date BETWEEN DATE '1900-01-01' AND current_date + 1) AS e
         CROSS JOIN LATERAL generate_series(0, e.last - e.first) AS back
         CROSS JOIN LATERAL (
             SELECT FROM database_size_stats r
@@ -346,7 +348,8 @@ _NAMES_ON_SERVER = """
 SELECT DISTINCT database_name FROM database_size_stats
 WHERE instance_id = (SELECT id FROM instances WHERE name = :server) AND collected_date = ANY (ARRAY(
     SELECT e.last - back
-    FROM (SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats) AS e
+    FROM (SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats
+          WHERE collected_date BETWEEN DATE '1900-01-01' AND current_date + 1) AS e
     CROSS JOIN LATERAL generate_series(0, e.last - e.first) AS back))
 LIMIT :most
 """

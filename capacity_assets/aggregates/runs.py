@@ -54,6 +54,7 @@ from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES
 from capacity_assets.base.units import counted
 from capacity_assets.database.changes import WRITER_SETTING
 from capacity_assets.database.cluster import SETTINGS_OF_A_SLICE, is_distributed
+from capacity_assets.database.partitions import FIRST_PLAUSIBLE
 
 ALL_LEVELS = tuple(LEVELS)
 SCOPE_ALL = "all"
@@ -393,8 +394,9 @@ class AggregationRunner:
         if len(whole.instances) * whole.rows_read > INSTANCE_DAYS_PER_SLICE:
             # Days before the first sample, such as those of the year before, do not count.
             with database_errors(doing="looking for the first sample"):
+                day = self.level.source.c.collected_date
                 with self.engine.connect() as connection:
-                    first_day = connection.execute(sa.select(sa.func.min(self.level.source.c.collected_date))).scalar()
+                    first_day = connection.execute(sa.select(sa.func.min(day)).where(day >= FIRST_PLAUSIBLE)).scalar()
                 whole = replace(whole, since=first_day or date.min)
         # A fleet smaller than a slice is divided as well, so that slices run in parallel.
         worthwhile = max(1, len(whole.instances) * whole.rows_read // SMALLEST_SLICE)

@@ -311,9 +311,12 @@ WHERE c.before IS NULL OR c.servers >= c.before OR (coalesce(c.after, 0) <= c.se
 """The daily sums of groups (`group_days`), without days on which a server is missing: there are fewer than within 14
 days before, and more again within 14 days after, or a server in service was not measured since (`last_measured`)."""
 
+# Mistyped days are ignored.
 _OLDEST_DAYS = """
-SELECT (SELECT min(collected_date) FROM instance_size_stats) AS instance_size_stats,
-       (SELECT min(collected_date) FROM database_size_stats) AS database_size_stats
+SELECT (SELECT min(collected_date) FROM instance_size_stats
+        WHERE collected_date >= DATE '1900-01-01') AS instance_size_stats,
+       (SELECT min(collected_date) FROM database_size_stats
+        WHERE collected_date >= DATE '1900-01-01') AS database_size_stats
 """
 # The sums of groups without servers that left.
 _GROUP_DAYS = """

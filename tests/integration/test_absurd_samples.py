@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, Engine, text
 
+from capacity_assets.aggregates import runs
 from capacity_assets.aggregates.checks import CheckScope, run_checks
 from capacity_assets.aggregates.levels import DATABASE, SERVER_LEVELS
 from capacity_assets.aggregates.service import AggregationService
@@ -124,6 +125,33 @@ def test_samples_that_no_engine_can_hold_fail_their_own_servers_alone(
         size_mb = connection.execute(newest, {"day": TODAY}).scalar_one()
     # The next day is compared with it, so its change is impossible as well, except for the smallest size: of server-4.
     assert size_mb == 2 * GROWING[-1] * 2
+
+
+def test_days_that_cannot_be_meant_stop_no_computation_forecast_or_explanation(
+    fleet: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", fleet.url.render_as_string(hide_password=False))
+    monkeypatch.setattr(runs, "INSTANCE_DAYS_PER_SLICE", 1)
+    days = "unnest(ARRAY['-infinity', 'infinity', '9999-12-31', '0001-01-01']::date[])"
+    execute(
+        fleet,
+        f"INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
+        f"SELECT 1, 'orders', 1, {days}",
+        f"INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
+        f"SELECT 1, 1, 1, {days}",
+        "UPDATE instances SET is_active = false WHERE id = 2",
+    )
+
+    done = compute_windows(AggregationService(fleet, fixed_clock()), "monthly", FIRST, FIRST)
+    explained = capacity(
+        "explain", "orders", "--server", "server-1", "--period", "monthly", "--window", FIRST.isoformat()
+    )
+    unknown = capacity("explain", "order", "--server", "server-1")
+
+    assert [part.errors for part in done.summaries] == [(), (), ()]
+    assert issue_runways(fleet, TODAY, TODAY).left_out == []
+    assert explained.exit_code == 0, explained.output
+    assert "Did you mean 'orders'?" in unknown.output
 
 
 @pytest.mark.nightly("computes every period of absurd sizes")
