@@ -307,6 +307,10 @@ class CollectionService:
         """Fetch volumes from monitoring systems; called after the sizes are stored, so that no source delays them."""
         if self.volume_sources is None:
             return summary
+        if self.clock.today() != summary.day:
+            # A source says what is free now, which is a value of the next day.
+            trouble = f"{human_day(summary.day)} ended while servers were measured, so no monitoring system was queried"
+            return replace(summary, unknown_limits=(*summary.unknown_limits, trouble))
         fetched = fetch_volumes(self.engine, summary.day, self.volume_sources, self.context.secrets)
         unknown = (*summary.unknown_limits, *fetched.troubles)
         return replace(summary, unknown_limits=unknown, imported_volumes=len(fetched.volumes))

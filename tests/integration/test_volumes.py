@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.collection import prometheus as client
+from capacity_assets.collection.service import CollectionSummary
 from capacity_assets.forecast.runway import compute_runways
 from tests.clocks import TODAY
 from tests.collecting import Collection
@@ -207,10 +208,15 @@ def test_the_collection_fetches_after_it_has_measured_and_keeps_sizes_whatever_c
         file.write_text(SOURCE.format(url=url, label="x"))
         sourced = type(service)(**{**vars(service), "volume_sources": file})
         done = sourced.collect(TODAY)
+        ended = sourced._with_imported(CollectionSummary(TODAY - timedelta(days=1)))
         file.unlink()
         without = sourced.collect(TODAY, again=True)
 
     assert (done.imported_volumes, done.unknown_limits) == (1, ())
+    assert (ended.imported_volumes, ended.unknown_limits) == (
+        0,
+        ("19 Jul 2025 ended while servers were measured, so no monitoring system was queried",),
+    )
     assert without.imported_volumes == 0
     assert without.unknown_limits == (f"CAPACITY_VOLUME_SOURCES: {file} cannot be read: No such file or directory",)
 
