@@ -298,9 +298,11 @@ def aggregation_schedule(graph: Graph, period: Period) -> dg.ScheduleDefinition:
         if due.start < first.start:
             return dg.SkipReason(f"The window {due.key} is before the first partition, {first.key}.")
         before = _last_requested_before(context.instance, name, due.start)
-        windows = (
-            [due] if before is None else [w for w in period.windows_between(before, due.start) if w.start > before]
-        )
+        windows = [due]
+        if before is not None:
+            # Partitions may begin later than when it was requested.
+            missed = period.windows_between(max(before, first.start), due.start)
+            windows = [window for window in missed if window.start > before]
         if len(windows) > MOST_CAUGHT_UP:
             context.log.warning(
                 f"{len(windows)} windows were missed; the newest {MOST_CAUGHT_UP} are requested. "

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
+from dagster._core.test_utils import create_run_for_test
 
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import Settings
@@ -63,6 +64,22 @@ def test_a_tick_requests_today_or_the_window_just_closed(
 
     assert isinstance(request, dg.RunRequest)
     assert (request.partition_key, request.run_key) == (window, window)
+
+
+def test_after_the_first_partition_was_moved_forward_no_window_before_it_is_requested(
+    instance: dg.DagsterInstance, settings: Settings
+) -> None:
+    tags = {"dagster/schedule_name": "daily_aggregation_schedule", "dagster/partition": "2023-12-01"}
+    run = create_run_for_test(instance, "daily_aggregation_job", status=dg.DagsterRunStatus.SUCCESS, tags=tags)
+
+    request = tick(instance, settings, "daily", "2024-01-02T04:00")
+
+    instance.delete_run(run.run_id)
+    assert isinstance(request, dg.RunRequest)
+    assert (request.tags["dagster/asset_partition_range_start"], request.tags["dagster/asset_partition_range_end"]) == (
+        "2024-01-01",
+        "2024-01-02",
+    )
 
 
 @pytest.mark.parametrize("settings", ["Europe/Berlin", "America/New_York", "America/Santiago"], indirect=True)
