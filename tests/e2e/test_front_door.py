@@ -56,6 +56,7 @@ def test_the_demo_computes_every_period_and_prints_what_a_dba_asks_for(demo: Dem
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.nightly("computes the demo once more")
 def test_a_second_demo_changes_nothing(home: Path) -> None:
     again = run(home, "demo", timeout=DEMO_SECONDS)
 
@@ -110,6 +111,7 @@ def test_there_is_no_demo_to_take_away_where_none_was_made(tmp_path: Path) -> No
     assert f"There is no sample fleet under {tmp_path}." in " ".join(refused.stderr.split())
 
 
+@pytest.mark.nightly("starts a further demo")
 def test_the_demo_can_be_taken_away_and_leaves_room_for_real_servers(home: Path) -> None:
     removed = run(home, "demo", "--remove")
     own = run(home, "collect", "--own")

@@ -25,6 +25,7 @@ from capacity_assets.ownership.labels import Label, declare_labels
 from tests.alerted_fleet import clock_at
 from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
+from tests.profiles import nightly_except
 from tests.receiver import Receiver, receiving
 from tests.runs import QUICK_RETRIES, QUIET
 
@@ -496,7 +497,7 @@ def test_partitions_that_fail_together_are_one_message_and_each_is_told_again_on
     assert again.splitlines()[1] == "Partition: 2025-03-02"
 
 
-@pytest.mark.parametrize("collection", ["on", "off"])
+@pytest.mark.parametrize("collection", nightly_except(["on", "off"], "on"))
 def test_samples_that_stop_arriving_call_a_person_once_whoever_should_write_them(
     house: House, receiver: Receiver, engine: Engine, monkeypatch: pytest.MonkeyPatch, collection: str
 ) -> None:

@@ -117,6 +117,7 @@ def test_a_year_of_bills_has_the_newest_versions_and_gaps_where_there_is_none(pa
     assert re.search(r"<tspan[^>]*>no</tspan><tspan[^>]*>bill</tspan>", page)
 
 
+@pytest.mark.nightly("bills a year")
 @pytest.mark.usefixtures("today")
 def test_small_groups_of_a_year_are_one_series_and_every_month_adds_up(pages: Pages, engine: Engine) -> None:
     for number in range(10):

@@ -65,6 +65,7 @@ def metadata_of_partition(result: dg.ExecuteInProcessResult, asset: str) -> dict
     return {key: value.value for key, value in found.items()}
 
 
+@pytest.mark.nightly("executes further runs")
 def test_a_second_run_of_the_day_measures_the_failed_server_only_and_again_all(
     settings: Settings,
     registered: Engine,  # noqa: ARG001 -- the servers

@@ -90,6 +90,7 @@ def test_sizes_are_those_of_the_files_to_the_byte_whatever_a_schema_is_called(
     assert collection.total("shop") == (sum(sizes.values()) // 1024**2, len(sizes))
 
 
+@pytest.mark.nightly("compares with files of further tables")
 def test_tables_of_other_engines_and_in_shared_tablespaces_count(
     measured_mysql: MySQLServer, collection: Collection
 ) -> None:
@@ -355,6 +356,7 @@ def test_tables_and_indexes_are_listed_from_their_files_and_add_up_to_the_schema
     assert collection.rows(OBJECTS_THAT_ADD_UP) == [(summary.object_databases,)] == [(len(HOSTILE) + 2,)]
 
 
+@pytest.mark.nightly("fills and empties tables")
 def test_used_space_is_the_files_without_what_is_free_inside(
     measured_mysql: MySQLServer, collection: Collection
 ) -> None:

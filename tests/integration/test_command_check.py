@@ -70,6 +70,7 @@ def test_with_servers_of_ones_own_init_needs_no_data_folder_and_check_says_who_e
     assert f"chmod -R go-w {settings.home}" in to_a_group["text"]
 
 
+@pytest.mark.nightly("starts further interpreters")
 def test_init_limits_the_pools_and_check_says_when_they_are_not(own_dagster_storage: URL) -> None:
     before = capacity("check", "--json")
     assert capacity("init").exit_code == 0

@@ -160,6 +160,7 @@ def test_every_instance_figure_of_every_period_equals_the_exact_oracle(engine: E
     assert_exact(engine, found, INSTANCE)
 
 
+@pytest.mark.nightly("computes every figure once more")
 @pytest.mark.single_server("runs statements for a single server")
 def test_the_statements_that_the_benchmark_compares_with_compute_every_figure(engine: Engine) -> None:
     load_sample(engine)

@@ -24,6 +24,7 @@ def explained(*arguments: str) -> Result:
     return capacity(*arguments, columns=160)
 
 
+@pytest.mark.nightly("explains every row")
 def test_the_explanation_of_every_row_of_the_sample_agrees_with_it(engine: Engine, service: AggregationService) -> None:
     load_sample(engine)
     for name, first in (("weekly", date(2025, 6, 1)), ("monthly", date(2025, 1, 1)), ("quarterly", date(2025, 1, 1))):

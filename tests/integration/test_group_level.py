@@ -157,6 +157,7 @@ def test_groups_equal_a_naive_computation_after_any_change(engine: Engine, servi
     assert_adding_up(engine)
 
 
+@pytest.mark.nightly("computes every history once more")
 def test_windows_of_stored_days_equal_those_of_samples_in_any_order(
     engine: Engine, service: AggregationService
 ) -> None:

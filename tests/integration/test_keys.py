@@ -307,6 +307,7 @@ def test_an_upgrade_stopped_before_any_of_its_statements_leaves_every_row_and_co
     }
 
 
+@pytest.mark.nightly("kills an upgrade of many rows")
 def test_a_killed_init_leaves_every_row_and_the_next_one_builds_only_what_is_left(former_database: Engine) -> None:
     before = everything(former_database)
     url = former_database.url.render_as_string(hide_password=False)

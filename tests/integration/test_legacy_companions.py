@@ -136,6 +136,7 @@ def test_what_is_measured_here_is_known_to_the_legacy_pages(legacy: Engine) -> N
     assert tuple(gone) == (False, True)
 
 
+@pytest.mark.nightly("measures two further servers")
 def test_what_the_legacy_table_refuses_does_not_take_the_samples_with_it(
     legacy: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:

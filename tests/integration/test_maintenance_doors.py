@@ -165,6 +165,7 @@ def test_check_says_how_an_unpartitioned_database_becomes_partitioned(
     ]
 
 
+@pytest.mark.nightly("executes a further run")
 @pytest.mark.usefixtures("settings")
 def test_a_rule_that_means_nothing_is_refused_before_anything_is_done(
     engine: Engine, monkeypatch: pytest.MonkeyPatch

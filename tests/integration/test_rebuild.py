@@ -58,7 +58,7 @@ def _apply(engine: Engine, edit: tuple[str, int, str, date, date, int]) -> None:
         connection.execute(text(statement), {key: parameters[key] for key in parameters if f":{key}" in statement})
 
 
-@hypothesis_settings(max_examples=max(3, HISTORIES // 12), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=max(2, HISTORIES // 12), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rounds=st.lists(EDITS, min_size=1, max_size=2))
 def test_redoing_the_stale_windows_equals_computing_everything_again(
     engine: Engine, rounds: list[list[tuple[str, int, str, date, date, int]]]

@@ -91,7 +91,7 @@ def test_a_registry_that_another_application_fills_further_is_told_apart_and_its
     assert added.exit_code == 0, added.output
 
 
-@pytest.mark.parametrize("partitioned", nightly_except([False, True], True))
+@pytest.mark.parametrize("partitioned", nightly_except([False, True]))
 def test_a_legacy_database_that_was_upgraded_in_place_is_measured_into(
     empty_engine: Engine, monkeypatch: pytest.MonkeyPatch, partitioned: bool
 ) -> None:

@@ -35,6 +35,7 @@ def two_servers_computed(engine: Engine) -> None:
 PREPARED = {"computed": two_servers_computed}
 
 
+@pytest.mark.nightly("computes a year and a half")
 def test_samples_stay_until_every_window_that_reads_them_is_over_and_computed(
     two_servers: Engine, service: AggregationService
 ) -> None:

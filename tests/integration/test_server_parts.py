@@ -144,6 +144,7 @@ def mysql(measured_mysql: MySQLServer) -> MySQLServer:
     return measured_mysql
 
 
+@pytest.mark.nightly("starts a further server")
 def test_mysql_reports_its_logs_as_on_its_disk(mysql: MySQLServer, collection: Collection) -> None:
     ca = str(mysql.certificates.ca)
     register_servers(collection.engine, [at(mysql, collection, "shop", "mysql", tls="verify-full", tls_ca=ca)])

@@ -273,6 +273,7 @@ def computed(cluster: Databases) -> Iterator[Engine]:
         yield engine
 
 
+@pytest.mark.nightly("computes long histories")
 @pytest.mark.single_server(PUT_BACK)
 @given(
     history=actions,

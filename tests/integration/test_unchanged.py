@@ -228,7 +228,7 @@ DISTURBANCES = st.sampled_from(
 )
 
 
-@hypothesis_settings(max_examples=max(3, HISTORIES // 12), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=max(2, HISTORIES // 12), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rounds=st.lists(st.lists(st.tuples(DISTURBANCES, DAY), min_size=1, max_size=6), min_size=1, max_size=2))
 def test_whatever_was_taken_as_unchanged_would_not_have_been_changed(
     engine: Engine, rounds: list[list[tuple[str, date]]]
