@@ -322,7 +322,6 @@ def test_errors_of_the_unverified_engines_are_told_by_their_numbers() -> None:
     [
         ("db.example", True),
         ("DB.example", True),
-        ("common.example", True),
         ("one.of.example", True),
         ("10.0.0.7", True),
         ("b.example", False),
@@ -332,7 +331,8 @@ def test_errors_of_the_unverified_engines_are_told_by_their_numbers() -> None:
         ("example", False),
     ],
 )
-def test_a_certificate_of_sql_server_names_its_host(host: str, is_named: bool) -> None:
+@pytest.mark.parametrize("subject", ["CN=common.example", ""])
+def test_a_certificate_of_sql_server_names_its_host(host: str, is_named: bool, subject: str) -> None:
     """With the driver's own function, which needs a removed pyOpenSSL function, verify-full would always fail."""
 
     class OfPyOpenSSL:
@@ -340,8 +340,8 @@ def test_a_certificate_of_sql_server_names_its_host(host: str, is_named: bool) -
             return certificate
 
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "common.example")])
-    alternatives: list[x509.GeneralName] = [x509.DNSName(one) for one in ("db.example", "*.of.example")]
+    name = x509.Name.from_rfc4514_string(subject)
+    alternatives: list[x509.GeneralName] = [x509.DNSName(one) for one in ("*.of.example", "db.example")]
     alternatives.append(x509.IPAddress(ipaddress.ip_address("10.0.0.7")))
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), 1, datetime(2025, 1, 1), datetime(2026, 1, 1))  # noqa: DTZ001
@@ -350,6 +350,7 @@ def test_a_certificate_of_sql_server_names_its_host(host: str, is_named: bool) -
     )
 
     assert sqlserver.is_issued_for(OfPyOpenSSL(), host.encode()) is is_named
+    assert sqlserver.is_issued_for(OfPyOpenSSL(), b"common.example") is bool(subject)
 
 
 def test_the_driver_of_sql_server_asks_for_the_name_by_the_function_that_is_replaced() -> None:

@@ -411,9 +411,9 @@ def is_issued_for(cert: Any, name: bytes) -> bool:
     names = [str(name.value).lower() for name in common[:1]]
     with suppress(x509.ExtensionNotFound):
         alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names += [name.lower() for name in alternatives.get_values_for_type(x509.DNSName)]
-        names += [str(address) for address in alternatives.get_values_for_type(x509.IPAddress)]
-        if f"*.{host.partition('.')[2]}" in names[1:] and "." in host.partition(".")[2]:
+        dns_names = [name.lower() for name in alternatives.get_values_for_type(x509.DNSName)]
+        names += [*dns_names, *map(str, alternatives.get_values_for_type(x509.IPAddress))]
+        if f"*.{host.partition('.')[2]}" in dns_names and "." in host.partition(".")[2]:
             return True
     return host in names
 
