@@ -218,15 +218,15 @@ class ZabbixExport:
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows, day by day; raises ValidationError for a file that is not an export of Zabbix."""
         newest: dict[date, dict[tuple[str, str], tuple[int, str]]] = {}
-        for moment, server, database, size in self._trends():
-            day = datetime.fromtimestamp(moment, self.zone).date()
+        for day, moment, server, database, size in self._trends():
             if self.days.first <= day <= self.days.last:
                 of_day = newest.setdefault(day, {})
                 of_day[server, database] = max(of_day.get((server, database), (0, "")), (moment, size))
         for day, values in sorted(newest.items()):
             yield from _rows_of(day, ((*names, size) for names, (_, size) in values.items()), self.layout, after)
 
-    def _trends(self) -> Iterator[tuple[int, str, str, str]]:
+    def _trends(self) -> Iterator[tuple[date, int, str, str, str]]:
+        """Yield day, second, server, database and bytes of each trend; raises ValidationError."""
         number = 0
         try:
             with gzip.open(self.path) if self.path.suffix == GZIP else self.path.open("rb") as file:
@@ -238,7 +238,9 @@ class ZabbixExport:
                     item = _ITEM.fullmatch(trend["name"])
                     # A host that was removed has no name.
                     if item and "host" in trend:
-                        yield trend["clock"], trend["host"]["host"], item[1] or item[2], str(int(trend["avg"]))
+                        moment, server, size = trend["clock"], trend["host"]["host"], str(int(trend["avg"]))
+                        day = datetime.fromtimestamp(moment, self.zone).date()
+                        yield day, moment, server, item[1] or item[2], size
         except (OSError, EOFError, zlib.error) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise ValidationError(f"{self.path} cannot be read: {reason}.") from None

@@ -414,7 +414,7 @@ def test_another_database_is_no_zabbix(cluster: Databases, monkeypatch: pytest.M
     assert (refused.exit_code, "has no table hosts: it is not a database of Zabbix." in refused.output) == (2, True)
 
 
-def trend(item: int, name: str, moment: int, size: object, **host: object) -> str:
+def trend(item: int, name: str, moment: object, size: object, **host: object) -> str:
     """A line as Zabbix 7.0 exports it."""
     known = host or {"host": {"host": "alpha", "name": "Alpha, the first"}}
     of_item = {"item_tags": [{"tag": "component", "value": "database"}], "itemid": item, "name": name}
@@ -453,6 +453,10 @@ def test_an_export_of_zabbix_gives_what_its_trends_do(engine: Engine, tmp_path: 
     [
         ("{}", (), "Files of this kind are read only as exports of Zabbix; add --origin zabbix."),
         ('{"name": "Size of database x"', ("--origin", "zabbix"), "is not an export of trends of Zabbix: line 1 lacks"),
+        *(
+            (trend(11, "Size of database x", moment, 1), ("--origin", "zabbix"), "line 1 lacks host, name, clock or a")
+            for moment in (1735689600000, "1735689600", 10**400)
+        ),
         ("{}", ("--origin", "zabbix", "--unit", "gb"), "--unit is for files only; omit it for an export of Zabbix."),
     ],
 )
