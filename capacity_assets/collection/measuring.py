@@ -62,7 +62,7 @@ IMPOSSIBLE_OBJECTS = Objects(unknown=("it reported an impossible size or name of
 def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
     """Raise MeasureError for sizes that no table can store, before they abort a transaction of several servers."""
     names = [size.name for size in sizes]
-    wrong = [size.name for size in sizes if not (_are_names(size.name) and 0 <= size.size_mb <= LARGEST_MB)]
+    wrong = [size.name for size in sizes if not (are_names(size.name) and 0 <= size.size_mb <= LARGEST_MB)]
     # The total of the server has the same maximum as each database.
     if not wrong and sum(size.size_mb for size in sizes) > LARGEST_MB:
         wrong = names
@@ -99,7 +99,7 @@ def _limits_fit(limits: Limits) -> bool:
     places = [name for ceiling in limits.ceilings for name in ceiling.volumes or ()]
     within = [(size, disk.total_bytes) for disk in limits.volumes for size in (disk.free_bytes, disk.used_bytes or 0)]
     return (
-        _are_names(*volumes, *databases, *places)
+        are_names(*volumes, *databases, *places)
         and len(set(volumes)) == len(volumes)
         and len(set(databases)) == len(databases)
         and all(0 <= size <= total <= LARGEST_BYTES for size, total in within)
@@ -117,7 +117,7 @@ def _fit(database: DatabaseObjects) -> bool:
     names = [name for item in database.largest for name in (item.schema, item.table) if name]
     return (
         len(keys) == len(database.largest)
-        and _are_names(database.database, *names, *(item.name for item in database.largest))
+        and are_names(database.database, *names, *(item.name for item in database.largest))
         and min([*sizes, *further]) >= 0
         and max(sum(sizes), *further, 0) <= LARGEST_BYTES
     )
@@ -125,8 +125,8 @@ def _fit(database: DatabaseObjects) -> bool:
 
 def _possible_part(part: ServerPart) -> ServerPart | None:
     try:
-        is_named = part.kind in PART_KINDS and (not part.name or _are_names(part.name))
-        is_placed = part.volume is None or _are_names(part.volume)
+        is_named = part.kind in PART_KINDS and (not part.name or are_names(part.name))
+        is_placed = part.volume is None or are_names(part.volume)
         is_sized = part.size_bytes is None or 0 <= int(part.size_bytes) <= LARGEST_BYTES
         detail = None if part.detail is None else printable(part.detail)[:LONGEST_DETAIL]
     except NOT_AS_DECLARED:
@@ -136,7 +136,8 @@ def _possible_part(part: ServerPart) -> ServerPart | None:
     return replace(part, detail=detail) if is_named else None
 
 
-def _are_names(*names: object) -> bool:
+def are_names(*names: object) -> bool:
+    """Whether the columns of names can store each of them."""
     return all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
 
 

@@ -21,7 +21,7 @@ from capacity_assets.base.declarations import NO_OTHER_NAMES, Day, bytes_of_gb, 
 from capacity_assets.base.errors import CapacityError, DatabaseError, ValidationError, database_errors
 from capacity_assets.base.units import BYTES_PER_MB, LARGEST_BYTES, counted
 from capacity_assets.collection.credentials import SecretFolders
-from capacity_assets.collection.measuring import LONGEST_NAME
+from capacity_assets.collection.measuring import are_names
 from capacity_assets.collection.prometheus import (
     VARIABLE,
     Labels,
@@ -122,7 +122,7 @@ def volumes_of_file(path: Path, today: date) -> list[VolumeDay]:
 def _plausible(volume: VolumeDay, today: date) -> VolumeDay:
     if volume.day > today:
         raise ValidationError(f"day {volume.day} is in the future.")
-    if not 0 <= volume.free_bytes <= volume.total_bytes <= LARGEST_BYTES or len(volume.volume) > LONGEST_NAME:
+    if not 0 <= volume.free_bytes <= volume.total_bytes <= LARGEST_BYTES or not are_names(volume.volume):
         raise ValidationError("free_gb must be between 0 and total_gb, and a name has at most 255 characters.")
     if not 0 <= (volume.used_bytes or 0) <= volume.total_bytes:
         raise ValidationError("used_gb must be between 0 and total_gb; leave it empty if the volume has no reserve.")
@@ -197,7 +197,9 @@ def volumes_from(
         by_place.setdefault((server, volume or source.volume), []).append(sizes)
     volumes, left_out = [], []
     for (server, volume), candidates in sorted(by_place.items()):
-        if reason := _reason_against(candidates):
+        if not are_names(volume):
+            left_out.append(f"{volume!r:.80} of {server}: its name cannot be stored")
+        elif reason := _reason_against(candidates):
             left_out.append(f"{volume} of {server}: {reason}")
         else:
             volumes.append(VolumeDay(server, volume, day, *map(int, candidates[0])))

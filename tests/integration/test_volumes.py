@@ -110,6 +110,16 @@ SENSELESS = [
         "/data of server-1: 2 results instead of one: narrow the query",
     ),
     (
+        vector(({**ONE, "mountpoint": "/" * 256}, 100)),
+        vector(({**ONE, "mountpoint": "/" * 256}, 10)),
+        f"'{'/' * 79} of server-1: its name cannot be stored",
+    ),
+    (
+        vector(({**ONE, "mountpoint": "\ud800"}, 100)),
+        vector(({**ONE, "mountpoint": "\ud800"}, 10)),
+        "'\\ud800' of server-1: its name cannot be stored",
+    ),
+    (
         vector(({"instance": "web-1"}, 100)),
         vector(({"instance": "web-1"}, 10)),
         "1 value of instance without a registered server, for example 'web-1'",
