@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
@@ -397,7 +397,9 @@ class Loader:
             self._find_gaps(connection, report)
 
     def _find_gaps(self, connection: Connection, report: LoadReport) -> None:
-        gaps = gaps_of(connection, self.level, self.with_gaps)
+        suffix = self.origin.suffix
+        spans = [replace(span, server=f"{span.server}{suffix}") if span.server else span for span in self.with_gaps]
+        gaps = gaps_of(connection, self.level, spans)
         report.gaps = GapTotals(
             servers=len(gaps),
             days=sum(server_gaps.days for server_gaps in gaps),

@@ -118,6 +118,7 @@ def test_sizes_of_backups_are_those_of_a_server_of_their_own_which_no_sum_counts
         tmp_path,
         "alpha,orders,2025-07-01,40",
         "alpha,orders,2025-07-02,41",
+        "alpha,orders,2025-07-05,42",
         "gamma,x,2025-07-02,1",
         options=("--origin", "sqlserver-backups"),
     )
@@ -127,7 +128,10 @@ def test_sizes_of_backups_are_those_of_a_server_of_their_own_which_no_sum_counts
         ("alpha", "orders", "2025-07-01", 100),
         ("alpha backups", "orders", "2025-07-01", 40),
         ("alpha backups", "orders", "2025-07-02", 41),
+        ("alpha backups", "orders", "2025-07-05", 42),
     ]
+    gap = "2 days missing between 1 Jul 2025 and 5 Jul 2025; longest gap: 2 days from 3 Jul 2025"
+    assert f"gap: alpha backups: {gap}" in shown, "other days of the server itself are no gaps"
     assert totals(engine)[0] == ("alpha", "2025-07-01", 100, 1)
     counted = rows(engine, "SELECT server, engine, counted_by FROM capacity_servers ORDER BY 1")
     assert counted == [("alpha", "mysql", None), ("alpha backups", "mysql", "alpha"), ("beta", "mysql", None)]
