@@ -286,7 +286,7 @@ class CollectionService:
         Raises:
             ValidationError: `day` is not today, or a named server is not in service or not registered for collection.
             NotFoundError: a named server does not exist.
-            LockHeldError: another collection or import is running.
+            LockHeldError: the same share is being measured or, without a share, all servers are, or an import runs.
             DatabaseError: the capacity database failed; stored batches are kept, and another run continues.
         """
         self._refuse_another_day(day)

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Row, Table, text
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, SERVER_LEVELS, Level, insert_samples
-from capacity_assets.base.errors import database_errors
+from capacity_assets.base.errors import DatabaseError, database_errors
 from capacity_assets.base.units import counted, human_day
 from capacity_assets.database.cluster import copied_for_reading
 from capacity_assets.database.engine import copy_rows
@@ -89,7 +89,13 @@ def _compare_with_stored(level: Level, *, replace: bool) -> sa.Select[Any]:
 
 
 STAGED = {level.name: _staging_table(level) for level in SERVER_LEVELS.values()}
-WRITE = {level.name: insert_samples(level, "(SELECT * FROM compared WHERE taken)") for level in SERVER_LEVELS.values()}
+TAKEN = "(SELECT * FROM compared WHERE taken)"
+# By level, and whether stored samples are replaced.
+WRITE = {
+    (level.name, replaces): f"{insert_samples(level, TAKEN, replace=replaces)} RETURNING 1"
+    for level in SERVER_LEVELS.values()
+    for replaces in (False, True)
+}
 CONFLICTS = """
 SELECT c.position, i.name AS server, c.database_name AS database, c.collected_date AS day, c.new_mb AS size_mb,
        c.turn > 1 AS another, CASE WHEN c.turn > 1 THEN c.first_mb ELSE c.stored_mb END AS other_mb
@@ -173,6 +179,10 @@ VALUES (:fingerprint, :source, :target, :position, CAST(:counts AS json), :origi
 ON CONFLICT (fingerprint) DO UPDATE SET position = excluded.position, counts = excluded.counts, finished_at = NULL
 """
 POSITION = "SELECT position, counts FROM capacity_imports WHERE fingerprint = :fingerprint AND finished_at IS NULL"
+COLLECTED_MEANWHILE = (
+    "While a slice was loaded, a collection stored samples of it. The slice was rolled back, earlier ones are kept; "
+    "run the same command again."
+)
 FINISH = "UPDATE capacity_imports SET finished_at = now() WHERE fingerprint = :fingerprint"
 
 
@@ -433,10 +443,13 @@ class Loader:
             compared = _compare_with_stored(self.level, replace=self.replace)
             connection.execute(sa.CreateTableAs(compared, "compared", temporary=True))
         connection.execute(text("ANALYZE compared"))
-        report.add(dict(connection.execute(text(COUNT)).mappings().one()))
+        counts = dict(connection.execute(text(COUNT)).mappings().one())
+        report.add(counts)
         report.spans(*connection.execute(text(DAYS)).one())
         report.name("conflicts", map(self._conflict, connection.execute(text(CONFLICTS), {"listed": LISTED})))
-        connection.execute(text(WRITE[self.level.name]))
+        written = connection.execute(text(WRITE[self.level.name, self.replace])).all()
+        if not self.replace and len(written) < counts["written"]:
+            raise DatabaseError(COLLECTED_MEANWHILE, transient=True)
         claim_samples(connection, fingerprint, replaced=self.replace)
         if self.level is DATABASE and self.derive_totals:
             with copied_for_reading(connection, _near_a_slice(*SERVER_LEVELS.values())):

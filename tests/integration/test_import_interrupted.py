@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.levels import DATABASE
+from capacity_assets.base.errors import DatabaseError
 from capacity_assets.database.locks import CapacityLockManager, HeldLock
 from capacity_assets.history.loading import Loader
 from capacity_assets.history.rows import RowReader, layout_of
@@ -74,6 +77,34 @@ def test_an_import_beside_a_collection_is_refused(engine: Engine, tmp_path: Path
     assert refused.exit_code == 1
     assert "The samples are being written by" in refused.output
     assert samples(engine) == []
+
+
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+
+def test_a_sample_that_a_share_measures_while_its_slice_is_imported_is_not_replaced(
+    engine: Engine, tmp_path: Path
+) -> None:
+    file = Path(write(tmp_path / "x.csv", HEAD + "alpha,a,2025-01-01,10\nalpha,b,2025-01-01,5\n"))
+    source = file_source(file, layout_of(DATABASE), FileOptions())
+    measured = "SELECT id, 'a', '2025-01-01', 99 FROM instances WHERE name = 'alpha'"
+    with engine.connect() as measuring, ThreadPoolExecutor(1) as thread:
+        insert = "INSERT INTO database_size_stats (instance_id, database_name, collected_date, size_mb)"
+        measuring.execute(text(f"{insert} {measured}"))
+        importing = thread.submit(loader(engine, 100).load, source, "this import")
+        while rows(engine, WAITING) == [(0,)]:
+            assert not importing.done()
+            time.sleep(0.01)
+        measuring.commit()
+        with pytest.raises(DatabaseError, match="a collection stored samples of it") as failed:
+            importing.result()
+    kept = samples(engine)
+    again = loader(engine, 100).load(source, "this import")
+
+    assert failed.value.transient
+    assert [(row[1], row[3]) for row in kept] == [("a", 99)]
+    assert (again.counts["conflicts"], again.counts["written"]) == (1, 1)
+    assert [(row[1], row[3]) for row in samples(engine)] == [("a", 99), ("b", 5)]
 
 
 Sample = tuple[str, str, int, int]
