@@ -23,13 +23,13 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, text
 
 from capacity_assets.base.declarations import LONGEST_LINE
-from capacity_assets.base.errors import ValidationError, database_errors
+from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.units import human_day
 from capacity_assets.collection.prometheus import Labels, PrometheusSource, TooMuchError, pages_of_days, values_by_day
 from capacity_assets.collection.volumes import store_volumes, volumes_from
 from capacity_assets.database.engine import safe_url
 from capacity_assets.history.rows import DATABASE_NAME, DAY, SERVER, ImportColumns
-from capacity_assets.history.sources import GZIP, ZABBIX_POSTGRESQL, PositionedRow, QuerySource
+from capacity_assets.history.sources import GZIP, ZABBIX_POSTGRESQL, PositionedRow, QuerySource, source_errors
 
 PAGE_DAYS = 30
 SLICE_ROWS = 10_000
@@ -169,7 +169,7 @@ def zabbix_history(zabbix: Engine, days: ImportDays, zone: ZoneInfo, layout: Imp
     """
     where = safe_url(zabbix.url)
     needed = {"hosts", "items", "trends", "trends_uint"}
-    with database_errors(doing=f"reading {where}"):
+    with source_errors(where):
         missing = needed - set(sa.inspect(zabbix).get_table_names())
     if missing:
         raise ValidationError(f"{where} has no table {min(missing)}: it is not a database of Zabbix.")

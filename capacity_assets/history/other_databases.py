@@ -9,7 +9,7 @@ COPY, so that the two servers may have different versions, which `pg_dump` may r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +21,20 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from capacity_assets.aggregates.levels import DATABASE, Level
-from capacity_assets.base.errors import DATABASE_FAILURES, DatabaseError, ValidationError, database_errors, reason_of
+from capacity_assets.base.errors import DatabaseError, ValidationError, database_errors
 from capacity_assets.base.settings import CAPACITY_DRIVER, Settings, variable
 from capacity_assets.collection.credentials import SecretFolders, password_of
 from capacity_assets.database.engine import CONNECT_TIMEOUT_SECONDS, copy_rows, safe_url
 from capacity_assets.database.sql import DIALECT, quoted, temporary_table
 from capacity_assets.database.tables import capacity_locks, capacity_settings, instances, metadata
 from capacity_assets.history.rows import layout_of
-from capacity_assets.history.sources import QuerySource
+from capacity_assets.history.sources import QuerySource, source_errors
 
 WRITE_IT = (
     "write postgresql://user@host/database with --password-from, or env:NAME of a variable that holds the address"
 )
 COPY_ROWS = 100_000
+KEPT = "Rows copied before are kept; run it again to continue."
 SECRET_PARAMETERS = {"password", "sslpassword"}
 
 
@@ -80,21 +81,22 @@ def open_legacy(url: URL) -> Engine:
 def legacy_tables(legacy: Engine) -> set[str]:
     """Return the names of its tables; raises DatabaseError if it does not answer, or has no table of servers."""
     where = safe_url(legacy.url)
-    try:
-        with legacy.connect() as connection:
-            names = set(inspect(connection).get_table_names())
-    except DATABASE_FAILURES as error:
-        raise DatabaseError(f"{where} cannot be read: {reason_of(error)}.") from None
+    with source_errors(where), legacy.connect() as connection:
+        names = set(inspect(connection).get_table_names())
     if "instances" not in names:
         raise DatabaseError(f"{where} has no table `instances`: is it the right database?")
     return names
 
 
+def _columns_there(legacy: Engine, table: str) -> set[str]:
+    with source_errors(safe_url(legacy.url)), legacy.connect() as connection:
+        return {column["name"] for column in inspect(connection).get_columns(table)}
+
+
 def legacy_samples(legacy: Engine, level: Level) -> QuerySource:
-    """Return a raw table as a source of rows; void samples are left out."""
+    """Return a raw table as a source of rows; void samples are left out. Raises DatabaseError."""
     source, name = level.source.c, level.source.name
-    with legacy.connect() as connection:
-        present = {column["name"] for column in inspect(connection).get_columns(name)}
+    present = _columns_there(legacy, name)
     columns: dict[str, sa.ColumnElement[Any]] = {
         # Samples of a server that is no longer registered are reported, not left out.
         "server": sa.func.coalesce(instances.c.name, sa.func.concat("number ", source.instance_id, " there")),
@@ -129,11 +131,10 @@ class LegacyServers:
 def unknown_servers(legacy: Engine, engine: Engine) -> LegacyServers:
     """Find the servers that are to be registered, by name; raises DatabaseError of either database."""
     query = text("SELECT name, db_type, host, port, is_active, deleted_at FROM instances ORDER BY id")
-    with database_errors(doing="comparing servers"):
-        with legacy.connect() as there:
-            rows = [dict(row) for row in there.execute(query).mappings()]
-        with engine.connect() as connection:
-            known = set(connection.execute(text("SELECT name FROM instances")).scalars())
+    with source_errors(safe_url(legacy.url)), legacy.connect() as there:
+        rows = [dict(row) for row in there.execute(query).mappings()]
+    with database_errors(doing="comparing servers"), engine.connect() as connection:
+        known = set(connection.execute(text("SELECT name FROM instances")).scalars())
     unknown = tuple(row for row in rows if row["name"] not in known)
     return LegacyServers(unknown, len(rows) - len(unknown))
 
@@ -142,6 +143,19 @@ def add_servers(servers: LegacyServers, engine: Engine) -> None:
     """Register them, all or none; raises DatabaseError."""
     with database_errors(doing="copying servers"), engine.begin() as connection:
         servers.add(connection)
+
+
+def _pages_of_aggregates(legacy: Engine, level: Level, names: list[str]) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield pages of rows of the server's name and the named columns; raises DatabaseError."""
+    aggregates = level.target.c
+    query = sa.select(aggregates.id, instances.c.name, *(aggregates[name] for name in names))
+    query = query.join(instances, instances.c.id == aggregates.instance_id)
+    query = query.where(aggregates.id > sa.bindparam("after")).order_by(aggregates.id).limit(COPY_ROWS)
+    after = 0
+    with source_errors(safe_url(legacy.url), KEPT), legacy.connect() as there:
+        while rows := there.execute(query, {"after": after}).all():
+            after = rows[-1][0]
+            yield [tuple(row[1:]) for row in rows]
 
 
 def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
@@ -159,23 +173,14 @@ def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
     """
     counts = {"read": 0, "written": 0, "present": 0}
     target = level.target.name
-    with (
-        database_errors(doing=f"copying {target}", kept="Rows copied before are kept; run it again to continue."),
-        legacy.connect() as there,
-    ):
-        present = {column["name"] for column in inspect(there).get_columns(target)}
-        names = [c.name for c in level.target.columns if c.name in present and c.name not in {"id", "instance_id"}]
-        aggregates = level.target.c
-        query = sa.select(aggregates.id, instances.c.name, *(aggregates[name] for name in names))
-        query = query.join(instances, instances.c.id == aggregates.instance_id)
-        query = query.where(aggregates.id > sa.bindparam("after")).order_by(aggregates.id).limit(COPY_ROWS)
-        after = 0
-        while rows := there.execute(query, {"after": after}).all():
-            after = rows[-1][0]
+    present = _columns_there(legacy, target) - {"id", "instance_id"}
+    names = [column.name for column in level.target.columns if column.name in present]
+    with database_errors(doing=f"copying {target}", kept=KEPT):
+        for rows in _pages_of_aggregates(legacy, level, names):
             with engine.connect() as connection, connection.begin() as transaction:
                 if dry_run:
                     servers.add(connection)
-                written = _insert_aggregates(connection, level, names, [row[1:] for row in rows])
+                written = _insert_aggregates(connection, level, names, rows)
                 if dry_run:
                     transaction.rollback()
             counts["read"] += len(rows)

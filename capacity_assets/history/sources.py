@@ -20,7 +20,7 @@ import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
@@ -34,7 +34,14 @@ from zipfile import BadZipFile, ZipFile
 from sqlalchemy import Connection, Engine, Executable
 
 from capacity_assets.base.declarations import UTF_16, LineTooLongError, bounded_lines, next_line, refuse_workbook
-from capacity_assets.base.errors import ValidationError, refuse
+from capacity_assets.base.errors import (
+    DATABASE_FAILURES,
+    DatabaseError,
+    ValidationError,
+    is_transient,
+    reason_of,
+    refuse,
+)
 from capacity_assets.base.units import first_of
 from capacity_assets.database.sql import with_queries
 from capacity_assets.history.rows import MOST_LISTED, ImportColumns, column_positions
@@ -364,6 +371,16 @@ def _writer(column: str) -> Callable[[object], str | None]:
     return _size if column.endswith("_mb") else _text
 
 
+@contextmanager
+def source_errors(where: str, kept: str = "") -> Iterator[None]:
+    """Turn failures of another database inside the block into a DatabaseError without advice for that of ours."""
+    try:
+        yield
+    except DATABASE_FAILURES as error:
+        text = f"{where} cannot be read: {reason_of(error)}. {kept}".strip()
+        raise DatabaseError(text, transient=is_transient(error)) from None
+
+
 @dataclass(frozen=True)
 class QuerySource:
     """A raw table of a legacy database; a row's position is its id, and its query yields those above `after`."""
@@ -374,8 +391,11 @@ class QuerySource:
     query: Executable
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
-        """Yield the rows by id, through a cursor of the server."""
-        with self.engine.connect().execution_options(stream_results=True, yield_per=BATCH_ROWS) as connection:
+        """Yield the rows by id, through a cursor of the server; raises DatabaseError."""
+        with (
+            source_errors(self.description, "Slices loaded before are kept; the same command continues."),
+            self.engine.connect().execution_options(stream_results=True, yield_per=BATCH_ROWS) as connection,
+        ):
             for position, *values in connection.execute(self.query, {"after": after}):
                 yield position, [_text(value) for value in values]
 

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregates.levels import DATABASE, SERVER_LEVELS
-from capacity_assets.database.engine import capacity_engine
+from capacity_assets.database.engine import capacity_engine, safe_url
 from tests.command import capacity
 from tests.databases import Databases, execute, rows
 from tests.fleet import load_sample, stored
@@ -111,6 +111,25 @@ def test_a_password_that_cannot_be_looked_up_is_a_sentence() -> None:
     assert refused.exit_code == 1
     assert "the variable NO_SUCH_PASSWORD is missing or empty" in refused.output
     assert "Traceback" not in refused.output
+
+
+LACKING = [
+    ("instances", "deleted_at", ' cannot be read: column "deleted_at" does not exist.'),
+    ("database_size_stats", "id", ", database_size_stats cannot be read: column database_size_stats.id does not exist"),
+    ("database_size_aggregations", "id", " cannot be read: column database_size_aggregations.id does not exist."),
+]
+
+
+def test_a_legacy_database_that_lacks_a_column_is_named_without_advice_for_another_database(legacy: Engine) -> None:
+    for table, column, reason in LACKING:
+        execute(legacy, f"ALTER TABLE {table} RENAME {column} TO other")
+
+        failed = capacity("import", "env:LEGACY", columns=200)
+
+        assert failed.exit_code == 1
+        assert f"{safe_url(legacy.url)}{reason}" in failed.output, table
+        assert "capacity init" not in failed.output, table
+        execute(legacy, f"ALTER TABLE {table} RENAME other TO {column}")
 
 
 def test_legacy_samples_of_a_server_that_is_registered_no_more_are_counted_as_unknown(

@@ -406,6 +406,16 @@ def test_only_the_days_that_are_asked_for_come_from_zabbix_and_a_dry_run_stores_
     assert (done["counts"]["written"], done["first_day"], done["last_day"]) == (3, "2025-07-02", "2025-07-02")
 
 
+def test_a_zabbix_that_cannot_be_read_is_named_without_advice_for_another_database(zabbix: Engine) -> None:
+    execute(zabbix, "ALTER TABLE hosts RENAME host TO other")
+
+    failed = capacity("import", "env:ZABBIX", "--origin", "zabbix", columns=200)
+
+    assert failed.exit_code == 1
+    assert f"{zabbix.url.database}, trends cannot be read: column h.host does not exist." in failed.output
+    assert "capacity init" not in failed.output
+
+
 def test_another_database_is_no_zabbix(cluster: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
     with cluster.copy("template1") as url:
         monkeypatch.setenv("ZABBIX", url.render_as_string(hide_password=False))
