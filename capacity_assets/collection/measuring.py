@@ -154,8 +154,13 @@ class ProbeOutcome(Measurement):
     connect_seconds: float | None = None
     measure_seconds: float | None = None
     facts: ServerFacts | None = None
-    keeps_sample: bool = False
-    """Whether the server failed, but has a sample from an earlier run of the day, which is kept."""
+    measured_before: bool = False
+    """Whether the server has a sample from an earlier run of the day."""
+
+    @property
+    def keeps_sample(self) -> bool:
+        """Whether the server failed, but has a sample from an earlier run of the day, which is kept."""
+        return self.measured_before and not self.collected
 
     @property
     def collected(self) -> bool:
@@ -602,8 +607,7 @@ class FleetMeasurement:
 
     def _failure_of(self, measurement: _MeasurementInProgress, error: MeasureError) -> ProbeOutcome:
         failed = self._outcome_of(measurement, Measurement())
-        keeps_sample = measurement.task.measured_before
-        return replace(failed, kind=error.kind, reason=error.reason, advice=error.advice, keeps_sample=keeps_sample)
+        return replace(failed, kind=error.kind, reason=error.reason, advice=error.advice)
 
     def _outcome_of(self, measurement: _MeasurementInProgress, measured: Measurement) -> ProbeOutcome:
         return ProbeOutcome(
@@ -614,6 +618,7 @@ class FleetMeasurement:
             facts=measurement.facts,
             connect_seconds=measurement.seconds_to_connect,
             measure_seconds=measurement.seconds_to_measure,
+            measured_before=measurement.task.measured_before,
         )
 
     def _finished_outcomes(

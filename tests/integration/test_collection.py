@@ -9,6 +9,7 @@ import pytest
 from capacity_assets.collection.servers import Server, register_servers
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, YESTERDAY, Collection, at, failures
+from tests.databases import execute
 from tests.ledger import recorded
 from tests.servers import PostgresServer, silent_socket
 
@@ -256,13 +257,15 @@ def test_a_second_run_of_the_day_measures_only_the_servers_that_failed(
     assert attempts == [("late", "collected", None, 2), ("pg", "collected", None, 1)]
 
 
+@pytest.mark.parametrize(("port", "refused", "failure"), [(1, "false", "unreachable"), (None, "true", "unexpected")])
 def test_a_failed_attempt_after_a_good_one_leaves_the_sample_and_says_so(
-    measured_postgres: PostgresServer, collection: Collection
+    measured_postgres: PostgresServer, collection: Collection, port: int | None, refused: str, failure: str
 ) -> None:
     register_servers(collection.engine, [at(measured_postgres, collection)])
     collection.collect()
     before = collection.sizes("pg")
-    register_servers(collection.engine, [at(measured_postgres, collection, port=1)])
+    register_servers(collection.engine, [at(measured_postgres, collection, port=port or measured_postgres.port)])
+    execute(collection.engine, f"ALTER TABLE database_size_stats ADD CHECK (NOT {refused}) NOT VALID")
 
     summary = collection.collect(again=True)
 
@@ -271,6 +274,6 @@ def test_a_failed_attempt_after_a_good_one_leaves_the_sample_and_says_so(
     assert (summary.database_count, summary.total_size_mb) == (2, sum(before.values()))
     assert collection.sizes("pg") == before
     assert collection.rows("SELECT status, failure, attempts FROM capacity_collection_attempts") == [
-        ("collected", "unreachable", 2)
+        ("collected", failure, 2)
     ]
     assert collection.service().count_remaining(TODAY) == 0
