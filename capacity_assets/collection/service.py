@@ -110,14 +110,16 @@ class ServerFailure:
 class CollectionSummary:
     """The collection of a day; total = processed + failed + skipped servers, where skipped ones were measured before.
 
-    `kept_instances` failed, but have a sample from an earlier run of the day. `measured_*` are the results of this run;
-    the other sums are those stored for the day. `not_counted` names objects without a known size, by server; `left_out`
-    counts servers by the name of an excluded database. `unknown_used`, `unknown_limits`, `unknown_parts` and
-    `unknown_objects` contain, by server or source of volumes, what is unknown and why. `object_databases` counts the
-    databases whose tables and indexes were measured now.
+    `share` is the name of the share that was measured; None: all servers, or the named ones. `kept_instances` failed,
+    but have a sample from an earlier run of the day. `measured_*` are the results of this run; the other sums are those
+    stored for the day. `not_counted` names objects without a known size, by server; `left_out` counts servers by the
+    name of an excluded database. `unknown_used`, `unknown_limits`, `unknown_parts` and `unknown_objects` contain, by
+    server or source of volumes, what is unknown and why. `object_databases` counts the databases whose tables and
+    indexes were measured now.
     """
 
     day: date
+    share: str | None = None
     processed_instances: int = 0
     failed_instances: int = 0
     skipped_instances: int = 0
@@ -161,6 +163,9 @@ class CollectionSummary:
     @property
     def message(self) -> str:
         """The outcome in a few sentences."""
+        if not self.total_instances and self.share:
+            on = human_day(self.day)
+            return f"No server that is registered for collection is in the share {self.share} on {on}."
         if not self.total_instances:
             return "No server is registered for collection: `capacity instances add` registers one."
         done = self.processed_instances + self.skipped_instances
@@ -294,7 +299,8 @@ class CollectionService:
         began = time.monotonic()
         with self.locks.job_lock(samples_lock(share.name) if share else SAMPLES) as lock:
             tasks, skipped, elsewhere = self._tasks(day, names, again=again, share=share)
-            known = CollectionSummary(day, skipped_instances=skipped, filled_elsewhere=elsewhere)
+            name = share.name if share else None
+            known = CollectionSummary(day, name, skipped_instances=skipped, filled_elsewhere=elsewhere)
             summary = self._with_imported(self._measure(known, tasks, lock, progress))
             forget_old_attempts(self.engine, self.clock)
         databases, size_mb = self._count_stored(day)

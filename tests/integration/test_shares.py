@@ -86,10 +86,12 @@ def test_a_share_is_repeated_alone_and_measures_only_what_failed_in_it(collectio
     failed_in = "zone=eu" if collection.service().count_remaining(TODAY, parse_share("zone=eu")) else "zone=us"
 
     again = collection.collect(share=parse_share(failed_in))
+    mistyped = collection.collect(share=parse_share("zone=ue"))
 
     assert (again.processed_instances, again.failed_instances) == (1, 0)
     assert collection.service().count_remaining(TODAY, parse_share(failed_in)) == 0
     assert collection.service().count_remaining(TODAY) == 3, "those without a label were not asked for"
+    assert mistyped.message == "No server that is registered for collection is in the share zone=ue on 20 Jul 2025."
 
 
 @pytest.mark.usefixtures("servers")
