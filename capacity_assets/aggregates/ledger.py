@@ -173,9 +173,10 @@ class Ledger:
 
     def invalidate(self, period: Period, levels: Sequence[Level], windows: Sequence[Window]) -> None:
         """Mark `windows` as changed, and those after them and a year later, which are compared with their rows."""
-        starts = {start for window in windows for start in (window.start, period.following(window).start)}
+        replaced = {window.start for window in windows}
+        starts = replaced | {period.following(window).start for window in windows}
         names = [level.name for level in levels]
-        parameters = {"period_type": period.name, "levels": names, "starts": sorted(starts)}
+        parameters = {"period_type": period.name, "levels": names, "starts": [*starts], "replaced": [*replaced]}
         with self._work("recording that rows are to be replaced") as connection:
             connection.execute(text(_INVALIDATE), parameters)
 
@@ -388,7 +389,7 @@ _INVALIDATE = """
 WITH locked AS (
     SELECT level, period_start FROM capacity_computed_windows
     WHERE period_type = :period_type AND level = ANY (CAST(:levels AS text[]))
-      AND (period_start = ANY (CAST(:starts AS date[])) OR year_before_start = ANY (CAST(:starts AS date[])))
+      AND (period_start = ANY (CAST(:starts AS date[])) OR year_before_start = ANY (CAST(:replaced AS date[])))
     ORDER BY level, period_start FOR UPDATE
 )
 UPDATE capacity_computed_windows w SET wanted = w.wanted + 1, changed = w.wanted + 1 FROM locked

@@ -59,6 +59,18 @@ def test_a_corrected_day_makes_exactly_the_windows_that_hold_it_and_their_succes
     assert compute_everything(computed) == 0
 
 
+def test_rows_that_are_to_be_replaced_make_only_the_windows_outdated_that_are_compared_with_them(
+    computed: AggregationService,
+) -> None:
+    period = PERIODS["monthly"]
+
+    for first in (date(2025, 2, 1), date(2024, 5, 1)):
+        computed.ledger.invalidate(period, [DATABASE], [period.window_of(first)])
+
+    outdated = [(found.level, found.window.key) for found in computed.ledger.outdated()]
+    assert outdated == [("database", f"2025-0{month}-01") for month in (2, 3, 5)]
+
+
 @pytest.mark.parametrize(
     "statement",
     [
