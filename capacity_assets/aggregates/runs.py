@@ -408,7 +408,8 @@ class AggregationRunner:
     def _aggregate_slices(self, slices: Sequence[AggregationWork]) -> Iterator[list[PeriodSummary]]:
         """Write slices one after the other or in parallel; yield the summaries of each, in order.
 
-        After an error no further slice is begun; running slices are finished, and kept.
+        An error is raised after the slices before its own are done. Until then, others may begin; those that were begun
+        are finished, and kept.
         """
         if self.parallel_slices == 1 or len(slices) == 1:
             yield from map(self._aggregate_slice, slices)

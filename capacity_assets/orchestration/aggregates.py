@@ -464,7 +464,7 @@ MAINTENANCE_MINUTE = 30
 MAINTENANCE_LINES_SHOWN = 50
 
 MAINTENANCE_DESCRIPTION = """\
-The partitions of the four capacity tables, and the retention of their rows.
+The partitions of the capacity tables, and the retention of their rows.
 
 A materialisation adds the partitions of the next two months (from November on, of the next year), moves rows out of
 the default partitions, and drops partitions whose rows are older than `CAPACITY_RETENTION_DAYS` allows. Samples are
