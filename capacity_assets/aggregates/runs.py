@@ -636,10 +636,11 @@ class PeriodSummary:
         """One sentence that a person can act on."""
         window = f"{self.period_type} {self.level} aggregates {self.period_start} to {self.period_end}"
         if self.status is AggregationStatus.FAILED:
+            their = "its existing rows" if self.failed_instances == 1 else "their existing rows"
+            stored = f" The rows of {counted(self.processed_instances, 'other server')} are stored."
             return (
                 f"{window}: {self.failed_instances} of {counted(self.total_instances, 'server')} failed; "
-                f"the rows of the other {self.processed_instances} are stored, "
-                "those of the failed ones were kept as they were."
+                f"{their} are unchanged.{stored if self.processed_instances else ''}"
             )
         if self.status is AggregationStatus.SKIPPED:
             reason = "no active server" if not self.total_instances else "no server has samples in this window"
@@ -712,9 +713,10 @@ class RunSummary:
                 f"{self.total('processed_instances')} succeeded and were kept. First: {self.errors[0]}."
             )
         if self.status is AggregationStatus.SKIPPED:
-            reason = "has samples there" if self.total("total_instances") else "is in scope"
-            span = f" from {min(summary.period_start for summary in self.summaries)}" if self.summaries else ""
-            return f"{what}{span}: nothing to do, no active server {reason}."
+            reason = "has samples in" if self.total("total_instances") else "is in scope of"
+            these = "this window" if windows == 1 else f"these {what}"
+            span = f" (from {min(summary.period_start for summary in self.summaries)})" if self.summaries else ""
+            return f"Nothing to do: no active server {reason} {these}{span}."
         removed = self.total("removed_records")
         return (
             f"{what}: {counted(self.total('written_records'), 'row')} written, "

@@ -175,13 +175,10 @@ class CollectionSummary:
             was = "was" if self.measured_databases == 1 else "were"
             parts.append(f"{counted(self.measured_databases, 'database')} {was} measured now.")
         if self.failed_instances:
-            has = "has" if self.failed_instances == 1 else "have"
-            kept = f", except {self.kept_instances:,} measured by an earlier run" if self.kept_instances else ""
-            stored = "; the others are stored" if done else ""
-            parts.append(
-                f"{self.failed_instances:,} failed and {has} no sample of this day{kept}{stored}. "
-                "Run the same command again to measure what failed."
-            )
+            parts.append(self._failed)
+            if done:
+                parts.append("The other server is stored." if done == 1 else "The other servers are stored.")
+            parts.append("Run the same command again to measure what failed.")
         if self.not_counted:
             named = first_of(self.not_counted, NAMED)
             parts.append(f"Not counted, because no size is reported: {named}.")
@@ -189,6 +186,18 @@ class CollectionSummary:
             named = first_of(self.filled_elsewhere, ELSEWHERE_NAMED)
             parts.append(f"Not measured from here, because no connection is registered: {named}.")
         return " ".join(parts)
+
+    @property
+    def _failed(self) -> str:
+        failed, kept = counted(self.failed_instances, "server"), self.kept_instances
+        without = self.failed_instances - kept
+        lacking = f"{'has' if without == 1 else 'have'} no sample of this day"
+        if not kept:
+            return f"{failed} failed and {lacking}."
+        if without:
+            return f"{failed} failed: {without:,} {lacking}, {kept:,} kept that of an earlier run."
+        sample, is_kept = ("its sample", "is kept") if kept == 1 else ("their samples", "are kept")
+        return f"{failed} failed; {sample} from an earlier run today {is_kept}."
 
     def with_outcomes(self, outcomes: Sequence[ProbeOutcome]) -> CollectionSummary:
         """Return the summary with further outcomes, of whose sizes only sums are kept."""
@@ -339,13 +348,11 @@ class CollectionService:
 
     def _refuse_another_day(self, day: date) -> None:
         today = self.clock.today()
-        if day == today:
-            return
-        when = "is over" if day < today else "has not begun"
-        raise ValidationError(
-            f"{day} {when}, and a server reports only the current size of its databases. Measure today, {today}; "
-            "`capacity import` reads samples of other days that were taken elsewhere."
-        )
+        if day != today:
+            raise ValidationError(
+                f"Only today ({today}) can be measured, because a server reports only current sizes. To load samples "
+                "of other days, use `capacity import`."
+            )
 
     def _tasks(
         self, day: date, names: Sequence[str] | None, *, again: bool, share: CollectionShare | None

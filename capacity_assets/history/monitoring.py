@@ -53,7 +53,10 @@ class ImportDays:
         yesterday = today - timedelta(days=1)
         chosen = ImportDays(first or (last or yesterday) - timedelta(days=DEFAULT_DAYS - 1), last or yesterday)
         if chosen.last > yesterday:
-            raise ValidationError(f"--to {human_day(chosen.last)} is not over: the last value of a day counts.")
+            raise ValidationError(
+                f"--to {human_day(chosen.last)} is not over yet. Only complete days can be imported, because the last "
+                "value of each day is used."
+            )
         if chosen.first > chosen.last:
             raise ValidationError(f"--from {human_day(chosen.first)} is after --to {human_day(chosen.last)}.")
         return chosen

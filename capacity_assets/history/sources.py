@@ -121,8 +121,8 @@ class CsvSource:
             raise ValidationError(f"{path} is not CSV: {error}.") from None
         if "\0" in first:
             raise ValidationError(
-                f"{path} is not CSV: it holds bytes that are not text. If it is UTF-16 without a byte order mark, add "
-                "--encoding utf-16-le or utf-16-be."
+                f"{path} is not CSV: it contains bytes that are not text. If it is UTF-16 without a byte order mark, "
+                "add --encoding utf-16-le or utf-16-be."
             )
         if not first.strip():
             raise ValidationError(f"{path} is empty; its first line must name the columns.")

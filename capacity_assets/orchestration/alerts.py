@@ -88,7 +88,7 @@ def alert_definitions(graph: Graph) -> dg.Definitions:
     def tell(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         if context.cursor is None:
             context.update_cursor(_SensorState(newest_event(context.instance)).recorded())
-            return dg.SkipReason("Starts here; earlier failures are not sent.")
+            return dg.SkipReason("Alerting starts now; earlier failures are not sent.")
         state = _SensorState.of(context.cursor)
         links = Links(settings.dagster_url_of_people, settings.pages_url)
         state.held += _Events(context.instance, state, links).messages()

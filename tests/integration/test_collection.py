@@ -163,7 +163,7 @@ def test_a_wrong_password_fails_its_server_alone_and_none_is_in_a_log_a_table_or
     assert collection.total("locked") is None
     assert set(collection.sizes("pg")) == {"orders", "Ünïcødé; --"}
     assert summary.status == "failed"
-    assert "3 failed and have no sample of this day; the others are stored" in summary.message
+    assert "3 servers failed and have no sample of this day. The other server is stored. Run" in summary.message
     tables = ("instances", "capacity_collection_targets", "capacity_collection_attempts", "database_size_stats")
     stored = [str(collection.rows(f"SELECT * FROM {table}")) for table in tables]
     everything = "\n".join([*stored, caplog.text, str(summary), str(summary.to_dict())])
@@ -270,7 +270,7 @@ def test_a_failed_attempt_after_a_good_one_leaves_the_sample_and_says_so(
     summary = collection.collect(again=True)
 
     assert (summary.failed_instances, summary.kept_instances, summary.everything_failed) == (1, 1, False)
-    assert "except 1 measured by an earlier run" in summary.message
+    assert "1 server failed; its sample from an earlier run today is kept. Run" in summary.message
     assert (summary.database_count, summary.total_size_mb) == (2, sum(before.values()))
     assert collection.sizes("pg") == before
     assert collection.rows("SELECT status, failure, attempts FROM capacity_collection_attempts") == [

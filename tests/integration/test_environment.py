@@ -322,7 +322,7 @@ def _(folder: Path, home: Path) -> Answer:
     return capacity(folder, "instances", "import", "servers.xlsx", CAPACITY_HOME=str(home))
 
 
-@fault("an import of a file that is no text", says="is not CSV: it holds bytes that are not text", code=2)
+@fault("an import of a file that is no text", says="is not CSV: it contains bytes that are not text", code=2)
 def _(folder: Path, home: Path) -> Answer:
     (folder / "environ").write_bytes(b"PATH=/usr/bin\0TOKEN=hunter2-very-secret")
     return capacity(folder, "import", "environ", CAPACITY_HOME=str(home))

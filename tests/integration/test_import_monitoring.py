@@ -282,7 +282,7 @@ def test_what_a_source_knows_of_unknown_servers_or_impossibly_is_named(engine: E
 
 REFUSED = [
     (("prometheus:other",), "has no source 'prometheus:other'. It has mysql."),
-    (("prometheus:mysql", "--to", str(TODAY)), "--to 20 Jul 2025 is not over: the last value of a day counts."),
+    (("prometheus:mysql", "--to", str(TODAY)), "--to 20 Jul 2025 is not over yet. Only complete days"),
     (
         ("prometheus:mysql", "--from", "2025-07-02", "--to", "2025-07-01"),
         "--from 2 Jul 2025 is after --to 1 Jul 2025.",

@@ -9,6 +9,7 @@ import pytest
 
 from capacity_assets.aggregates.runs import InstanceError, PeriodSummary, RunSummary, WindowCoverage
 from capacity_assets.base.errors import AggregationStatus
+from capacity_assets.collection.service import CollectionSummary
 
 DAY = PeriodSummary("daily", "database", date(2025, 3, 1), date(2025, 3, 1))
 
@@ -55,7 +56,23 @@ def test_a_run_is_failed_if_any_part_is_and_skipped_only_if_all_are() -> None:
     assert RunSummary((DAY, completed)).status is AggregationStatus.COMPLETED
     assert RunSummary((completed, failed)).status is AggregationStatus.FAILED
     assert RunSummary((failed,)).everything_failed
+    skipped = RunSummary((replace(DAY, skipped_instances=1),) * 2).message
+    assert skipped == f"Nothing to do: no active server has samples in this window (from {DAY.period_start})."
     assert not RunSummary((completed, failed)).everything_failed
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ((1, 1, 0), "1 server failed and has no sample of this day. The other server is stored."),
+        ((0, 3, 2), "3 servers failed: 1 has no sample of this day, 2 kept that of an earlier run."),
+        ((0, 2, 2), "2 servers failed; their samples from an earlier run today are kept."),
+    ],
+)
+def test_a_collection_says_which_servers_that_failed_keep_a_sample(counts: tuple[int, int, int], told: str) -> None:
+    message = CollectionSummary(date(2025, 7, 20), None, counts[0], counts[1], kept_instances=counts[2]).message
+
+    assert message.endswith(f" {told} Run the same command again to measure what failed.")
 
 
 def test_an_open_window_says_how_many_of_its_days_were_measured_so_far() -> None:
