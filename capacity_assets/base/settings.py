@@ -257,7 +257,7 @@ def _shares(value: tuple[str, ...]) -> tuple[str, ...]:
 def as_text(value: object) -> str:
     """Return the text of a variable that is read as `value` again, in whatever folder the reader is started."""
     if isinstance(value, tuple):
-        return ",".join(map(as_text, value))
+        return ",".join(map(as_text, value)) or ","  # an empty text would be read as the default
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     return "" if value is None else str(value.resolve() if isinstance(value, Path) else value)

@@ -238,6 +238,22 @@ def test_shares_of_the_collection_are_a_number_or_labels_of_one_key(
     assert load_settings().collection_shares == shares
 
 
+LISTS = ("collection_shares", "label_keys", "metrics_databases", "objects", "password_folders", "password_variables")
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_without_a_word_is_empty_and_stays_empty_for_a_child_process(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    variable = f"CAPACITY_{name.upper()}"
+    monkeypatch.setenv(variable, ",")
+    settings = load_settings()
+    assert getattr(settings, name) == ()
+
+    monkeypatch.setenv(variable, settings.as_environment()[variable])
+    assert getattr(load_settings(), name) == ()
+
+
 @pytest.mark.parametrize("written", ["0", "101", "1/3,2/3", "9/4", "zone=eu", "zone=eu,team=", "1/2,zone=", "Zone="])
 def test_shares_that_leave_servers_out_are_refused(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
     monkeypatch.setenv("CAPACITY_COLLECTION_SHARES", written)
