@@ -144,7 +144,7 @@ def digest(
                 f"No database has {'='.join(label)} in the weeks up to {week.end}: the label begins later, or these "
                 "weeks were not computed."
             )
-    if output == options.STANDARD_OUTPUT or options.wants_json():
+    if output == options.STANDARD_OUTPUT:
         return Report(content, [as_text(content, settings.pages_url).rstrip("\n")])
     options.write_text(output, as_html(content, settings.pages_url))
     return Report(content, [f"Digest written to {output}"])

@@ -436,11 +436,7 @@ def collect(settings: Settings, /, *, servers: Sequence[str], again: bool, share
     say(*_summary_lines(summary))
     lines: list[Line] = []
     if own and OWN_SERVER not in {failure.server for failure in summary.failures}:
-        written = (
-            None
-            if options.wants_json()
-            else write_growth_report(settings, period="daily", day=summary.day, server=OWN_SERVER)
-        )
+        written = write_growth_report(settings, period="daily", day=summary.day, server=OWN_SERVER)
         home = "" if settings.home == DEFAULT_HOME else f"CAPACITY_HOME={settings.home} "
         next_step = f"Run this command again tomorrow to add a day, or `{home}capacity up` to measure every night."
         lines = [*(written.lines if written else ()), next_step]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.base.settings import Settings
 from capacity_assets.collection.servers import Server, register_servers, registered_servers
 from capacity_assets.demo import (
     holds_sample_fleet,
@@ -15,7 +17,7 @@ from capacity_assets.demo import (
     other_instances,
     remove_sample_fleet,
 )
-from tests.command import capacity
+from tests.command import capacity, printed
 from tests.databases import execute
 from tests.fleet import add_instances, load_sample
 from tests.legacy import LegacyShape, create_legacy_tables
@@ -37,9 +39,12 @@ def test_a_server_that_the_legacy_application_registered_is_measured_once_it_is_
     assert (one.server.host, one.server.port, one.server.engine) == ("db-7", 5433, "postgresql")
 
 
-def test_the_demo_knows_every_server_that_is_not_its_own_also_by_its_history_only(engine: Engine) -> None:
+def test_the_demo_knows_every_server_that_is_not_its_own_also_by_its_history_only(
+    engine: Engine, settings: Settings
+) -> None:
     assert other_instances(engine) == 0
-    assert capacity("collect", "--own").exit_code == 0
+    measured = json.loads(printed("collect", "--own", "--json"))
+    assert list(settings.reports.glob(f"growth-daily-{measured['collected_date']}-*")), "with --json too"
     assert other_instances(engine) == 1
 
     execute(engine, "DELETE FROM instances")
