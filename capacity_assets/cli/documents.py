@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from capacity_assets.aggregates.levels import SERVER_LEVELS
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner
 from capacity_assets.base.declarations import atomic_write
-from capacity_assets.base.errors import NotFoundError, ValidationError
+from capacity_assets.base.errors import NotFoundError, ValidationError, refuse
 from capacity_assets.base.periods import Window
 from capacity_assets.base.settings import Settings
 from capacity_assets.base.units import counted, human_change_mb, human_mb
@@ -164,6 +164,7 @@ def _report_of_sending(settings: Settings, engine: Engine, week: Window, **how: 
     return Report(result, lines, failure=failure)
 
 
+DEFAULT_LEVEL = "database"
 RUNWAY_VIEW = "capacity_runway"
 OBJECT_VIEW = "capacity_objects"
 OBJECT_ORDER = ["day", "server", "database", "kind", "schema_name", "table_name", "object_name"]
@@ -195,12 +196,17 @@ class Export:
 
     def checked_format(self) -> str:
         """Return the format, by the extension if it is not given; raises ValidationError for contradictory options."""
-        if (self.runway, self.objects, self.period is not None).count(True) != 1:
-            raise ValidationError("Give either --period, --runway or --objects.")
-        if self.objects and (self.engine is not None or self.label is not None):
-            raise ValidationError("--objects writes all tables and indexes: omit --engine and --label.")
-        if self.level not in SERVER_LEVELS:
-            raise ValidationError(f"Unknown level {self.level!r}; known: {', '.join(SERVER_LEVELS)}.")
+        one_of_three = (self.runway, self.objects, self.period is not None).count(True) == 1
+        has_filters = (self.engine, self.label) != (None, None)
+        has_days = (self.first_day, self.last_day) != (None, None)
+        unknown_level = f"Unknown level {self.level!r}; known: {', '.join(SERVER_LEVELS)}."
+        refuse(
+            (not one_of_three, "Give either --period, --runway or --objects."),
+            (self.objects and has_filters, "--objects writes all tables and indexes: omit --engine and --label."),
+            (self.runway and has_days, "--runway writes the newest forecasts: omit --from and --to."),
+            (self.level not in SERVER_LEVELS, unknown_level),
+            (self.period is None and self.level != DEFAULT_LEVEL, "--level needs --period."),
+        )
         if self.output == options.STANDARD_OUTPUT:
             if self.form in {"parquet", "xlsx"} or options.wants_json():
                 raise ValidationError("Parquet, xlsx and --json need a file: name one with --output.")
@@ -209,6 +215,8 @@ class Export:
         extension = path.suffix.lower()
         if self.form is None and extension not in FORMAT_BY_SUFFIX:
             raise ValidationError(f"{extension} is not a known format: use .csv, .xlsx or .parquet, or give --format.")
+        if extension and self.form not in {None, FORMAT_BY_SUFFIX.get(extension, self.form)}:
+            raise ValidationError(f"{path.name} would not be a {self.form} file: omit --format, or rename the file.")
         if path.exists() and not path.is_file():
             raise ValidationError(f"{path} exists and is not an ordinary file.")
         return self.form or FORMAT_BY_SUFFIX[extension]
@@ -218,7 +226,7 @@ class Export:
 @options.period_option()
 @click.option(
     "--level",
-    default="database",
+    default=DEFAULT_LEVEL,
     show_default=True,
     help=f"{' or '.join(SERVER_LEVELS)}.",
     shell_complete=options.completion_of(SERVER_LEVELS),

@@ -169,6 +169,11 @@ NO_EXPORTS = [
     (("--period", "monthly", "--output", "/"), 2, "is not an ordinary file"),
     (("--period", "monthly", "--output", "/dev/null"), 2, "is not an ordinary file"),
     (("--period", "monthly", "--output", "x.ods"), 2, ".ods is not a known format: use .csv, .xlsx or .parquet"),
+    (("--period", "monthly", "--output", "x.csv", "--format", "parquet"), 2, "x.csv would not be a parquet file"),
+    (("--runway", "--from", "2026-01-01"), 2, "--runway writes the newest forecasts: omit --from and --to."),
+    (("--runway", "--to", "2026-01-01"), 2, "--runway writes the newest forecasts: omit --from and --to."),
+    (("--runway", "--level", "instance"), 2, "--level needs --period."),
+    (("--objects", "--level", "instance"), 2, "--level needs --period."),
 ]
 
 
