@@ -208,8 +208,8 @@ def writing(target: Path | str) -> Iterator[None]:
 
 
 def write_text(output: str, text: str) -> None:
-    """Write a whole file, or keep the earlier one unchanged; raises CommandFailedError."""
-    with writing(output), atomic_write(Path(output)) as new_file:
+    """Write a whole file, through a link if it is one, or keep the earlier one; raises CommandFailedError."""
+    with writing(output), atomic_write(Path(output).resolve()) as new_file:
         new_file.write_text(text, encoding="utf-8")
 
 
