@@ -113,15 +113,22 @@ def served(app: Any, port: int) -> Iterator[None]:
 
 @contextmanager
 def serving_process(
-    database: URL, *, open_files: int = 1000, request_seconds: int = 10, log: IO[str] | None = None
+    database: URL,
+    *,
+    host: str = "127.0.0.1",
+    open_files: int = 1000,
+    request_seconds: int = 10,
+    log: IO[str] | None = None,
 ) -> Iterator[Pages]:
     """`capacity serve` as a separate process with limits on open files and on requests, until the block ends."""
     port = free_port()
+    pages = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     program = (
         f"from capacity_assets.web import app; app.REQUEST_SECONDS = {request_seconds}; "
         "from capacity_assets.cli.main import main; main()"
     )
-    arguments = [sys.executable, "-c", program, "serve", "--allow-writing-role", "--port", str(port)]
+    place = ("--host", host, "--port", str(port))
+    arguments = [sys.executable, "-c", program, "serve", "--allow-writing-role", *place]
     address = database.render_as_string(hide_password=False)
     with subprocess.Popen(
         arguments,
@@ -132,9 +139,9 @@ def serving_process(
     ) as process:
         assert process.stdout is not None
         try:
-            assert process.stdout.readline().strip() == f"Pages: http://127.0.0.1:{port}"
+            assert process.stdout.readline().strip() == f"Pages: {pages}"
             resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (open_files, open_files))
-            yield Pages(f"http://127.0.0.1:{port}")
+            yield Pages(pages)
         finally:
             process.terminate()
             process.communicate(timeout=60)

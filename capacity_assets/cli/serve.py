@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from capacity_assets.runtime import open_reading_engine, open_runs_engine
 
 HOST = "127.0.0.1"
 PAGES_PORT = 3001
-OWN_NAMES = ("127.0.0.1", "localhost")
+OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
 SHUTDOWN_SECONDS = 5
 BACKLOG = 256
 
@@ -46,6 +47,7 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
     from capacity_assets.web.reader import Reader
 
     listener = listen(port, host)
+    host = f"[{host}]" if ":" in host else host  # as in the address of a page
     with (
         listener,
         open_reading_engine(settings, allow_writing_role=allow_writing_role) as engine,
@@ -108,12 +110,17 @@ def mcp(settings: Settings, /) -> None:
 
 def listen(port: int, host: str = HOST, option: str = "--port") -> socket.socket:
     """Return a socket that listens already when the address is printed; raises CommandFailedError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), backlog=BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
+        advice: dict[int | None, str] = {
+            errno.EADDRINUSE: f"Stop the program that uses it, or choose another port with {option}.",
+            errno.EACCES: f"Choose a port above 1023 with {option}.",
+        }
         raise CommandFailedError(
-            f"Port {port} on {host} cannot be used ({error.strerror}). Stop the program that uses it, or choose "
-            f"another port with {option}."
+            f"Port {port} on {host} cannot be used ({error.strerror}). "
+            + advice.get(error.errno, "Choose an address of this machine with --host.")
         ) from None
 
 

@@ -40,8 +40,10 @@ from tests.former_revisions import ADDED_LATER
 from tests.pages import Pages, header, served, served_pages, serving_process
 from tests.pages_fleet import ADDRESSES, filled
 from tests.roles import documented
-from tests.servers import ADMIN_PASSWORD, PostgresServer, free_port
+from tests.servers import ADMIN_PASSWORD, PostgresServer, free_port, silent_socket
 
+IPV6_ADDRESSES = Path("/proc/net/if_inet6")
+LOOPBACK = "::1" if IPV6_ADDRESSES.exists() and IPV6_ADDRESSES.read_text() else "127.0.0.1"
 PREPARED = {"pages": filled, "filled_pages": filled}
 
 
@@ -225,7 +227,7 @@ def test_why_the_database_cannot_be_read_is_in_the_log_of_the_server(
     engine: Engine, database: URL, tmp_path: Path
 ) -> None:
     file = tmp_path / "log"
-    with file.open("w") as log, serving_process(database, log=log) as pages:
+    with file.open("w") as log, serving_process(database, host=LOOPBACK, log=log) as pages:
         execute(engine, "DROP VIEW capacity_runway")
         refused = pages.ask("/filling?format=json")
 
@@ -653,6 +655,23 @@ def test_serve_says_what_is_missing(settings: object, monkeypatch: pytest.Monkey
     assert refused.exit_code != 0
     monkeypatch.setenv("CAPACITY_WEB_TOKEN", "short")
     assert "CAPACITY_WEB_TOKEN" in capacity("serve").output
+
+
+@pytest.mark.parametrize(
+    ("host", "reason", "advice"),
+    [
+        ("127.0.0.1", "Address already in use", "Stop the program that uses it, or choose another port with --port."),
+        ("192.0.2.1", "Cannot assign requested address", "Choose an address of this machine with --host."),
+    ],
+)
+@pytest.mark.usefixtures("settings")
+def test_serve_says_why_it_cannot_listen_and_what_helps(host: str, reason: str, advice: str) -> None:
+    with silent_socket() as port:
+        refused = capacity("serve", "--host", host, "--port", str(port))
+
+    assert refused.exit_code == 1
+    assert f"Port {port} on {host} cannot be used ({reason} " in refused.output
+    assert refused.output.endswith(f"). {advice}\n")
 
 
 def test_what_readers_may_read_is_what_the_operations_page_grants() -> None:
