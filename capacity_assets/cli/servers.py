@@ -118,7 +118,7 @@ def _server(name: str, new_values: Mapping[str, Any], known: Server | None) -> S
         values["host"] = None  # an import registered the server by its name only
     missing = [f"--{key}" for key in ("engine", "host") if not values.get(key)]
     if missing:
-        raise ValidationError(f"Server {name!r} is new. Give {' and '.join(missing)}.")
+        raise ValidationError(f"Server {name!r} {'needs' if known else 'is new and needs'} {' and '.join(missing)}.")
     return Server(name=name, **values)
 
 

@@ -35,8 +35,10 @@ def test_a_name_that_is_taken_is_not_changed_unasked(engine: Engine) -> None:
     assert capacity(*arguments, "one").exit_code == 0
 
     refused = capacity(*arguments, "two")
+    emptied = capacity(*arguments, "", "--replace")
     replaced = capacity(*arguments, "two", "--replace")
 
+    assert "Server 'a' needs --host." in emptied.output
     assert refused.exit_code == 2
     assert "is already registered. `--replace` changes it." in refused.output
     assert replaced.exit_code == 0
@@ -44,8 +46,8 @@ def test_a_name_that_is_taken_is_not_changed_unasked(engine: Engine) -> None:
 
 
 NO_SERVERS = [
-    (["a", "--host", "h"], "Give --engine."),
-    (["a"], "Server 'a' is new. Give --engine and --host."),
+    (["a", "--host", "h"], "Server 'a' is new and needs --engine."),
+    (["a"], "Server 'a' is new and needs --engine and --host."),
     (["a", "--host", "h", "--engine", "db2"], "'db2' is not an engine"),
     (["a", "--host", "h", "--engine", "mysql", "--password-from", "hunter2"], "Give the place of a password"),
     (["a", "--host", "h:3306", "--engine", "mysql"], "host: write the port separately, as port (--port)"),
