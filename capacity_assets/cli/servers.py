@@ -73,7 +73,11 @@ connection_options = options.combined_options(
         metavar="FILE",
         help="RSA public key of a MySQL server without TLS; the password is encrypted with it.",
     ),
-    click.option("--sizing", help="files (exact, the default) or statistics (cheaper on huge servers)."),
+    click.option(
+        "--sizing",
+        help="files (the default), allocated (MySQL and MariaDB: compressed tables by their space on disk) or "
+        "statistics (cheaper on huge servers).",
+    ),
     click.option(
         "--counted-by",
         metavar="SERVER",

@@ -397,7 +397,7 @@ collection_targets = table(
     optional("tls_certificate", Text, "File of the client's certificate"),
     optional("tls_key", Text, "File of the client's key"),
     optional("server_public_key", Text, "File of the RSA public key of a MySQL server, used without TLS"),
-    required("sizing", String(20), "files: exact; statistics: cheaper, from the catalogue"),
+    required("sizing", String(20), "files: exact; allocated: space on disk; statistics: cheaper, from the catalogue"),
     timestamp("created_at", "When it was registered for collection"),
     timestamp("updated_at", "When this was last changed"),
     declared_by(),

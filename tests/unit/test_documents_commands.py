@@ -10,6 +10,9 @@ import click
 import pytest
 
 from capacity_assets.cli.main import main
+from capacity_assets.collection.engines.base import engines
+from capacity_assets.database.tables import collection_targets
+from tests.command import printed
 from tests.documents import EVERYTHING, ROOT, first_cells, section
 
 SOURCE = "\n".join(path.read_text() for path in (ROOT / "capacity_assets").rglob("*.py"))
@@ -143,6 +146,13 @@ def test_options_of_all_commands_are_documented() -> None:
     assert options - {"--help"} == {"-v", "--verbose", "--version"}
     for option in ("-v", "--version"):
         assert f"`capacity {option}" in section("Commands"), option
+
+
+def test_every_kind_of_sizing_is_named_by_the_option_and_by_its_column() -> None:
+    sizings = {sizing for engine in engines().values() for sizing in engine.sizings}
+    help_of_options = printed("instances", "add", "--help").split("--sizing")[1]
+    for explained in (help_of_options, collection_targets.c.sizing.comment or ""):
+        assert sizings <= set(re.findall(r"\w+", explained))
 
 
 def test_messages_that_operations_explains_are_said() -> None:
