@@ -142,7 +142,7 @@ def _postgresql_url(value: SecretStr) -> SecretStr:
 
 def _export_url(value: str) -> str:
     if urlsplit(value).password or not (value.startswith("/") or "://" in value):
-        how = "write /srv/capacity, s3://bucket/capacity or another URL of fsspec"
+        how = "write /var/lib/capacity/export, s3://bucket/capacity or another URL of fsspec"
         raise ValueError(f"must be an absolute path, or a URL without a password; {how}")
     return value.rstrip("/")
 
@@ -431,8 +431,8 @@ class Variables(BaseSettings):
     """TOML file of Prometheus-compatible servers. They provide file systems that measured servers do not report, and
     sizes of past days for imports. Unset: none."""
     export_url: ExportAddress | None = None
-    """Folder or object storage (`/srv/capacity`, `s3://bucket/capacity`) to which the aggregates of each window are
-    written as Parquet files. Unset: none are."""
+    """Folder or object storage (`/var/lib/capacity/export`, `s3://bucket/capacity`) to which the aggregates of each
+    window are written as Parquet files. Unset: none are."""
     declared_by: str | None = Field(default=None, max_length=LONGEST_DECLARER)
     """Author of declared limits, steps, labels, prices, servers, volumes and decisions, for commands without `--by`.
     Unset: the login of the operating system."""

@@ -60,7 +60,7 @@ def test_duckdb_reads_in_the_files_of_a_range_run_what_the_views_have(
         ).fetchall()
         page = (ROOT / "docs" / "integrations.md").read_text()
         [documented] = re.findall(r"```sql\n(SELECT \"window\".*?)```", page, re.DOTALL)
-        largest = reader.execute(documented.replace("/srv/capacity", str(tmp_path / "files"))).fetchall()
+        largest = reader.execute(documented.replace("/var/lib/capacity/export", str(tmp_path / "files"))).fetchall()
     views = {"database": "capacity_growth", "group": "capacity_groups", "instance": "capacity_server_growth"}
     condition = f"WHERE period = 'monthly' AND window_start BETWEEN '{FIRST}' AND '{LAST}'"
     assert found == [

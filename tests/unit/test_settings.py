@@ -91,7 +91,7 @@ def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
         ("CAPACITY_JUMP_PERCENT", "0", "Input should be greater than 0"),
         ("CAPACITY_START_DATE", "20260101", "'20260101' is not a date; write YYYY-MM-DD"),
         ("CAPACITY_START_DATE", "0001-01-01", "is before 1970-01-01"),
-        ("CAPACITY_EXPORT_URL", f"sftp://dba:{SECRET}@host/capacity", "a URL without a password; write /srv/"),
+        ("CAPACITY_EXPORT_URL", f"sftp://dba:{SECRET}@host/capacity", "a URL without a password; write /var/"),
         ("CAPACITY_EXPORT_URL", "files", "must be an absolute path, or a URL"),
         ("CAPACITY_HOME", __file__, "is a file; write the path of a folder"),
         ("CAPACITY_REDIS_URL", f"http://:{SECRET}@redis", "is not a Redis URL; write redis://"),
