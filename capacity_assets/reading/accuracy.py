@@ -80,7 +80,10 @@ class Accuracy:
 
 
 def scores_of(connection: Connection, first: date, last: date, server: str | None = None) -> list[Accuracy]:
-    """Return scores of the forecasts that came due from `first` to `last`, by horizon; raises DBAPIError."""
+    """Return scores of the forecasts that came due from `first` to `last`, by horizon; raises DBAPIError.
+
+    Of fewer than 20 forecasts, it returns only their number.
+    """
     runways = capacity_runways.c
     measured = []
     for days in HORIZONS_DAYS:
@@ -94,7 +97,7 @@ def scores_of(connection: Connection, first: date, last: date, server: str | Non
             due = due.where(runways.instance_id == number)
         measured.append(due)
     statement = sa.text(_ACCURACY).columns().add_cte(sa.union_all(*measured).cte("due"))
-    return [row for row in records(Accuracy, connection, statement, by_month=False) if row.subject is None]
+    return [row for row in _judged(records(Accuracy, connection, statement, by_month=False)) if row.subject is None]
 
 
 @dataclass(frozen=True)
@@ -333,11 +336,14 @@ def _of_outcomes(statement: str) -> TextualSelect:
 
 def _accuracy_of(connection: Connection, sample: _Sample, *, by_month: bool) -> list[Accuracy]:
     """Return how good the forecasts of a sample were; of fewer than 20 only their number."""
+    return _judged(records(Accuracy, connection, _of_due(_ACCURACY), **sample.parameters, by_month=by_month))
+
+
+def _judged(scores: Sequence[Accuracy]) -> list[Accuracy]:
     unknown: dict[str, Any] = dict.fromkeys(
         name for name in Accuracy.__dataclass_fields__ if name.endswith(("_percent", "_error"))
     )
-    every = records(Accuracy, connection, _of_due(_ACCURACY), **sample.parameters, by_month=by_month)
-    return [accuracy if accuracy.is_judged else replace(accuracy, **unknown) for accuracy in every]
+    return [score if score.is_judged else replace(score, **unknown) for score in scores]
 
 
 def headline(accuracy: FleetAccuracy, horizon_days: int, today: date) -> str:

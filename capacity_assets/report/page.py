@@ -55,6 +55,7 @@ from capacity_assets.ownership import bills
 from capacity_assets.ownership.bills import BillByGroup
 from capacity_assets.ownership.labels import first_fill_date_of_groups
 from capacity_assets.reading.access import WITHOUT_LOOPS, planned_with
+from capacity_assets.reading.accuracy import Accuracy
 from capacity_assets.reading.changes import (
     NOT_COMPARABLE,
     ChangeKind,
@@ -673,9 +674,18 @@ def likelihood(probability: float) -> str:
 def score_sentences(issue: ForecastIssue) -> list[str]:
     """Describe the errors of the forecasts that came due, a sentence for each horizon."""
     return [
-        f"Of {counted(score.forecasts, 'forecast')} over {score.horizon_days} days that came due, "
-        f"{score.covered_percent:.0f} % of the sizes were in the band and {score.above_percent:.0f} % above it"
-        + ("" if score.error_percent is None else f"; the mean error was {score.error_percent:.1f} %")
-        + ("." if not score.in_hindsight else f". {score.in_hindsight:,} of them were computed in hindsight.")
+        _score_sentence(score)
+        + (f" {score.in_hindsight:,} of them were computed in hindsight." if score.in_hindsight else "")
         for score in issue.scores
     ]
+
+
+def _score_sentence(score: Accuracy) -> str:
+    forecasts = f"{counted(score.forecasts, 'forecast')} over {score.horizon_days} days"
+    if not score.is_judged:
+        return f"{forecasts} came due, too few to judge."
+    return (
+        f"Of {forecasts} that came due, "
+        f"{score.covered_percent:.0f} % of the sizes were in the band and {score.above_percent:.0f} % above it"
+        + ("." if score.error_percent is None else f"; the mean error was {score.error_percent:.1f} %.")
+    )

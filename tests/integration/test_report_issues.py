@@ -14,6 +14,7 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import Window
 from capacity_assets.forecast.issuing import issue_runways
 from capacity_assets.forecast.limits import Limit, declare_limits
+from capacity_assets.reading import accuracy
 from capacity_assets.reading.forecasts import ForecastDay, fills_first
 from capacity_assets.reading.forecasts import issue_of as issue_of_day
 from capacity_assets.report.page import (
@@ -152,13 +153,19 @@ def filling(engine: Engine, service: AggregationService) -> Engine:
     return engine
 
 
-def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were_off(filling: Engine) -> None:
+def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were_off(
+    filling: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for day in (date(2025, 1, 29), date(2025, 2, 28)):
         issue_runways(filling, day, day)
 
+    too_few = render(read_report(filling, MONTHLY, FEBRUARY))
+    monkeypatch.setattr(accuracy, "LEAST_CASES", 3)
     report = read_report(filling, MONTHLY, FEBRUARY)
     page = render(report)
 
+    assert "3 forecasts over 30 days came due, too few to judge." in too_few
+    assert "of the sizes were in the band" not in too_few
     issued = report.runways
     assert issued is not None
     [risk] = issued.fills_first

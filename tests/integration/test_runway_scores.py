@@ -10,6 +10,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.database.changes import gather_records
 from capacity_assets.forecast.issuing import changed_spans, issue_runways
+from capacity_assets.reading import accuracy
 from capacity_assets.reading.forecasts import figures_of, issue_of
 from tests.clocks import TODAY
 from tests.computing import compute_windows
@@ -36,7 +37,7 @@ def test_what_was_issued_in_time_stays_whatever_is_corrected_later_unless_it_is_
 
 
 @pytest.mark.usefixtures("issued_today")
-def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine) -> None:
+def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     due = TODAY + timedelta(days=7)
     for day in range(1, 8):
         add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
@@ -56,6 +57,9 @@ def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine) -
         "young": None,
     }
     assert rows["orders"]["actual_30_mb"] is None
+    too_few = figures_of(issue_of(engine, due, due))
+    assert {name: value for name, value in too_few.items() if "7_days" in name} == {"scored_7_days": 3}
+    monkeypatch.setattr(accuracy, "LEAST_CASES", 3)
     stored = issue_of(engine, due, due)
     assert stored is not None
     [score] = stored.scores
