@@ -226,7 +226,7 @@ ASSUMPTION_PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "growth_factor": ("Factor for the forecast growth.", NUMBER),
     "growth_label": ("Only databases with this label; team=: those without it.", TEXT),
     "growth_server": ("Only databases of this server.", TEXT),
-    "limit_add_gb": ("GiB by which every limit, or the named one, is higher; negative: lower.", NUMBER),
+    "limit_add_gb": ("GiB by which every limit, or the named one, is higher; negative: lower.", {"type": "number"}),
     "limit_server": ("Server with that limit.", TEXT),
     "limit_volume": ("Volume with that limit.", TEXT),
     "limit_day": ("First day of that limit.", DATE),

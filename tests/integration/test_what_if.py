@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from jsonschema import Draft202012Validator
 from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
@@ -31,6 +32,8 @@ from capacity_assets.ownership.labels import Label, declare_labels
 from capacity_assets.ownership.scenario_results import ScenarioResult, result_of
 from capacity_assets.reading.access import reading_engine, refuse_a_role_that_can_write
 from capacity_assets.web import forecasts as pages_of_forecasts
+from capacity_assets.web.api import arguments_schema
+from capacity_assets.web.routes import PAGE_OF
 from tests.clocks import TODAY, fixed_clock
 from tests.command import printed
 from tests.computing import compute_windows
@@ -127,6 +130,15 @@ def disk_without_today(engine: Engine) -> Engine:
 
 def address(values: dict[str, Any]) -> str:
     return f"/scenario?{urlencode(values)}"
+
+
+def test_the_described_parameters_take_every_assumption() -> None:
+    described = Draft202012Validator(arguments_schema(PAGE_OF["/scenario"]))
+    for values in ASSUMED:
+        numbers = {
+            name: float(str(value)) for name, value in values.items() if name.endswith(("_factor", "_gb", "_month"))
+        }
+        assert [error.message for error in described.iter_errors(numbers)] == [], values
 
 
 @pytest.mark.usefixtures("today")
