@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from capacity_assets.web.api import ABOUT, arguments_schema
 from capacity_assets.web.app import REFUSED_ERRORS, PageServer, refusal_of
+from capacity_assets.web.reader import ROWS_PER_PAGE
 from capacity_assets.web.rendering import PageRoute
 from capacity_assets.web.routes import PAGES
 
@@ -43,7 +44,7 @@ BOUNDS: dict[str, dict[str, object]] = {
         "description": "Whether to return the series that charts draw, too.",
     },
 }
-"""Parameters of every tool, in addition to those of its response."""
+"""Parameters of every tool, in addition to those of its response. Those of the same name replace them."""
 PAGE_BY_NAME = {page.name: page for page in PAGES}
 
 
@@ -90,7 +91,7 @@ def tool_of(page: PageRoute) -> Tool:
         name=page.name,
         title=page.title,
         description=page.description,
-        input_schema={**arguments, "properties": {**arguments["properties"], **BOUNDS}},
+        input_schema={**arguments, "properties": {**BOUNDS, **arguments["properties"]}},
         annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False),
     )
 
@@ -101,8 +102,10 @@ def call_tool(answers: PageServer, name: str, arguments: dict[str, Any]) -> Call
 
     parameters = {key: str(value) for key, value in arguments.items() if value is not None}
     with_series = parameters.pop("series", "false").lower() == "true"
-    written = parameters.get("shown", "") if name == "search" else parameters.pop("shown", "")
+    written = parameters.pop("shown", "")
     shown = min(int(written), MOST_SHOWN) if written.isdecimal() and int(written) else SHOWN
+    if name == "search":
+        parameters["shown"] = str(min(shown, ROWS_PER_PAGE))
     if name not in PAGE_BY_NAME:
         text = f"There is no tool {name!r}; there are {', '.join(PAGE_BY_NAME)}."
         return CallToolResult(content=[TextContent(text=text)], is_error=True)

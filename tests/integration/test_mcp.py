@@ -14,8 +14,14 @@ import pytest
 from sqlalchemy import URL
 
 from capacity_assets.cli import serve
+from capacity_assets.reading.access import reading_engine
+from capacity_assets.web.app import PageServer, WebOptions
+from capacity_assets.web.mcp_server import PAGE_BY_NAME, call_tool, tool_of
+from capacity_assets.web.reader import Reader
 from capacity_assets.web.routes import PAGES
+from tests.clocks import fixed_clock
 from tests.command import capacity
+from tests.pages import KEYS
 from tests.pages_fleet import GROWING, filled
 
 if TYPE_CHECKING:
@@ -43,6 +49,18 @@ def asking(database: URL, questions: Callable[[Client], Awaitable[Any]]) -> Any:
             return await questions(client)
 
     return anyio.run(ask)
+
+
+@pytest.mark.usefixtures("pages")
+def test_a_tool_returns_as_many_rows_as_it_says_and_lowers_a_larger_number(database: URL) -> None:
+    engine = reading_engine(database)
+    answers = PageServer(Reader(engine), WebOptions(fixed_clock(), KEYS, reads_ahead=False))
+    for name, given, most in (("search", {"q": "server"}, 50), ("servers", {}, 200)):
+        described = tool_of(PAGE_BY_NAME[name]).input_schema["properties"]["shown"]
+        results = [call_tool(answers, name, {**given, "shown": shown}) for shown in (most, 1_000)]
+        assert (described["maximum"], [result.is_error for result in results]) == (most, [False] * 2), results
+    answers.close()
+    engine.dispose()
 
 
 @pytest.mark.nightly("starts a client of its own")
