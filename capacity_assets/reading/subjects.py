@@ -75,9 +75,9 @@ class DeclaredStep:
     note: str
     database: str | None
     declared_by: str | None
+    """Who declared it; None: not known."""
     server_id: int
     server: str
-    """Who declared it; None: not known."""
 
 
 def server_id_of(connection: Connection, server: str) -> int | None:

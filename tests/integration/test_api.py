@@ -60,6 +60,9 @@ def test_fields_are_described_by_their_docstrings_and_none_is_left_out(pages: Pa
     assert runway["properties"]["volumes"]["description"].startswith("Volumes on which it grows"), "also inherited ones"
     assert set(runway["required"]) == set(runway["properties"])
     assert runway["properties"]["name"] == {"type": "string"}
+    step = schemas["DeclaredStep"]["properties"]
+    assert step["declared_by"]["description"] == "Who declared it; None: not known."
+    assert step["server"] == {"type": "string"}
 
 
 def test_no_name_of_the_first_version_is_gone(pages: Pages) -> None:
