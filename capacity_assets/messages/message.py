@@ -161,18 +161,27 @@ def _slack(message: Message) -> dict[str, Any]:
         _escaped_for_slack(sentence.text) + (f" `{_escaped_for_slack(sentence.command)}`" if sentence.command else "")
         for sentence in shown.opening
     ]
-    for section in shown.sections:
-        heading = _escaped_for_slack(_linked_text(message, section))
-        lines = [f"*<{section.url}|{heading}>*" if section.url else f"*{heading}*"] if heading else []
-        lines += [f"• {_line_of_slack(line)}" for line in section.lines]
-        lines += [f"• and {section.more} more"] if section.more else []
-        lines += [f"`{_escaped_for_slack(section.command)}`"] if section.command else []
-        texts.append("\n".join(lines))
+    texts += [_section_of_slack(_linked_text(message, section), section) for section in shown.sections]
     texts += [f"And {shown.more} more."] if shown.more else []
     texts += [_line_of_slack(shown.link)] if shown.link else []
     header = {"type": "header", "text": {"type": "plain_text", "text": _shorten(message.title, SLACK_HEADER)}}
     sections = [{"type": "section", "text": {"type": "mrkdwn", "text": _shorten(text, SLACK_TEXT)}} for text in texts]
     return {"text": _escaped_for_slack(message.title), "blocks": [header, *sections]}
+
+
+def _section_of_slack(heading: str, section: Section) -> str:
+    """Return the section with as many lines as fit, and the number of the others."""
+    heading = _escaped_for_slack(heading)
+    head = [f"*<{section.url}|{heading}>*" if section.url else f"*{heading}*"] if heading else []
+    command = [f"`{_escaped_for_slack(section.command)}`"] if section.command else []
+    lines = [f"• {_line_of_slack(line)}" for line in section.lines]
+    for shown in range(len(lines), -1, -1):
+        more = section.more + len(lines) - shown
+        left_out = [f"• and {more} more"] if more else []
+        text = "\n".join([*head, *lines[:shown], *left_out, *command])
+        if len(text) <= SLACK_TEXT:
+            break
+    return text
 
 
 def _line_of_slack(line: MessageLine) -> str:

@@ -24,7 +24,16 @@ from capacity_assets.messages.channels import (
     receivers_of_alerts,
     unreachable,
 )
-from capacity_assets.messages.message import NEW, RENDERERS, RESOLVED, Message, pagerduty_events, plain_text
+from capacity_assets.messages.message import (
+    NEW,
+    RENDERERS,
+    RESOLVED,
+    Message,
+    MessageLine,
+    Section,
+    pagerduty_events,
+    plain_text,
+)
 from capacity_assets.reading.forecasts import SubjectKey
 from capacity_assets.reading.risks import AlertRisk, OpenAlert
 from tests.alerted_fleet import KEY, sending_settings
@@ -81,6 +90,19 @@ def test_slack_gets_blocks_within_its_limits_in_which_no_name_is_markup(number: 
     assert texts.startswith("*<https://pages.example/volume?server=1&name=")
     assert "• *Probability:* 74 % within 30 days" in texts
     assert ("And 381 more." in texts) == (number == 400)
+
+
+def test_a_long_section_of_slack_has_whole_lines_and_the_number_of_the_others() -> None:
+    lines = [MessageLine("R&D " * 40, url=f"https://pages.example/{'x' * 100}") for _ in range(10)]
+    told = Message("Growth", sections=[Section("Grew most", lines, more=3, command="capacity top")])
+    sent = SlackMessage.model_validate(RENDERERS["slack"](told))
+
+    heading, *listed, more, command = sent.blocks[1].text.text.split("\n")
+    [line] = set(listed)
+    assert (heading, command) == ("*Grew most*", "`capacity top`")
+    assert line == f"• <https://pages.example/{'x' * 100}|{'R&amp;D ' * 40}>"
+    assert more == f"• and {13 - len(listed)} more"
+    assert len(listed) > 5
 
 
 def test_the_picture_of_a_slack_message_shows_links_and_names_instead_of_their_markup() -> None:
