@@ -36,6 +36,8 @@ _UNITS = (
     _Unit("GiB", _STEP, 1, _STEP),
 )
 _MOST_PLACES = 9
+# Smaller changes per day have decimals.
+_SMALL_RATE_MB = 10
 # The printed difference of two sizes may differ from the real one by a tenth.
 _TOLERANCE = 0.1
 
@@ -49,6 +51,14 @@ def human_mb(size_mb: int) -> str:
 def human_change_mb(change_mb: int) -> str:
     """Render a change with its sign: 2048 -> '+2.0 GiB'."""
     return f"+{human_mb(change_mb)}" if change_mb > 0 else human_mb(change_mb)
+
+
+def human_rate(mb_per_day: float) -> str:
+    """Render a change per day with its sign: 2048 -> '+2.0 GiB per day', 0.4 -> '+0.4 MiB per day'."""
+    if abs(mb_per_day) >= _SMALL_RATE_MB:
+        return f"{human_change_mb(round(mb_per_day))} per day"
+    rate = round(mb_per_day, 1) or round(mb_per_day, 3)
+    return f"{rate:+g} MiB per day" if rate else "0 MiB per day"
 
 
 def whole_mb(size_bytes: float) -> int:

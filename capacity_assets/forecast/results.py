@@ -13,7 +13,7 @@ from datetime import date, timedelta
 import sqlalchemy as sa
 
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import human_change_mb, human_day, human_mb, human_probability, human_range
+from capacity_assets.base.units import human_day, human_mb, human_probability, human_range, human_rate
 from capacity_assets.database.tables import capacity_runways
 
 SERVER, DATABASE, VOLUME, GROUP = "server", "database", "volume", "group"
@@ -211,7 +211,7 @@ class Runway(RunwayFigures, DatabaseOrVolume):
         return (
             f"{self.display_name} on {self.server}: {middle}{self._range_text}, within {within_days} days with a "
             f"probability of {human_probability(self.probabilities[within_days])}. {holds} "
-            f"Forecast growth: {human_change_mb(round(self.change_mb_per_day))} per day."
+            f"Forecast growth: {human_rate(self.change_mb_per_day)}."
             + ("" if self.sooner_day is None else f" {self.remark}")
         )
 
@@ -225,7 +225,7 @@ class Runway(RunwayFigures, DatabaseOrVolume):
     def remark(self) -> str:
         """Its recent growth in a sentence; valid only if `sooner_day` is known."""
         return (
-            f"In the last {RECENT_DAYS} days it grew by {human_change_mb(round(self.recent_mb_per_day or 0))} per day: "
+            f"In the last {RECENT_DAYS} days it grew by {human_rate(self.recent_mb_per_day or 0)}: "
             f"at that pace it is full on {self.sooner_day and human_day(self.sooner_day)}."
         )
 

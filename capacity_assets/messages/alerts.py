@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import insert
 from capacity_assets.base.declarations import fleet_or_label
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.periods import Clock
-from capacity_assets.base.units import human_change_mb, human_day, human_mb, human_probability, printable
+from capacity_assets.base.units import human_change_mb, human_day, human_mb, human_probability, human_rate, printable
 from capacity_assets.database.tables import capacity_alerts
 from capacity_assets.forecast.decisions import decide_command
 from capacity_assets.forecast.results import DATABASE, RECENT_DAYS, VOLUME_LIMIT
@@ -211,7 +211,7 @@ def _lines(update: AlertUpdate, risk: AlertRisk, within_days: int) -> Iterator[M
     if earlier is not None and earlier.sent_on:
         before = "no date" if earlier.full_by is None else human_day(earlier.full_by)
         last_message = f"{before}, sent on {human_day(earlier.sent_on)}"
-    growth = f"{human_change_mb(round(runway.change_mb_per_day))} per day"
+    growth = human_rate(runway.change_mb_per_day)
     grown = ", ".join(f"{name} {human_change_mb(change)}" for name, change in risk.growers)
     labels = ", ".join("=".join(label) for label in sorted(risk.labels.items()))
     facts = {

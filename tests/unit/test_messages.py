@@ -117,6 +117,17 @@ def test_the_picture_of_a_slack_message_shows_links_and_names_instead_of_their_m
     assert "amp;" not in text
 
 
+def test_growth_of_less_than_a_megabyte_per_day_is_not_shown_as_none() -> None:
+    slow = {"size_mb": 500, "limit_mb": 512, "headroom_mb": 12, "middle_day": None}
+    runway = replace(RUNWAY, **slow, change_mb_per_day=0.1, recent_mb_per_day=0.4)  # type: ignore[arg-type]
+    told = message_of(
+        Receiver("dba"), [AlertUpdate(NEW, RISK.key, DAY, risk=replace(RISK, runway=runway))], sending_settings()
+    )
+
+    for said in (runway.sentence(30), plain_text(told)):
+        assert "Forecast growth: +0.1 MiB per day. In the last 30 days it grew by +0.4 MiB per day: at that" in said
+
+
 @SIZES
 def test_teams_gets_an_adaptive_card_of_a_size_that_a_workflow_takes(number: int, name: str) -> None:
     content = RENDERERS["teams"](message(number, name))

@@ -17,6 +17,7 @@ from capacity_assets.base.units import (
     human_percent,
     human_probability,
     human_range,
+    human_rate,
     natural_key,
     printable,
 )
@@ -41,6 +42,13 @@ def test_a_size_has_a_fitting_binary_unit(size_mb: int, shown: str) -> None:
 
 def test_a_change_has_its_sign_and_none_has_none() -> None:
     assert [human_change_mb(change) for change in (5, 0, -5)] == ["+5 MiB", "0 MiB", "-5 MiB"]
+
+
+def test_a_small_change_per_day_has_the_decimals_that_it_takes_to_be_seen() -> None:
+    rates = {2048.4: "+2.0 GiB", 10.6: "+11 MiB", 9.96: "+10 MiB", 5: "+5 MiB", -0.42: "-0.4 MiB", 0.034: "+0.034 MiB"}
+    assert {rate: human_rate(rate) for rate in (*rates, 0)} == {
+        rate: f"{shown} per day" for rate, shown in (rates | {0: "0 MiB"}).items()
+    }
 
 
 @pytest.mark.parametrize(
