@@ -327,7 +327,7 @@ class ReportIssue:
     @property
     def known_change(self) -> str:
         """The known change as text."""
-        return "unknown" if self.known_change_mb is None else f"{self.known_change_mb:+,}"
+        return "unknown" if self.known_change_mb is None else f"{signed(self.known_change_mb)} MiB"
 
 
 @dataclass(frozen=True)
@@ -348,7 +348,7 @@ class Edition:
         was, now = human_pair_mb(before.end_mb, self.issue.end_mb)
         return (
             f"Issue {self.issue.number}. Issue {before.number}, of {before.issued_at:%Y-%m-%d %H:%M} UTC, had {was} "
-            f"with a known change of {before.known_change} MiB; it is {now} with {self.issue.known_change} MiB. "
+            f"(known change: {before.known_change}); it is {now} (known change: {self.issue.known_change}). "
             f"{self.reason} The earlier page is kept as {self.kept_as}."
         )
 

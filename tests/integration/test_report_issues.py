@@ -83,7 +83,7 @@ def test_a_closed_window_that_is_restated_keeps_the_page_and_says_what_it_was_is
 
     assert said is not None
     assert said.startswith("Issue 2. Issue 1, of ")
-    assert " had 100.0 GiB with a known change of +0 MiB; it is 101.0 GiB with +0 MiB. Since then: 56 samples" in said
+    assert " had 100.0 GiB (known change: 0 MiB); it is 101.0 GiB (known change: 0 MiB). Since then: 56 s" in said
     assert said.endswith("of imported. The earlier page is kept as growth-issue-1.html.")
     assert escape(said) in path.read_text()
     assert (tmp_path / "growth-issue-1.html").read_text() == first
@@ -103,7 +103,7 @@ def test_a_page_of_another_window_restates_nothing(engine: Engine, service: Aggr
     assert list(tmp_path.iterdir()) == [path]
 
     # Each is restated separately, and neither replaces the kept issue of the other.
-    for window in (january, FEBRUARY):
+    for window, changes in ((january, ["unknown", "unknown"]), (FEBRUARY, ["+100 MiB", "+103 MiB"])):
         publish(engine, path, window)
         day = date(window.start.year, window.start.month, 5)
         with engine.begin() as connection:
@@ -112,7 +112,9 @@ def test_a_page_of_another_window_restates_nothing(engine: Engine, service: Aggr
             )
             connection.execute(restate, {"day": day})
         service.aggregate("monthly", [window])
-        assert str(publish(engine, path, window)).startswith("Issue 2. Issue 1, of ")
+        said = str(publish(engine, path, window))
+        assert said.startswith("Issue 2. Issue 1, of ")
+        assert re.findall(r"\(known change: ([^)]*)\)", said) == changes
     assert len(list(tmp_path.iterdir())) == 3
 
 
