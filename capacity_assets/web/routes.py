@@ -212,7 +212,7 @@ PAGES = (
     ),
     PageRoute(
         *("/search", "Search", read_search, "found"),
-        "Servers, databases, volumes and groups by words of their names; those that fill first are listed first.",
+        "Servers, databases, volumes, groups and tables by words of their names; those that fill first come first.",
         ("q", "kind", "shown"),
         is_cached=False,
     ),

@@ -643,8 +643,8 @@ def _list_values(reader: Reader, query: PageQuery, period: Period, window: Windo
 
 
 def read_search(reader: Reader, query: PageQuery) -> SearchPage:
-    """Search the names of servers, databases, volumes and groups. Raises ValidationError."""
+    """Search the names of servers, databases, volumes, groups and tables. Raises ValidationError."""
     words, kind = (query.text("q") or "").strip(), query.one_of("kind", ("", *NAME_KINDS))
-    shown = query.number("shown", ROWS_PER_PAGE, ROWS_PER_PAGE)
+    shown = query.number("shown", query.rows_shown, query.rows_shown)
     matches = found_names(reader, words, shown + 1, query.today, kind)
     return SearchPage(words, matches[:shown], len(matches) > shown)

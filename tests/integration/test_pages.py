@@ -561,6 +561,16 @@ def test_a_search_finds_parts_of_names_beginnings_first(pages: Pages) -> None:
     assert f'<a href="{place}">audit</a>' in pages.ask("/search?q=audit").text
 
 
+def test_a_file_of_a_search_has_the_names_beyond_the_page(pages: Pages, engine: Engine) -> None:
+    for number in range(60):
+        add_database_sizes(engine, sizes(1, f"many{number}", TODAY.isoformat(), [1]))
+
+    shown = pages.document("/search?q=many")
+    in_file = csv.DictReader(io.StringIO(pages.ask("/search?q=many&format=csv").text))
+
+    assert (len(shown["found"]), shown["has_more"], len(list(in_file))) == (50, True, 60)
+
+
 def test_a_declared_limit_is_shown_with_its_day_and_note_also_where_another_one_binds(
     pages: Pages, engine: Engine
 ) -> None:
