@@ -258,7 +258,7 @@ def _behind(database: UnusualChange | ShrunkDatabase) -> str:
 
 def _moved_date_text(change: FillDateChange) -> str:
     day, before = (human_day(day) if day else "not within a year" for day in (change.day, change.before))
-    return f"{change.display_name} on {change.server}: {day}; a week ago {before}"
+    return f"{change.display_name} on {change.server}: {day}; previously {before}"
 
 
 def _risk_text(change: FillDateChange) -> str:
@@ -276,8 +276,8 @@ KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "growers": ("Grew more than usual", _unusual_text),
     "shrinkers": ("Shrank more than usual", _unusual_text),
     "declines": ("Shrank most", _decline_text),
-    "runways": ("Full sooner than forecast a week ago", _moved_date_text),
-    "later": ("Full later than forecast a week ago", _moved_date_text),
+    "runways": ("Full sooner than forecast before", _moved_date_text),
+    "later": ("Full later than forecast before", _moved_date_text),
     "retained_wal": ("Too much WAL retained by slots or archivers", lambda wal: wal.text),
     "silent": ("No longer measured", lambda server: f"{server.server}: last on {human_day(server.last_day)}"),
     "came": ("Servers that came", _server_text),

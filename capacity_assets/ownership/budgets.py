@@ -326,8 +326,9 @@ class Budget:
         if self.unpriced_gib_months:
             sentences.append(f"{self.unpriced_gib_months:,.1f} GiB of that bill have no price, and cost nothing here.")
         if any(line.is_mean_price for line in self.lines):
-            names = ", ".join(line.name or f"no {self.grouped_by}" for line in self.lines if line.is_mean_price)
-            sentences.append(f"Not in that bill, so at the mean price of the fleet: {names}.")
+            names = (group_named(line.name, self.grouped_by) for line in self.lines if line.is_mean_price)
+            listed = first_of(names, GROUPS_NAMED)
+            sentences.append(f"Priced at the mean of the fleet, because they are not in that bill: {listed}.")
         return [*sentences, *self._budget_notes()]
 
     @property
@@ -469,7 +470,7 @@ def read_budgets(  # noqa: PLR0913, PLR0917 -- what a budget is of
         each_price = {name: prices.get(name, at_mean) for name in groups}
         lines = _lines(groups, months, each_price, of_groups, budgets)
         without_line = {
-            name or f"no {by}": sum(of_months.values(), Decimal())
+            group_named(name, by): sum(of_months.values(), Decimal())
             for name, of_months in budgets.items()
             if name not in groups
         }
@@ -510,8 +511,8 @@ def _forecasts(
     if measured_until >= months[0].start:
         # Forecasts have no sizes for days up to their last measured one.
         raise NotFoundError(
-            f"The newest forecasts begin after {human_day(measured_until)}, but today is {human_day(today)} by the "
-            "clock of this machine. Check this clock."
+            f"The newest forecasts are based on samples up to {human_day(measured_until)}, but the clock of this "
+            f"machine says {human_day(today)}. Check this clock."
         )
     forecasts = {row.group_name: _forecast(row, (months[-1].end - row.last_day).days) for row in rows}
     if FLEET not in forecasts:

@@ -308,7 +308,8 @@ class SilentServer:
 def silent_servers(connection: Connection, window: Window, label: tuple[str, str] | None = None) -> list[SilentServer]:
     """Return the active servers with this label whose measurements stopped in a window, by name.
 
-    Those that stopped in the last days of a window belong to the next one. An open window counts up to today.
+    Those that stopped in the last days of a window belong to the next one. An open window counts up to today. Only
+    servers with totals are considered; servers known only by their databases are not.
     """
     statement = """
         WITH newest AS MATERIALIZED (

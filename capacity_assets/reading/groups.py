@@ -248,7 +248,7 @@ def measured_notes(groups: Sequence[Group], by: str) -> list[str]:
         for is_so in (attrgetter("is_partial"), attrgetter("is_change_partial"))
     )
     return [
-        *([f"Partly measured: {partial}. Their mean size is too low."] if partial else []),
+        *([f"Partly measured, so the mean size is too low: {partial}."] if partial else []),
         *(
             [
                 f"For {compared}, changes are like for like: they count only databases measured in both windows, "

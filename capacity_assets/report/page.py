@@ -502,7 +502,7 @@ def signed(number: int) -> str:
 
 
 def footer_query(report: Report) -> str:
-    """Return the sentence on the size and known change of the page."""
+    """Return the SQL query that gives the size and the known change of the page."""
     of = f"period = '{report.period.name}' AND window_start = '{report.window.key}'"
     if report.server is None:
         return f"SELECT sum(size_mb), sum(change_mb) FROM capacity_fleet WHERE {of}"  # noqa: S608 -- shown, not run
@@ -525,14 +525,14 @@ def _notes_on_servers(report: Report) -> Iterator[str]:
         yield "Neither window has a stored row: they were not computed, or nothing was measured."
     if report.is_open:
         last = report.facts.last_sample or "none"
-        yield f"The window is not over, or its last days were not measured: the last is {last}."
+        yield f"The window is not over, or its last days were not measured. Last measured day: {last}."
     if report.server is None and report.in_service.counted_by_others:
         yield (
             f"Left out: {report.in_service.counted_by_others} of {active}, because another one counts their bytes: "
             "replicas, and servers on shared storage."
         )
     if never:
-        yield f"{counted(len(never), 'active server')} never measured: {first_of(never, UNMEASURED_NAMED)}."
+        yield f"Never measured: {counted(len(never), 'active server')} ({first_of(never, UNMEASURED_NAMED)})."
     if without_row:
         yield f"No row in this window: {len(without_row)} of {active}: {first_of(without_row, UNMEASURED_NAMED)}."
 
@@ -560,8 +560,8 @@ def _notes_on_databases(report: Report) -> Iterator[str]:
         )
     if report.levels_disagree:
         yield (
-            f"The totals of the servers changed by {human_change_mb(report.other_mb)} more than their databases: the "
-            "two are measured separately and differ. See the check levels_agree."
+            "The totals of the servers and the sums of their databases changed by different amounts (difference: "
+            f"{human_change_mb(report.other_mb)}), because the two are measured separately. See the check levels_agree."
         )
 
 
@@ -674,8 +674,7 @@ def likelihood(probability: float) -> str:
 def score_sentences(issue: ForecastIssue) -> list[str]:
     """Describe the errors of the forecasts that came due, a sentence for each horizon."""
     return [
-        _score_sentence(score)
-        + (f" {score.in_hindsight:,} of them were computed in hindsight." if score.in_hindsight else "")
+        _score_sentence(score) + (f" Computed in hindsight: {score.in_hindsight:,}." if score.in_hindsight else "")
         for score in issue.scores
     ]
 

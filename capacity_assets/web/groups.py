@@ -170,7 +170,7 @@ class GroupPage:
     @property
     def display_name(self) -> str:
         """The name as people read it."""
-        return f"no {self.grouped_by}" if self.name is None else self.name
+        return f"no {self.grouped_by.replace('_', ' ')}" if self.name is None else self.name
 
 
 GROUP_ORDERS: dict[str, Callable[[Group], Any]] = {
@@ -349,7 +349,9 @@ def _refuse_unknown(
     """Refuse a group without windows on its page, unless it has others or a label that is too new to have any."""
     if shown.name and _has_windows(connection, window, by, name):
         return
-    nothing = "" if name is None or by in WITHOUT_LABEL else read_label_of_nothing(connection, by, name)
+    if name is None:
+        raise NotFoundError(f"There are no figures of databases without the label {by} yet.")
+    nothing = "" if by in WITHOUT_LABEL else read_label_of_nothing(connection, by, name)
     if nothing is not None:
         raise NotFoundError(f"There is no group {name!r} by {by}. {nothing}".rstrip())
 

@@ -401,7 +401,9 @@ class PageQuery:
         """Return a parameter; None if it is missing."""
         value = self.values.get(name)
         if value is not None and (len(value) > LONGEST or "\0" in value):
-            raise ValidationError(f"{name} is too long or contains a NUL character.")
+            raise ValidationError(
+                f"The parameter {name} is longer than {LONGEST} characters or contains a NUL character."
+            )
         return value
 
     def needed(self, name: str) -> str:

@@ -156,8 +156,11 @@ def test_a_label_reaches_budgets_at_once_and_what_another_one_took_over_counts_o
     printed("budgets", "set", "team=shop", "500", "--month", "2025-08")
     assert "Budgets of groups without a forecast, in no total: shop (500.00) EUR." in printed("budget")
 
+    printed("bill", "--month", "2025-05")
+
     said = printed("labels", "set", "server-2", "team=shop", "--from", "2025-07-10", "--now")
     before = budget()
+    assert "Priced at the mean of the fleet, because they are not in that bill: shop." in printed("budget")
     printed("labels", "set", "server-1", "team=shop", "--from", "2025-07-10", "--now")
 
     assert "Forecasts of groups updated." in said
@@ -238,5 +241,5 @@ def test_a_budget_of_a_clock_that_is_behind_the_forecasts_says_so(monkeypatch: p
     refused = capacity("budget")
 
     assert refused.exit_code == 2
-    said = f"begin after 20 Jul 2025, but today is {human_day(wrong)} by the clock of this machine. Check this clock."
+    said = f"up to 20 Jul 2025, but the clock of this machine says {human_day(wrong)}. Check this clock."
     assert said in " ".join(refused.output.split())

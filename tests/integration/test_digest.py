@@ -177,7 +177,7 @@ def test_each_item_links_to_the_page_of_its_subject(engine: Engine) -> None:
     digest = read_digest(engine, WEEK)
 
     shown = as_text(digest, pages)
-    assert f"- jumped on server-1: {moved}; a week ago {human_day(WEEK.end + timedelta(days=150))}\n" in shown
+    assert f"- jumped on server-1: {moved}; previously {human_day(WEEK.end + timedelta(days=150))}\n" in shown
     addresses = [line.strip() for line in shown.splitlines() if pages in line]
     assert addresses == [
         "https://capacity.example/pages/database?server=1&name=jumped",
@@ -201,9 +201,9 @@ def test_each_item_links_to_the_page_of_its_subject(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("middle", "state", "told"),
     [
-        (200, "forecast", ["Full later than forecast a week ago"]),
-        (None, "forecast", ["Full later than forecast a week ago"]),
-        (None, "unlimited", ["Full later than forecast a week ago"]),
+        (200, "forecast", ["Full later than forecast before"]),
+        (None, "forecast", ["Full later than forecast before"]),
+        (None, "unlimited", ["Full later than forecast before"]),
         (163, "forecast", []),
         (None, "limit unknown", []),
     ],
@@ -228,7 +228,7 @@ def test_what_fills_later_than_forecast_a_week_ago_is_named(
     if told:
         then = human_day(WEEK.end + timedelta(days=150))
         now = "not within a year" if day is None else human_day(day)
-        assert f"- jumped on server-1: {now}; a week ago {then}\n" in as_text(digest)
+        assert f"- jumped on server-1: {now}; previously {then}\n" in as_text(digest)
 
 
 def test_names_are_escaped_once_in_markdown(week: Digest) -> None:

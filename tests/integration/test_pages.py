@@ -461,14 +461,17 @@ def test_groups_add_up_to_the_fleet_and_lead_to_their_members(pages: Pages) -> N
     assert pages.document(link.replace("&amp;", "&"))["window_start"] == "2025-05-01"
 
 
-def test_a_key_that_nothing_has_a_label_of_is_one_group_with_a_page(pages: Pages) -> None:
+def test_a_key_that_nothing_has_a_label_of_is_one_group_with_a_page(pages: Pages, engine: Engine) -> None:
     [group] = pages.document("/groups?by=environment")["groups"]
     page = pages.document("/group?by=environment")
 
     assert (group["name"], group["servers"], group["databases"]) == (None, 2, 4)
     assert (page["sizes"][-1]["size_mb"], page["sizes"][-1]["change_mb"]) == (group["size_mb"], group["change_mb"])
     assert sorted(values_of(page["members"], "database")) == sorted(["orders", "still", HOSTILE, "crm"])
-    assert "no environment" in pages.ask("/group?by=environment").text
+    with served_pages(engine.url, label_keys=("cost_center",)) as of_key:
+        shown = of_key.ask("/group?by=cost_center").text
+    assert "<title>No cost center · capacity</title>" in shown
+    assert "Size of no cost center" in shown
     assert pages.ask("/group?by=environment&name=nobody").status == 404
 
 
@@ -688,6 +691,7 @@ def test_an_empty_database_says_how_to_begin(database: URL) -> None:
         assert "capacity limits set" in empty.ask("/filling").text
         assert "capacity prices set" in empty.ask("/bill").text
         assert empty.ask("/search").status == 200
+        assert "There are no figures of databases without the label team yet." in empty.ask("/group?by=team").text
 
 
 def test_names_that_begin_like_a_formula_are_text_in_every_csv(pages: Pages, engine: Engine) -> None:

@@ -84,7 +84,7 @@ NO_ADDRESSES = [
     ("/databases?label=team", 400, "&#39;team&#39; is not a label; write key and value, such as team=payments"),
     ("/groups?by=colour", 400, "known are engine, server, team"),
     ("/database?server=1&name=orders&window=soon", 400, "window must be a day"),
-    ("/database?server=1&name=%00", 400, "contains a NUL character"),
+    ("/database?server=1&name=%00", 400, "The parameter name is longer than 300 characters or contains a NUL"),
     ("/nothing", 404, "There is no such page."),
     ("/groups?window=9999-12-31", 400, "window must be in the years 1900 to 2999"),
     ("/servers?window=0001-01-01&period=weekly", 400, "window must be in the years"),

@@ -61,6 +61,8 @@ def test_what_if_by_a_clock_a_year_behind_says_why_it_has_no_budget(database: UR
         budget = pages.document("/budget")
         scenario = pages.document("/scenario?growth_factor=1.2")
 
-    said = "The newest forecasts begin after 30 Jun 2025, but today is 30 Jun 2024 by the clock of this machine."
+    said = (
+        "The newest forecasts are based on samples up to 30 Jun 2025, but the clock of this machine says 30 Jun 2024."
+    )
     assert budget["message"].startswith(said)
     assert scenario["result"]["without_budget"].startswith(said)

@@ -276,6 +276,7 @@ def test_the_command_and_the_report_have_the_change_of_a_group_that_the_pages_ha
     note = "For two, changes are like for like: they count only databases measured in both windows"
     assert row, shown
     assert note in shown
+    assert "Partly measured, so the mean size is too low: two." in shown
     report = " ".join(re.sub("<[^>]+>", " ", file.read_text()).split())
     assert re.search(r"two . 475 MiB 0 MiB 0.0 %", report), report
     assert note in report

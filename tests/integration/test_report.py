@@ -143,6 +143,7 @@ def test_an_empty_database_makes_a_page_that_says_so(engine: Engine) -> None:
     page = render(read_report(engine, MONTHLY, FEBRUARY))
 
     assert "Neither window has a stored row" in page
+    assert "Last measured day: none." in page
     assert "Which days were measured is unknown" in page
 
 

@@ -51,7 +51,7 @@ def test_a_server_counts_from_its_first_sample_to_its_retirement(engine: Engine,
             text("DELETE FROM instance_size_stats WHERE instance_id = 2 AND collected_date = '2025-02-22'")
         )
     assert notes(read_report(engine, MONTHLY, FEBRUARY)) == [
-        "1 active server never measured: server-4.",
+        "Never measured: 1 active server (server-4).",
         "Not every server was measured on 1 of 59 days: 2025-02-22 (1 of 2).",
     ]
     [january] = [read_report(engine, MONTHLY, MONTHLY.window_of(date(2025, 1, 1)))]
@@ -142,6 +142,19 @@ def test_a_headline_says_in_one_sentence_what_happened(engine: Engine, service: 
     assert said == "In February 2025 the fleet grew by 100 MiB (+6.7 %) to 1.6 GiB, most by orders on server-1."
 
 
+def test_totals_that_changed_otherwise_than_the_databases_are_noted_with_the_difference(
+    engine: Engine, service: AggregationService
+) -> None:
+    server_with(engine, {"orders": [100_000] * 59})
+    execute(engine, "UPDATE instance_size_stats SET total_size_mb = 94880 WHERE collected_date >= '2025-02-01'")
+    months(service, "2025-02-28")
+
+    assert notes(read_report(engine, MONTHLY, FEBRUARY)) == [
+        "The totals of the servers and the sums of their databases changed by different amounts (difference: -5.0 "
+        "GiB), because the two are measured separately. See the check levels_agree."
+    ]
+
+
 @pytest.fixture
 def filling(engine: Engine, service: AggregationService) -> Engine:
     """`orders` grows by ten MiB per day and is full in March; the limit of `still` is not known."""
@@ -159,7 +172,7 @@ def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were
     filling: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for day in (date(2025, 1, 29), date(2025, 2, 28)):
-        issue_runways(filling, day, day)
+        issue_runways(filling, day, date(2025, 2, 28))
 
     too_few = render(read_report(filling, MONTHLY, FEBRUARY))
     monkeypatch.setattr(accuracy, "LEAST_CASES", 3)
@@ -185,6 +198,7 @@ def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were
     assert "own limit, declared" in section
     assert 'id="unknown-limits" data-databases="1"' in section
     assert "Of 3 forecasts over 30 days that came due, 100 % of the sizes were in the band and 0 % above it" in section
+    assert "the mean error was 0.0 %. Computed in hindsight: 3." in section
     assert 'id="headroom"' not in page
 
 
