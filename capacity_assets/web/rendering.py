@@ -319,6 +319,13 @@ def cost(amount: Decimal | None, currency: str = "") -> Markup | str:
     return "no price" if amount is None else _with_unit(money(amount), currency)
 
 
+def fill_range(runway: StoredRunway) -> str:
+    """Render the 80 % range of a fill date; empty if it is full already, or has no date."""
+    if runway.state == FULL or (runway.full_early or runway.full_middle) is None:
+        return ""
+    return range_of(runway) or "a single day"
+
+
 def _with_unit(amount: str, currency: str | None) -> Markup | str:
     return Markup('{0} <span class="unit">{1}</span>').format(amount, currency) if currency else amount
 
@@ -351,7 +358,7 @@ FILTERS: Mapping[str, Callable[..., object]] = {
     "code": code,
     "headline": headline,
     "full_by": full_by,
-    "fill_range": lambda runway: "" if runway.state == FULL else range_of(runway) or "a single day",
+    "fill_range": fill_range,
     "words": lambda name: name.replace("_", " "),
     "shell": shlex.quote,
     # As in charts, the line skips partly measured windows.

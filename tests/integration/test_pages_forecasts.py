@@ -47,6 +47,11 @@ def fill_one_disk(engine: Engine) -> None:
     issue_runways(engine, TODAY, TODAY)
 
 
+def text_of(html: str) -> str:
+    """The text of a page on one line, without its elements."""
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
 PREPARED = {"pages": filled, "filled_pages": filled, "one_disk": fill_one_disk}
 
 
@@ -294,6 +299,16 @@ def test_pages_begin_with_the_day_on_which_the_shared_disk_is_full(engine: Engin
 
 
 @pytest.mark.usefixtures("one_disk")
+def test_a_disk_that_does_not_fill_has_no_range_of_days(engine: Engine) -> None:
+    execute(engine, "UPDATE capacity_runways SET early_day = NULL, middle_day = NULL, late_day = NULL")
+
+    with served_pages(engine.url) as pages:
+        shown = text_of(pages.ask("/volume?server=1&name=/data").text)
+
+    assert "Full by (50 %) not within a year Full within 30 days" in shown
+
+
+@pytest.mark.usefixtures("one_disk")
 def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +405,6 @@ def test_pages_without_a_date_say_why_and_what_to_do(engine: Engine) -> None:
 
 
 def test_the_card_with_a_probability_names_what_it_is_of(pages: Pages) -> None:
-    shown = " ".join(re.sub(r"<[^>]+>", " ", pages.ask("/server?server=1").text).split())
+    shown = text_of(pages.ask("/server?server=1").text)
 
     assert re.search(r"Full within 30 days \S+ %? ?probability for disk /data", shown), shown
