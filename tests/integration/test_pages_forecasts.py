@@ -309,6 +309,18 @@ def test_a_disk_that_does_not_fill_has_no_range_of_days(engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("one_disk")
+def test_a_young_database_on_a_disk_has_too_little_history_and_not_no_date(engine: Engine) -> None:
+    add_database_sizes(engine, sizes(1, "young", (TODAY - timedelta(days=9)).isoformat(), [100] * 10))
+    add_ceiling(engine, "young", ["/data"])
+    issue_runways(engine, TODAY, TODAY)
+
+    with served_pages(engine.url) as pages:
+        shown = text_of(pages.ask("/volume?server=1&name=/data").text).partition("Databases on this disk")[2]
+
+    assert "young 100 MiB too little history" in shown
+
+
+@pytest.mark.usefixtures("one_disk")
 def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

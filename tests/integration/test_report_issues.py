@@ -202,6 +202,15 @@ def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were
     assert 'id="headroom"' not in page
 
 
+def test_what_is_full_has_no_days_in_the_report(filling: Engine) -> None:
+    declare_limits(filling, [Limit("server-1", "orders", 2000)])
+    issue_runways(filling, date(2025, 2, 28), date(2025, 2, 28))
+
+    page = render(read_report(filling, MONTHLY, FEBRUARY))
+
+    assert "<td>full</td>" in page.split('id="fills-first"')[1].split("</section>")[0]
+
+
 def test_the_dotted_line_of_a_chart_is_the_forecast_and_the_limit_has_the_middle_day_of_the_table(
     filling: Engine,
 ) -> None:
