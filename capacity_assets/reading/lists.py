@@ -278,12 +278,10 @@ def with_usage_of_servers(  # noqa: PLR0913, PLR0917 -- what is listed, and how 
     subjects = [(row.server_id, "") for row in listed]
     recent = _recent_sizes(connection, _RECENT_SERVERS, period, window, subjects) if with_recent else {}
     usages = usages_of(connection, today, subjects, thresholds) if subjects else {}
-    partial: set[int] = set()
-    before: set[int] = set()
-    if window is not None:
-        numbers = [row.server_id for row in listed]
-        partial = partial_servers(connection, period, window, numbers)
-        before = partial_servers(connection, period, period.previous(window), numbers)
+    numbers = [row.server_id for row in listed]
+    partial = partial_servers(connection, period, window, numbers) if window else set()
+    now = {server for server, start in partial if window and start == window.start}
+    either = {server for server, _ in partial}
     labels = _labels_of_servers(connection, [row.server_id for row in listed if isinstance(row, UnmeasuredServer)])
     servers_listed = []
     for row, subject in zip(listed, subjects, strict=True):
@@ -292,8 +290,8 @@ def with_usage_of_servers(  # noqa: PLR0913, PLR0917 -- what is listed, and how 
             **vars(row),
             **({name: getattr(missed, name) for name in _SINCE} if missed else {}),
             **({"labels": labels[row.server_id]} if row.server_id in labels else {}),
-            "is_partial": row.server_id in partial,
-            "is_change_partial": row.server_id in partial | before,
+            "is_partial": row.server_id in now,
+            "is_change_partial": row.server_id in either,
         }
         usage = replace(usages.get(subject, Usage()), recent=recent.get(subject, ()))
         servers_listed.append(ServerInList(**values, **vars(usage)))

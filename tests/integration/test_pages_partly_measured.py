@@ -65,6 +65,12 @@ def partial_changes(pages: Pages, address: str) -> list[str]:
     return [one["window_start"] for one in pages.document(address)["sizes"] if one["is_change_partial"]]
 
 
+def listed(pages: Pages, window: date, period: str = "daily") -> dict[str, tuple[bool, bool]]:
+    """Whether each server in the list of a window, and its change, is partly measured."""
+    rows = pages.document(f"/servers?period={period}&window={window}")["servers"]
+    return {one["server"]: (one["is_partial"], one["is_change_partial"]) for one in rows}
+
+
 DERIVED = pytest.mark.single_server("derives totals from samples of databases")
 
 
@@ -93,16 +99,23 @@ def test_a_week_in_which_a_database_lacks_a_day_is_marked_on_the_server(engine: 
     compute_windows(AggregationService(engine, fixed_clock()), "weekly", FIRST, TODAY)
     hole = FIRST + timedelta(days=HOLE)
 
+    week = hole - timedelta(days=hole.weekday())
+
     with served_pages(engine.url) as pages:
-        assert partial(pages, "/server?server=1&period=weekly") == [str(hole - timedelta(days=hole.weekday()))]
+        assert partial(pages, "/server?server=1&period=weekly") == [str(week)]
         assert partial(pages, "/server?server=2&period=weekly") == []
+        assert listed(pages, week, "weekly") == {"server-1": (True, True), "server-2": (False, False)}
+        after = listed(pages, week + timedelta(days=7), "weekly")
+    assert after == {"server-1": (False, True), "server-2": (False, False)}
 
 
 def test_consecutive_days_without_a_database_are_all_marked(engine: Engine) -> None:
-    fill(engine, holes=(20, 21, 22))
+    fill(engine, holes=tuple(range(15, 24)))
 
     with served_pages(engine.url) as pages:
-        assert partial(pages, "/server?server=1") == [day(20), day(21), day(22)]
+        assert partial(pages, "/server?server=1") == [day(number) for number in range(15, 24)]
+        assert listed(pages, FIRST + timedelta(days=19))["server-1"] == (True, True)
+        assert listed(pages, FIRST + timedelta(days=24))["server-1"] == (False, True)
 
 
 def test_on_the_newest_day_a_database_is_missing_unless_the_day_was_collected(engine: Engine) -> None:
