@@ -189,10 +189,11 @@ class AccuracyPage(ForecastScores):
     horizon_days: int
 
 
-def shared_accuracy(reader: Reader, today: date) -> FleetAccuracy:
-    """Return the accuracy of the fleet; raises sqlalchemy.exc.DBAPIError."""
+def shared_accuracy(reader: Reader, today: date, wait_seconds: int | None = None) -> FleetAccuracy:
+    """Return the accuracy of the fleet; raises StillReadingError as `Reader.cached`, sqlalchemy.exc.DBAPIError."""
     read = partial(accuracy_of, today=today, thresholds=reader.thresholds)
-    return reader.read_cached(("accuracy", today), read, ACCURACY_SECONDS, is_for_all=True)
+    key = ("accuracy", today)
+    return reader.read_cached(key, read, ACCURACY_SECONDS, is_for_all=True, wait_seconds=wait_seconds)
 
 
 def read_accuracy(reader: Reader, query: PageQuery) -> AccuracyPage:

@@ -33,7 +33,7 @@ from capacity_assets.reading.sizes import fleet_now, last_sizes
 from capacity_assets.reading.subjects import active_servers
 from capacity_assets.reading.windows import newest_window, stale_windows
 from capacity_assets.web.forecasts import shared_accuracy
-from capacity_assets.web.reader import OUTSTANDING_SECONDS, Reader, shared_revision
+from capacity_assets.web.reader import OUTSTANDING_SECONDS, Reader, StillReadingError, shared_revision
 
 METRICS_SECONDS = 30
 MOST_DATABASES = 5_000
@@ -132,8 +132,8 @@ def _labels(**values: object) -> str:
 def _samples(reader: Reader, today: date, scope: MetricsScope) -> Iterator[MetricSample]:
     yield "build_info", 1, _labels(version=version("capacity_assets"))
     # Figures that take too long are left out, so that the others are available.
-    with suppress(DBAPIError):
-        for accuracy in shared_accuracy(reader, today).horizons:
+    with suppress(DBAPIError, StillReadingError):
+        for accuracy in shared_accuracy(reader, today, OUTSTANDING_SECONDS).horizons:
             horizon = _labels(horizon_days=accuracy.horizon_days)
             yield "forecast_median_error_ratio", _ratio(accuracy.median_error_percent), horizon
             yield "forecast_covered_ratio", _ratio(accuracy.covered_percent), horizon

@@ -174,12 +174,21 @@ class Reader:
         if newer:
             raise DatabaseError(newer)
 
-    def cached(self, key: Hashable, read: Callable[[], T], seconds: float, *, stale_times: int = STALE_TIMES) -> T:
+    def cached(
+        self,
+        key: Hashable,
+        read: Callable[[], T],
+        seconds: float,
+        *,
+        stale_times: int = STALE_TIMES,
+        wait_seconds: int | None = None,
+    ) -> T:
         """Return the result of `read`, or a cached one.
 
         A value older than `seconds` is returned once more while it is read again in the background, so that only the
         first caller waits. A value older than `stale_times` times `seconds` is not returned. Concurrent callers get the
         same value or error. Raises StillReadingError after ANSWER_SECONDS, so that no thread waits for a long read.
+        With `wait_seconds`, the first caller does not wait longer either: the value is read in the background.
         """
         now = time.monotonic()
         with self._lock:
@@ -194,19 +203,20 @@ class Reader:
             is_first = reading is None
             if reading is None:
                 reading = self._reading[key] = Future()
-        if is_first:
+        if is_first and wait_seconds is None:
             self._read(key, read, seconds, stale_times)
+        elif is_first:
+            self._background.submit(self._read, key, read, seconds, stale_times)
+        limit = ANSWER_SECONDS if wait_seconds is None else wait_seconds
         try:
-            awaited: T = reading.result(ANSWER_SECONDS)
+            awaited: T = reading.result(limit)
         except TimeoutError:
             if reading.done():
                 raise
-            raise StillReadingError(
-                f"The database has not answered within {counted(ANSWER_SECONDS, 'second')}."
-            ) from None
+            raise StillReadingError(f"The database has not answered within {counted(limit, 'second')}.") from None
         return awaited
 
-    def read_cached(
+    def read_cached(  # noqa: PLR0913 -- what is read, and how long it is kept and awaited
         self,
         key: Hashable,
         read: Callable[[Connection], T],
@@ -214,6 +224,7 @@ class Reader:
         *,
         revision: Hashable = None,
         is_for_all: bool = False,
+        wait_seconds: int | None = None,
     ) -> T:
         """Return the result of `read` in its own `transaction`, cached as in `cached`.
 
@@ -226,7 +237,7 @@ class Reader:
                     limit_seconds(connection, SHARED_SECONDS)
                 return read(connection)
 
-        return self.cached(key, in_transaction, seconds)
+        return self.cached(key, in_transaction, seconds, wait_seconds=wait_seconds)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

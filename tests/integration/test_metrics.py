@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -26,7 +28,7 @@ from capacity_assets.orchestration.private import IMPLICIT_ASSET_JOB_NAME
 from capacity_assets.reading import accuracy
 from capacity_assets.reading.runs import job_runs
 from capacity_assets.runtime import open_runs_engine
-from capacity_assets.web import app, metrics
+from capacity_assets.web import app, forecasts, metrics
 from capacity_assets.web.metrics import DESCRIPTIONS, OPENMETRICS, PLAIN
 from tests.clocks import SHANGHAI, TODAY
 from tests.databases import execute
@@ -339,3 +341,25 @@ def test_metrics_that_take_too_long_are_a_sentence_in_plain_text(
 
     assert (slow.status, header(slow, "content-type")) == (503, "text/plain; charset=utf-8")
     assert slow.text.startswith("The database did not answer within 1 second.")
+
+
+@pytest.mark.usefixtures("pages")
+def test_while_the_accuracy_is_read_the_other_metrics_are_there(database: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def slowly_read(*arguments: Any, **named: Any) -> accuracy.FleetAccuracy:
+        ended.wait(30)
+        return accuracy.accuracy_of(*arguments, **named)
+
+    monkeypatch.setattr(forecasts, "accuracy_of", slowly_read)
+    monkeypatch.setattr(metrics, "METRICS_SECONDS", 0)
+    monkeypatch.setattr(accuracy, "LEAST_CASES", 1)
+    monkeypatch.setattr(app, "ANSWER_SECONDS", 3)
+    covered = 'capacity_forecast_covered_ratio{horizon_days="7"}'
+    with served_pages(database) as pages:
+        meanwhile = pages.ask("/metrics")
+        ended.set()
+        later = measured(pages)
+
+    assert (meanwhile.status, "capacity_fleet_size_bytes" in meanwhile.text) == (200, True)
+    assert (covered in meanwhile.text, covered in later) == (False, True)
