@@ -408,6 +408,12 @@ def _command(tables: Tables, by: str, default_by: str, *, is_fit: bool) -> str |
     return f"capacity scenario FILE{grouped} --store NAME"
 
 
+def quarter_gb(size_mb: int) -> str:
+    """Return a quarter of a size, GiB to three decimals, for an address; empty if that is 0."""
+    gb = round(size_mb / MB_PER_GB / 4, 3)
+    return f"{gb:.3f}".rstrip("0").rstrip(".") if gb else ""
+
+
 def examples_of(connection: Connection, query: PageQuery) -> list[Example]:
     """Return questions about the largest group, the disk that fills first, and a database of median size."""
     by, period = default_grouping(query.label_keys), PERIODS["daily"]
@@ -418,9 +424,8 @@ def examples_of(connection: Connection, query: PageQuery) -> list[Example]:
     examples = [Example(f"What if {subject} grew 20 % faster?", address(SCENARIO_PATH, growth_factor="1.2", **only))]
     filling = fills_first(connection, query.today, shown=FILLING_SHOWN)
     disk = next((runway for runway in filling if runway.subject == VOLUME and runway.limit_mb), None)
-    if disk and disk.limit_mb:
-        added = {"limit_add_gb": max(round(disk.limit_mb / MB_PER_GB / 4), 1)}
-        larger = address(SCENARIO_PATH, **added, limit_server=disk.server, limit_volume=disk.name)
+    if disk and (quarter := quarter_gb(disk.limit_mb or 0)):
+        larger = address(SCENARIO_PATH, limit_add_gb=quarter, limit_server=disk.server, limit_volume=disk.name)
         examples.append(Example(f"What if {disk.display_name} on {disk.server} were 25 % larger?", larger))
     median_mb = median_database_mb(connection)
     if median_mb is not None:

@@ -67,7 +67,7 @@ from capacity_assets.reading.space import SpaceDay
 from capacity_assets.reading.subjects import DeclaredStep, address, subject_address, table_address
 from capacity_assets.reading.table_growth import TableSize
 from capacity_assets.web.changes import ChangesPage
-from capacity_assets.web.forecasts import DecisionRow
+from capacity_assets.web.forecasts import DecisionRow, quarter_gb
 from capacity_assets.web.reader import FILE_FORMATS, MOST_COLUMNS, RANGES, PageQuery, Reader, every_few
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -379,6 +379,7 @@ LISTS = {
 FUNCTIONS = (
     fraction_bar, sparkline, decide_command, window_name, before, after, is_open, shared_labels, label_keys,
     label_heads, billed_groups, is_left_out, menu_class, address, subject_address, table_address, dagster_partition,
+    quarter_gb,
 )  # fmt: skip
 
 

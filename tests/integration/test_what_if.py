@@ -236,6 +236,7 @@ def test_without_assumptions_there_are_examples_of_this_fleet_and_the_stored_sce
 
     assert examples[0] == "What if payments grew 20 % faster?"
     assert examples[1] == "What if disk /data on server-1 were 25 % larger?"
+    assert "limit_add_gb=9.766&" in page["examples"][1]["address"]
     assert examples[2] == "Where would a new database of 2 GiB fit?"
     for one in page["examples"]:
         assert pages.document(one["address"])["answer"]
@@ -246,8 +247,9 @@ def test_without_assumptions_there_are_examples_of_this_fleet_and_the_stored_sce
 def test_other_pages_ask_a_question_about_what_they_show_and_it_is_answered(pages: Pages) -> None:
     asked = {
         "/server?server=1": "growth_factor=1.2&growth_server=server-1",
-        "/database?server=1&name=orders": "purge_gb=4&purge_server=server-1&purge_database=orders",
-        "/volume?server=1&name=%2Fdata": "limit_add_gb=10&limit_server=server-1&limit_volume=%2Fdata",
+        "/database?server=1&name=orders": "purge_gb=3.894&purge_server=server-1&purge_database=orders",
+        "/database?server=1&name=still": "purge_gb=0.122&purge_server=server-1&purge_database=still",
+        "/volume?server=1&name=%2Fdata": "limit_add_gb=9.766&limit_server=server-1&limit_volume=%2Fdata",
         "/group?by=team&name=payments": "growth_factor=1.2&growth_label=team%3Dpayments&by=team",
         "/group?by=team": "growth_factor=1.2&growth_label=team%3D&by=team",
         "/budget": "growth_factor=1.2&by=team",
@@ -568,7 +570,7 @@ def test_one_is_computed_at_a_time_and_the_other_pages_go_on(database: URL, monk
 def test_pages_ask_the_question_where_it_comes_up(pages: Pages) -> None:
     links = {
         "/server?server=1": "/scenario?growth_factor=1.2&growth_server=server-1",
-        "/volume?server=1&name=%2Fdata": "/scenario?limit_add_gb=10&limit_server=server-1&limit_volume=%2Fdata",
+        "/volume?server=1&name=%2Fdata": "/scenario?limit_add_gb=9.766&limit_server=server-1&limit_volume=%2Fdata",
         "/group?by=team&name=payments": "/scenario?growth_factor=1.2&growth_label=team%3Dpayments&by=team",
         "/group?by=server&name=server-1": "/scenario?growth_factor=1.2&growth_server=server-1",
         "/budget?by=team": "/scenario?growth_factor=1.2&by=team",
