@@ -135,7 +135,8 @@ def refuse_an_absent_embedded_server(settings: Settings) -> None:
     if not settings.has_capacity_database:
         raise DatabaseError(
             f"CAPACITY_DATABASE_URL is unset and there is no embedded server under {settings.home.resolve()} yet. "
-            "Run `capacity init` or `capacity demo` to create it, or set CAPACITY_HOME to where it is."
+            "Run `capacity init` or `capacity demo` to create it, or point CAPACITY_HOME at the folder that contains "
+            "it."
         )
 
 

@@ -424,8 +424,8 @@ BUDGET_COLUMNS = (
 def budget(settings: Settings, /, *, by: str | None, months: int, output: str) -> Report:
     """Show what each team, or any other group, will cost in the coming months.
 
-    A line is the newest issued forecast of the group, times the price list. Lines add up to the total; ranges of 80
-    percent do not. Stores nothing.
+    Each line multiplies the group's latest forecast by the price list. Lines add up to the total; ranges of 80 percent
+    do not. Stores nothing.
 
     \b
     Examples:

@@ -163,7 +163,8 @@ def _configuration(settings: Settings, today: date) -> Iterator[Finding]:
     if written and not written.get_secret_value().startswith("postgresql+psycopg2://"):
         yield _note(
             "DAGSTER_POSTGRES_URL",
-            "for plain `dagster dev`, begin it with postgresql+psycopg2:// (`capacity up` adds this itself)",
+            "if you run `dagster dev` yourself, the URL must start with postgresql+psycopg2:// "
+            "(`capacity up` adds this)",
         )
 
 

@@ -160,7 +160,8 @@ def _report_of_sending(settings: Settings, engine: Engine, week: Window, **how: 
         *(f"{name} has already received it; --again sends it once more." for name in result.earlier),
     ]
     failures = " ".join(f"{name}: {reason}" for name, reason in result.failed)
-    failure = f"Not sent. {failures} All others were sent. Run the command again to send the rest." if failures else ""
+    retry = "All other digests were sent. Run the command again to retry."
+    failure = f"Could not send to {failures} {retry}" if failures else ""
     return Report(result, lines, failure=failure)
 
 

@@ -53,8 +53,8 @@ FAILING_SHOWN = 10
 RISKS_SHOWN = 3
 NOT_BEFORE_THE_UPGRADE = "not known before `capacity init` has upgraded the schema."
 STATES = {
-    "STARTED": "at work",
-    "STARTING": "at work",
+    "STARTED": "running",
+    "STARTING": "running",
     "CANCELING": "being stopped",
     "QUEUED": "waiting",
     "NOT_STARTED": "waiting",
@@ -99,7 +99,7 @@ class LateWindows:
 
 
 def active_runs(storage: DagsterPostgresStorage) -> list[ActiveRun]:
-    """Return runs that are at work, wait, or failed within the hour, oldest first; raises DBAPIError."""
+    """Return runs that run, wait, or failed within the hour, oldest first; raises DBAPIError."""
     from dagster import DagsterRunStatus, RunsFilter
 
     failed = DagsterRunStatus.FAILURE
@@ -204,7 +204,7 @@ def activity_text(runs: Sequence[ActiveRun], late: Sequence[IncompleteWindow] | 
     """Return one line on what runs, waits and is late."""
     jobs = {state: [f"{run.job} ({run.partitions})" for run in runs if run.state == state] for state in STATES.values()}
     parts = [f"{state}: {first_of(names, NAMED_IN_A_LINE)}" for state, names in jobs.items() if names] or [
-        "no run is at work or waiting"
+        "no run is running or waiting"
     ]
     on_time = "nothing is late" if late is not None else "late windows cannot be read, see `capacity check`"
     parts.append(f"late: {counted(len(late), 'window')}, see `capacity status`" if late else on_time)
@@ -396,7 +396,7 @@ def _activity_lines(runs: list[ActiveRun] | None, late: list[LateWindows] | None
     if runs is None:
         yield "Runs: Dagster was never started here, or its storage does not answer. `capacity up` starts it."
     elif not runs:
-        yield "Runs: none is at work or waiting."
+        yield "Runs: none is running or waiting."
     else:
         rows = [
             [run.run_id, run.job, run.partitions, run.state, f"{run.since:%Y-%m-%d %H:%M:%S} UTC" if run.since else ""]

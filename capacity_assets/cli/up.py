@@ -229,7 +229,7 @@ def _check_redis(settings: Settings) -> None:
     except LockUnavailableError as error:
         if not error.transient:
             raise CommandFailedError(str(error)) from None
-        say(f"Warning: {error} Runs wait for it and then fail.")
+        say(f"Warning: {error} Runs will wait for Redis for a few minutes and then fail.")
 
 
 def _pages_can_be_served(settings: Settings) -> bool:

@@ -114,7 +114,7 @@ def ask_redis(url: str) -> None:
     """Try a lock with a separate key, to find missing rights; raises LockUnavailableError."""
     from redis.lock import Lock
 
-    with _redis_errors("coming"), _client(url) as client:
+    with _redis_errors("Locks"), _client(url) as client:
         name = redis_key(f"check:{os.urandom(4).hex()}")
         lock = Lock(client, name, timeout=REDIS_TIMEOUT_SECONDS, blocking=False, thread_local=False)
         _call(client, lock.acquire)
@@ -156,7 +156,7 @@ def _redis_lock(url: str, period: str, time_to_live_seconds: float) -> Iterator[
     lock = Lock(client, redis_key(period), timeout=time_to_live_seconds, blocking=False, thread_local=False)
     since = datetime.now(tz=UTC).isoformat(timespec="seconds")
     token = json.dumps({"owner": owner_name(), "since": since, "nonce": os.urandom(8).hex()})
-    with _redis_errors(period):
+    with _redis_errors(f"The lock of the {lock_subject(period)}"):
         is_taken = _call(client, lambda: lock.acquire(token=token))
         holder = None if is_taken else _call(client, lambda: client.get(lock.name))
     if not is_taken:
@@ -198,7 +198,7 @@ def _ensure_owned(client: Redis, lock: RedisLock, period: str) -> None:
 
 
 @contextmanager
-def _redis_errors(period: str) -> Iterator[None]:
+def _redis_errors(what: str) -> Iterator[None]:
     """Turn errors of Redis into LockUnavailableError, which is transient unless rights or the address are wrong."""
     from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
@@ -222,7 +222,7 @@ def _redis_errors(period: str) -> Iterator[None]:
             case _:
                 why, advice = "the address in CAPACITY_REDIS_URL cannot be used", "Fix it."
         raise LockUnavailableError(
-            f"The lock of the {lock_subject(period)} cannot be taken: {why}. {advice}",
+            f"{what} cannot be taken: {why}. {advice}",
             transient=transient,
         ) from error
 

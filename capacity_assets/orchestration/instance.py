@@ -301,8 +301,8 @@ def _holder_text(home: Path, words: Sequence[str]) -> str:
             "set CAPACITY_HOME to another folder."
         )
     return (
-        f"Dagster is left over from a `capacity up` that was killed (process group {group}), and no longer works. End "
-        f"it with `kill -- -{group}`, wait ten seconds, and run this command again."
+        f"An earlier `capacity up` was killed, and its Dagster processes (group {group}) are still running. End them "
+        f"with `kill -- -{group}`, wait ten seconds, and run this command again."
     )
 
 

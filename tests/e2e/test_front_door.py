@@ -99,7 +99,7 @@ def test_up_warns_of_a_redis_that_is_away_and_goes_on(tmp_path: Path, monkeypatc
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://dba@127.0.0.1:9/nowhere")
     ended = run(tmp_path / "home", "up", *free_ports())
 
-    assert ended.stdout.startswith("Warning: The lock of the coming aggregates cannot be taken: Redis does not answer")
+    assert ended.stdout.startswith("Warning: Locks cannot be taken: Redis does not answer")
     assert "DAGSTER_POSTGRES_URL" in ended.stderr
     assert "hunter2" not in ended.stdout + ended.stderr
 

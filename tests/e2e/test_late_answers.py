@@ -191,7 +191,7 @@ def test_after_up_was_killed_the_next_one_names_what_is_left_over_instead_of_sta
     refused = run(up.home, "up", *free_ports())
 
     assert refused.returncode == 1
-    assert "Dagster is left over from a `capacity up` that was killed" in " ".join(refused.stderr.split())
+    assert "An earlier `capacity up` was killed, and its Dagster processes" in " ".join(refused.stderr.split())
     [group] = re.findall(r"kill -- -(\d+)", refused.stderr)
     os.killpg(int(group), signal.SIGKILL)
     with silent_socket() as port:

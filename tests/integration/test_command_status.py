@@ -56,13 +56,13 @@ def test_status_tells_what_is_late_and_what_runs_or_waits(shipped_instance: Dags
     screen = capacity("status").output
 
     assert [(row["job"], row["partitions"], row["state"]) for row in document["runs"]] == [
-        ("daily_aggregation_job", "2025-03-01", "at work")
+        ("daily_aggregation_job", "2025-03-01", "running")
     ]
     late = {(row["period"], row["level"]): row for row in document["late"]}
     assert ("weekly", "database") not in late, "computed"
     assert late["yearly", "instance"]["reason"] == "has samples, but was never computed"
     assert (late["daily", "database"]["windows"], late["daily", "database"]["first_window"]) == (201, "2025-01-01")
-    assert f"{run.run_id[:8]} daily_aggregation_job 2025-03-01 at work" in " ".join(screen.split())
+    assert f"{run.run_id[:8]} daily_aggregation_job 2025-03-01 running" in " ".join(screen.split())
     assert "has samples, but was never computed" in " ".join(screen.split())
     assert not document["daemon_works"]
     assert "No Dagster daemon is running" in screen
