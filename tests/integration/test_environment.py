@@ -209,7 +209,7 @@ def _(folder: Path, _home: Path) -> Answer:
     return capacity(folder, "status")
 
 
-@fault("`.env` that is no text", says="is not UTF-8 text. Save it as UTF-8.", code=2)
+@fault("`.env` that is not text", says="is not UTF-8 text. Save it as UTF-8.", code=2)
 def _(folder: Path, _home: Path) -> Answer:
     (folder / ".env").write_bytes(bytes(range(256)))
     return capacity(folder, "check")
@@ -322,7 +322,7 @@ def _(folder: Path, home: Path) -> Answer:
     return capacity(folder, "instances", "import", "servers.xlsx", CAPACITY_HOME=str(home))
 
 
-@fault("an import of a file that is no text", says="is not CSV: it contains bytes that are not text", code=2)
+@fault("an import of a file that is not text", says="is not CSV: it contains bytes that are not text", code=2)
 def _(folder: Path, home: Path) -> Answer:
     (folder / "environ").write_bytes(b"PATH=/usr/bin\0TOKEN=hunter2-very-secret")
     return capacity(folder, "import", "environ", CAPACITY_HOME=str(home))
@@ -339,7 +339,7 @@ def _(folder: Path, home: Path) -> Answer:
     return capacity(folder, "import", str(folder), CAPACITY_HOME=str(home))
 
 
-@fault("a TOML file that is none", says="cannot be read: it is larger than 64 MiB.", code=2)
+@fault("a file over 64 MiB in place of a TOML file", says="cannot be read: it is larger than 64 MiB.", code=2)
 def _(folder: Path, home: Path) -> Answer:
     with (folder / "servers.toml").open("wb") as file:
         file.truncate(65 << 20)
