@@ -129,6 +129,8 @@ def test_on_the_newest_day_a_database_is_missing_unless_the_day_was_collected(en
     days, is_partial, html = newest()
     assert (days, is_partial) == ([str(TODAY)], True)
     assert ">partly measured</span>" in html
+    assert "○ partly measured: some databases are missing" in html
+    assert "≈" not in html, "no change like for like is in the list"
     assert 'class="shrunk"' not in html
 
     with engine.begin() as connection:
