@@ -128,6 +128,8 @@ def test_on_the_newest_day_a_database_is_missing_unless_the_day_was_collected(en
 
     days, is_partial, html = newest()
     assert (days, is_partial) == ([str(TODAY)], True)
+    assert '<p class="under">○ partly measured: some databases are missing on some days.</p>' in html
+    assert "like for like" not in html, "no such change is in the list"
     assert ">partly measured</span>" in html
     assert "○ partly measured: some databases are missing" in html
     assert "≈" not in html, "no change like for like is in the list"
