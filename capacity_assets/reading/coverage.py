@@ -468,16 +468,24 @@ def windows_with_short_databases(
             ]
     if not checked:
         return set()
+    # First what was measured on few days, which is little: joined at once, windows before and after would be read whole.
     statement = """
-        SELECT DISTINCT k.server_id, k.start
-        FROM unnest(CAST(:servers AS integer[]), CAST(:befores AS date[]), CAST(:starts AS date[]),
-                    CAST(:afters AS date[]), CAST(:days AS integer[])) AS k (server_id, before, start, after, days)
-        JOIN capacity_growth n ON n.period = :period AND n.window_start = k.start AND n.server_id = k.server_id
-            AND n.measured_days < :share * k.days
-        JOIN capacity_growth b ON b.period = :period AND b.window_start = k.before AND b.server_id = n.server_id
-            AND b.database = n.database
-        JOIN capacity_growth a ON a.period = :period AND a.window_start = k.after AND a.server_id = n.server_id
-            AND a.database = n.database"""
+        WITH short AS MATERIALIZED (
+            SELECT k.*, n.database
+            FROM unnest(CAST(:servers AS integer[]), CAST(:befores AS date[]), CAST(:starts AS date[]),
+                        CAST(:afters AS date[]), CAST(:days AS integer[])) AS k (server_id, before, start, after, days)
+            CROSS JOIN LATERAL (
+                SELECT g.database FROM capacity_growth g
+                WHERE g.period = :period AND g.window_start = k.start AND g.server_id = k.server_id
+                  AND g.measured_days < :share * k.days
+                OFFSET 0
+            ) AS n
+        )
+        SELECT DISTINCT s.server_id, s.start FROM short s
+        WHERE EXISTS (SELECT FROM capacity_growth b WHERE b.period = :period AND b.window_start = s.before
+                      AND b.server_id = s.server_id AND b.database = s.database)
+          AND EXISTS (SELECT FROM capacity_growth a WHERE a.period = :period AND a.window_start = s.after
+                      AND a.server_id = s.server_id AND a.database = s.database)"""
     names = ("servers", "befores", "starts", "afters", "days")
     columns = dict(zip(names, map(list, zip(*checked, strict=True)), strict=True))
     short = rows(connection, statement, period=period.name, share=LEAST_SHARE, **columns)
