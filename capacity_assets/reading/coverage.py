@@ -468,7 +468,7 @@ def windows_with_short_databases(
             ]
     if not checked:
         return set()
-    # First what was measured on few days, which is little: joined at once, windows before and after would be read whole.
+    # First what was measured on few days, which is little: joined at once, the windows around it would be read whole.
     statement = """
         WITH short AS MATERIALIZED (
             SELECT k.*, n.database
