@@ -332,11 +332,11 @@ def server_history(
         WHERE server_id = :server AND period = :period AND (:with_derived OR NOT is_derived)
           AND window_start = ANY (CAST(:starts AS date[])) AND window_start BETWEEN :first_start AND :last_start"""
     sizes = records(SizeInWindow, connection, statement, **_of(period, windows), server=server_id)
-    counts = {server_id: {size.window_start: size.databases for size in sizes if size.databases is not None}}
-    days = {server_id: {size.window_start: size.measured_days for size in sizes if size.measured_days is not None}}
-    holes = windows_with_holes(connection, period, counts, newest.start)
-    short = windows_with_short_databases(connection, period, counts, days)
-    return mark_partial(with_gaps(windows, sizes), {start for _, start in (*holes, *short)})
+    counts = {size.window_start: size.databases for size in sizes if size.databases is not None}
+    days = {size.window_start: size.measured_days for size in sizes if size.measured_days is not None}
+    holes = windows_with_holes(connection, period, {server_id: counts}, newest.start)
+    short = windows_with_short_databases(connection, period, server_id, days, max(counts.values(), default=0))
+    return mark_partial(with_gaps(windows, sizes), {start for _, start in holes} | short)
 
 
 def used_history(

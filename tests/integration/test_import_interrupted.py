@@ -82,6 +82,7 @@ def test_an_import_beside_a_collection_is_refused(engine: Engine, tmp_path: Path
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 
+@pytest.mark.single_server("sees the locks of one server")
 def test_a_sample_that_a_share_measures_while_its_slice_is_imported_is_not_replaced(
     engine: Engine, tmp_path: Path
 ) -> None:
