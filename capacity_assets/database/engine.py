@@ -157,10 +157,8 @@ def safe_url(url: URL) -> str:
 
 
 ZONE = "timezone"
-RECORDED_ZONE = """coalesce(
-    (SELECT value FROM capacity_settings WHERE name = 'timezone'), current_setting('TimeZone'))"""
-"""The time zone of the database, in SQL: days are days of this zone."""
-TODAY = f"CAST(now() AT TIME ZONE {RECORDED_ZONE} AS date)"
+TODAY = """CAST(now() AT TIME ZONE coalesce(
+    (SELECT value FROM capacity_settings WHERE name = 'timezone'), current_setting('TimeZone')) AS date)"""
 """Today in that zone, in SQL: samples of later days are never the newest."""
 # Two moments a month tell zones apart, except zones that differ only in the week in which the clocks change.
 _MOMENTS = [datetime(year, month, day) for year in range(1990, 2038) for month in range(1, 13) for day in (1, 16)]  # noqa: DTZ001 -- a wall clock

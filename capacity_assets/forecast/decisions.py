@@ -43,7 +43,6 @@ from capacity_assets.database.declared_rows import (
     rows_of,
     subject_text,
 )
-from capacity_assets.database.engine import RECORDED_ZONE
 from capacity_assets.database.locks import wait_for_lock
 from capacity_assets.database.tables import capacity_decisions
 from capacity_assets.forecast.results import (
@@ -459,15 +458,15 @@ def _decision(row: Row[Any]) -> StoredDecision:
     return StoredDecision(database=database, volume=volume, **values)
 
 
-_LIST = f"""
+_LIST = """
 SELECT server_id, server, subject, name, kind, until_day AS until, note, ticket, added_mb, probability, declared_at,
        declared_by, closed_at, closed_by
 FROM capacity_declared_decisions
 WHERE (CAST(:day AS date) IS NULL OR closed_at IS NULL AND until_day >= :day)
   AND (CAST(:server_ids AS integer[]) IS NULL OR server_id = ANY (:server_ids))
-  AND (CAST(:first AS date) IS NULL OR CAST(declared_at AT TIME ZONE {RECORDED_ZONE} AS date) BETWEEN :first AND :last)
+  AND (CAST(:first AS date) IS NULL OR CAST(declared_at AT TIME ZONE 'UTC' AS date) BETWEEN :first AND :last)
 ORDER BY server, subject, name, declared_at
-"""  # noqa: S608 -- the zone is defined once
+"""
 
 
 def _with_risks(connection: Connection, decisions: Sequence[StoredDecision]) -> list[StoredDecision]:

@@ -12,7 +12,6 @@ from sqlalchemy import Connection
 from capacity_assets.base.errors import NotFoundError
 from capacity_assets.base.periods import Window
 from capacity_assets.base.units import counted, human_day, suggestion
-from capacity_assets.database.engine import RECORDED_ZONE
 from capacity_assets.history.sources import ORIGINS
 from capacity_assets.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.ownership.bills import DECLARED_STATE
@@ -199,18 +198,14 @@ def was_ever_sampled(connection: Connection, server_id: int, database: str) -> b
 def samples_of(connection: Connection, window: Window, server_id: int, database: str | None) -> list[Sample]:
     """Return the samples of a server, or of one of its databases, in a window."""
     of_database = """
-        SELECT day, size_mb, CAST(created_at AT TIME ZONE CAST(:zone AS text) AS date) AS written_on,
-               updated_at > created_at AS is_corrected
+        SELECT day, size_mb, CAST(created_at AS date) AS written_on, updated_at > created_at AS is_corrected
         FROM capacity_samples
         WHERE server_id = :server AND database = :database AND day = ANY (CAST(:days AS date[])) ORDER BY day"""
     of_server = """
-        SELECT day, size_mb, CAST(created_at AT TIME ZONE CAST(:zone AS text) AS date) AS written_on,
-               updated_at > created_at AS is_corrected
+        SELECT day, size_mb, CAST(created_at AS date) AS written_on, updated_at > created_at AS is_corrected
         FROM capacity_server_samples WHERE server_id = :server AND day = ANY (CAST(:days AS date[])) ORDER BY day"""
     statement = of_server if database is None else of_database
-    # A query of its own, because distributed tables are not joined with local ones.
-    zone = rows(connection, f"SELECT {RECORDED_ZONE} AS zone")[0].zone
-    return records(Sample, connection, statement, server=server_id, database=database, days=window.dates, zone=zone)
+    return records(Sample, connection, statement, server=server_id, database=database, days=window.dates)
 
 
 @dataclass(frozen=True)

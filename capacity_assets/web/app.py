@@ -192,7 +192,7 @@ class PageServer:
 
     def __init__(self, reader: Reader, serving: WebOptions) -> None:
         self._reader, self._serving = reader, serving
-        self._templates = page_templates(PAGES, serving.dagster_url, reader.thresholds, serving.clock.zone)
+        self._templates = page_templates(PAGES, serving.dagster_url, reader.thresholds)
         self._metrics_scope = MetricsScope.of(serving.clock.zone, serving.metrics_databases)
         # A separate pool, so that static files do not wait for the database.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pages")

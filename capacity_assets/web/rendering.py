@@ -14,7 +14,6 @@ from functools import cache, cached_property, partial
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any, get_type_hints
-from zoneinfo import ZoneInfo
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
@@ -385,19 +384,13 @@ FUNCTIONS = (
 
 
 @cache  # Compiling templates takes longer than rendering them.
-def page_templates(
-    pages: tuple[PageRoute, ...], dagster_url: str | None, thresholds: Thresholds, zone: ZoneInfo
-) -> Environment:
-    """Return the templates of pages, with links to the pages and, if its address is known, to Dagster's UI.
-
-    Days of moments are those in `zone`.
-    """
+def page_templates(pages: tuple[PageRoute, ...], dagster_url: str | None, thresholds: Thresholds) -> Environment:
+    """Return the templates of pages, with links to the pages and, if its address is known, to Dagster's UI."""
     environment = environment_of(PackageLoader("capacity_assets.web", "templates"))
-    environment.filters.update(FILTERS, local_day=lambda moment: moment.astimezone(zone).date())
+    environment.filters.update(FILTERS)
     environment.tests["with_word"] = lambda text, begin: f" {begin}".casefold() in f" {text}".casefold()
     environment.globals.update(
-        {one.__name__: one for one in (*FUNCTIONS, *CHARTS, is_past)},
-        marks_of=partial(marks_of, zone=zone),
+        {one.__name__: one for one in (*FUNCTIONS, *CHARTS, is_past, marks_of)},
         chart=size_chart,
         growth=human_percent,
         severity_of=partial(severity_of, thresholds=thresholds),
@@ -423,7 +416,6 @@ def marks_of(  # noqa: PLR0913 -- one argument per kind of marks
     steps: Sequence[DeclaredStep] = (),
     decisions: Sequence[DecisionRow] = (),
     *,
-    zone: ZoneInfo,
     bills: Mapping[date, Decimal] = EMPTY,
     currency: str | None = None,
     binding: StoredRunway | None = None,
@@ -441,8 +433,7 @@ def marks_of(  # noqa: PLR0913 -- one argument per kind of marks
         if decision.closed_at is None:
             added = "" if decision.added_mb is None else f" +{human_mb(decision.added_mb)}"
             is_plan = decision.kind == PLANNED
-            declared_on = decision.declared_at.astimezone(zone).date()
-            day, short = (decision.until, f"plan{added}") if is_plan else (declared_on, decision.text)
+            day, short = (decision.until, f"plan{added}") if is_plan else (decision.declared_at.date(), decision.text)
             about = "" if decision.name == name else f"{display_name(decision.subject, decision.name)}: "
             note = f"{display_name(decision.subject, decision.name)} on {decision.server}: {decision.sentence}"
             marks.append(Mark(day, note, "plan" if is_plan else "decision", f"{about}{short}"))
