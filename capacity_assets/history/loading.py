@@ -92,7 +92,7 @@ STAGED = {level.name: _staging_table(level) for level in SERVER_LEVELS.values()}
 TAKEN = "(SELECT * FROM compared WHERE taken)"
 # By level, and whether stored samples are replaced.
 WRITE = {
-    (level.name, replaces): f"{insert_samples(level, TAKEN, replace=replaces)} RETURNING 1"
+    (level.name, replaces): insert_samples(level, TAKEN, replace=replaces)
     for level in SERVER_LEVELS.values()
     for replaces in (False, True)
 }
@@ -447,8 +447,8 @@ class Loader:
         report.add(counts)
         report.spans(*connection.execute(text(DAYS)).one())
         report.name("conflicts", map(self._conflict, connection.execute(text(CONFLICTS), {"listed": LISTED})))
-        written = connection.execute(text(WRITE[self.level.name, self.replace])).all()
-        if not self.replace and len(written) < counts["written"]:
+        written = connection.execute(text(WRITE[self.level.name, self.replace])).rowcount
+        if not self.replace and written < counts["written"]:
             raise DatabaseError(COLLECTED_MEANWHILE, transient=True)
         claim_samples(connection, fingerprint, replaced=self.replace)
         if self.level is DATABASE and self.derive_totals:
