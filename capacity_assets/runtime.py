@@ -92,7 +92,7 @@ def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False)
     with _serve(settings, configured_url, CAPACITY_DATABASE) as url:
         if configured_url is None:
             _make_reader_role(url)
-        with disposed(refuse_a_newer_schema(reading_engine(url))) as plain:
+        with disposed(refuse_a_newer_schema(reading_engine(url, timezone=settings.timezone))) as plain:
             ensure_reachable(plain, variable)
             role = role_to_read_with(plain)
             if role is None:
@@ -100,7 +100,7 @@ def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False)
                     refuse_a_role_that_can_write(plain)
                 yield plain
                 return
-        with disposed(refuse_a_newer_schema(reading_engine(url, role=role))) as engine:
+        with disposed(refuse_a_newer_schema(reading_engine(url, role=role, timezone=settings.timezone))) as engine:
             yield engine
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import URL
 from capacity_assets.reading.access import reading_engine
 from capacity_assets.web.app import WebOptions, create_app, uvicorn_limits
 from capacity_assets.web.reader import Reader
-from tests.clocks import fixed_clock
+from tests.clocks import SHANGHAI, fixed_clock
 from tests.servers import free_port
 
 KEYS = ("team", "environment")
@@ -83,7 +83,7 @@ def _and(path: str) -> str:
 @contextmanager
 def served_pages(database: URL, role: str | None = None, **options: Any) -> Iterator[Pages]:
     """Serve the pages of a database until the block ends."""
-    engine = reading_engine(database, role=role)
+    engine = reading_engine(database, role=role, timezone=SHANGHAI.key)
     # A test reads what it has just written.
     serving = replace(WebOptions(fixed_clock(), KEYS, reads_ahead=False), **options)
     port = free_port()

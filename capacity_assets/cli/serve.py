@@ -112,15 +112,18 @@ def listen(port: int, host: str = HOST, option: str = "--port") -> socket.socket
     """Return a socket that listens already when the address is printed; raises CommandFailedError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        # Otherwise the socket of a name that cannot be encoded is never closed.
+        host.encode("idna")
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        number, reason = (error.errno, error.strerror) if isinstance(error, OSError) else (None, "not a name of a host")
         advice: dict[int | None, str] = {
             errno.EADDRINUSE: f"Stop the program that uses it, or choose another port with {option}.",
             errno.EACCES: f"Choose a port above 1023 with {option}.",
         }
         raise CommandFailedError(
-            f"Port {port} on {host} cannot be used ({error.strerror}). "
-            + advice.get(error.errno, "Choose an address of this machine with --host.")
+            f"Port {port} on {host} cannot be used ({reason}). "
+            + advice.get(number, "Choose an address of this machine with --host.")
         ) from None
 
 

@@ -33,13 +33,11 @@ STATEMENT_TIMEOUT_SECONDS = 1800
 LOCK_TIMEOUT_SECONDS = 60
 
 # jit: statements have many small expressions over few rows per plan node; compiling them costs more than it saves.
-# timezone: dates have no time, but now() should look the same on every server.
 _SESSION_OPTIONS = " ".join(
     f"-c {name}={value}"
     for name, value in {
         "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
         "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
-        "timezone": "UTC",
         "jit": "off",
         "client_connection_check_interval": "10s",
     }.items()
@@ -68,11 +66,14 @@ def capacity_engine(
     parallel_slices: int = DEFAULT_PARALLEL_SLICES,
     connections: int | None = None,
     pool_timeout_seconds: int = POOL_TIMEOUT_SECONDS,
+    timezone: str = "UTC",
 ) -> Engine:
     """Create an engine for the capacity tables; it connects on first use and waits at most ten seconds.
 
     Its pool has a connection for each slice that is written in parallel, and some for other work; POOL_SIZE of them
     stay open. With `connections`, it has this number, and all stay open. The last used connection is used next.
+
+    `timezone` is that of its sessions, so that moments and their days look the same on every server.
 
     Options in the URL (`?options=-csearch_path=...`, `connect_timeout`, `application_name`) override these. A wrong
     address fails at the first statement, see `ensure_reachable`.
@@ -88,7 +89,7 @@ def capacity_engine(
         pool_timeout=pool_timeout_seconds,
         pool_pre_ping=True,
         # The later of two settings wins in PostgreSQL, so the user's come last.
-        connect_args={**arguments, "options": f"{_SESSION_OPTIONS} {own_options}".strip()},
+        connect_args={**arguments, "options": f"{_SESSION_OPTIONS} -c timezone={timezone} {own_options}".strip()},
     )
 
 

@@ -464,7 +464,7 @@ SELECT server_id, server, subject, name, kind, until_day AS until, note, ticket,
 FROM capacity_declared_decisions
 WHERE (CAST(:day AS date) IS NULL OR closed_at IS NULL AND until_day >= :day)
   AND (CAST(:server_ids AS integer[]) IS NULL OR server_id = ANY (:server_ids))
-  AND (CAST(:first AS date) IS NULL OR CAST(declared_at AT TIME ZONE 'UTC' AS date) BETWEEN :first AND :last)
+  AND (CAST(:first AS date) IS NULL OR CAST(declared_at AS date) BETWEEN :first AND :last)
 ORDER BY server, subject, name, declared_at
 """
 

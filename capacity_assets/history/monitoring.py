@@ -241,7 +241,7 @@ class ZabbixExport:
                     item = _ITEM.fullmatch(trend["name"])
                     # A host that was removed has no name.
                     if item and "host" in trend:
-                        moment, server, size = trend["clock"], trend["host"]["host"], str(int(trend["avg"]))
+                        moment, server, size = trend["clock"], _text(trend["host"]["host"]), str(int(trend["avg"]))
                         day = datetime.fromtimestamp(moment, self.zone).date()
                         yield day, moment, server, item[1] or item[2], size
         except (OSError, EOFError, zlib.error) as error:
@@ -251,3 +251,10 @@ class ZabbixExport:
             raise ValidationError(
                 f"{self.path} is not an export of trends of Zabbix: line {number} lacks host, name, clock or avg."
             ) from None
+
+
+def _text(value: object) -> str:
+    """Return a value of JSON that is text; raises TypeError if it is not."""
+    if not isinstance(value, str):
+        raise TypeError
+    return value

@@ -24,8 +24,11 @@ MOST_KEPT_ROWS = 1_000
 T = TypeVar("T")
 
 
-def reading_engine(url: URL, *, role: str | None = None) -> Engine:
-    """Create an engine with read-only sessions and a time limit per statement, as `role` if given."""
+def reading_engine(url: URL, *, role: str | None = None, timezone: str = "UTC") -> Engine:
+    """Create an engine with read-only sessions and a time limit per statement, as `role` if given.
+
+    The days of moments are those in `timezone`.
+    """
     options = f"-c default_transaction_read_only=on -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s"
     # Starting parallel workers takes longer than most statements of pages, and pages are read concurrently.
     options += " -c max_parallel_workers_per_gather=0"
@@ -37,6 +40,7 @@ def reading_engine(url: URL, *, role: str | None = None) -> Engine:
         url.update_query_dict({"options": f"{given} {options}".strip()}),
         connections=CONNECTIONS,
         pool_timeout_seconds=STATEMENT_TIMEOUT_SECONDS,
+        timezone=timezone,
     )
 
 

@@ -37,11 +37,11 @@ class ServerFacts:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample, MiB; when it was written, and whether it was corrected since."""
+    """One sample, MiB; when it was written, if that is known, and whether it was corrected since."""
 
     day: date
     size_mb: int
-    written_on: date
+    written_on: date | None
     is_corrected: bool
 
 
@@ -198,14 +198,18 @@ def was_ever_sampled(connection: Connection, server_id: int, database: str) -> b
 def samples_of(connection: Connection, window: Window, server_id: int, database: str | None) -> list[Sample]:
     """Return the samples of a server, or of one of its databases, in a window."""
     of_database = """
-        SELECT day, size_mb, CAST(created_at AS date) AS written_on, updated_at > created_at AS is_corrected
+        SELECT day, size_mb, created_at, updated_at > created_at AS is_corrected
         FROM capacity_samples
         WHERE server_id = :server AND database = :database AND day = ANY (CAST(:days AS date[])) ORDER BY day"""
     of_server = """
-        SELECT day, size_mb, CAST(created_at AS date) AS written_on, updated_at > created_at AS is_corrected
+        SELECT day, size_mb, created_at, updated_at > created_at AS is_corrected
         FROM capacity_server_samples WHERE server_id = :server AND day = ANY (CAST(:days AS date[])) ORDER BY day"""
     statement = of_server if database is None else of_database
-    return records(Sample, connection, statement, server=server_id, database=database, days=window.dates)
+    found = rows(connection, statement, server=server_id, database=database, days=window.dates)
+    # Their days in the zone of this session: the nodes of a cluster have zones of their own.
+    return [
+        Sample(row.day, row.size_mb, row.created_at and row.created_at.date(), bool(row.is_corrected)) for row in found
+    ]
 
 
 @dataclass(frozen=True)

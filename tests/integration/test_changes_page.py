@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.base.periods import PERIODS
-from capacity_assets.base.units import human_mb
+from capacity_assets.base.units import human_day, human_mb
 from capacity_assets.digest import message_of, read_digest
 from capacity_assets.forecast.issuing import issue_runways
 from tests.clocks import TODAY, fixed_clock
@@ -38,7 +38,9 @@ def changing(engine: Engine) -> None:
             WHERE as_of = :before AND subject = :subject AND name = :name"""
         connection.execute(text(moved), {"days": 8, "before": BEFORE, "subject": "database", "name": "orders"})
         connection.execute(text(moved), {"days": 7, "before": BEFORE, "subject": "volume", "name": "/data"})
-        connection.execute(text("UPDATE capacity_decisions SET declared_at = :noon"), {"noon": f"{DAY} 12:00"})
+        # In the time zone of the database, the night of that day has begun.
+        declared = text("UPDATE capacity_decisions SET declared_at = :evening")
+        connection.execute(declared, {"evening": f"{BEFORE} 20:00+00"})
 
 
 PREPARED = {"pages": changing}
@@ -78,6 +80,8 @@ def test_a_window_names_what_came_went_moved_was_decided_and_was_not_measured(pa
     assert (closer["name"], closer["day"] < closer["before"]) == ("orders", True), "a week is not more than a week"
     assert (page["compared_as_of"], page["forecast_as_of"]) == (str(BEFORE), str(TODAY))
     assert values_of(page["decisions"], "name") == ["crm"]
+    assert f'<span class="under"><time datetime="{DAY}">' in pages.ask(YESTERDAY).text
+    assert f"<title>{human_day(DAY)}: crm on server-2" in pages.ask("/database?server=2&name=crm").text
     assert page["decided_dates"] == 0
     assert page["missed"] == []
     today = pages.document("/changes?period=daily")

@@ -467,6 +467,11 @@ def test_an_export_of_zabbix_gives_what_its_trends_do(engine: Engine, tmp_path: 
             (trend(11, "Size of database x", moment, 1), ("--origin", "zabbix"), "line 1 lacks host, name, clock or a")
             for moment in (1735689600000, "1735689600", 10**400)
         ),
+        (
+            trend(11, "Size of database x", 1735689600, 1, host={"host": ["a"]}),
+            ("--origin", "zabbix"),
+            "line 1 lacks host, name",
+        ),
         ("{}", ("--origin", "zabbix", "--unit", "gb"), "--unit is for files only; omit it for an export of Zabbix."),
     ],
 )

@@ -662,6 +662,11 @@ def test_serve_says_what_is_missing(settings: object, monkeypatch: pytest.Monkey
     [
         ("127.0.0.1", "Address already in use", "Stop the program that uses it, or choose another port with --port."),
         ("192.0.2.1", "Cannot assign requested address", "Choose an address of this machine with --host."),
+        (
+            "\N{LATIN SMALL LETTER A WITH DIAERESIS}..b",
+            "not a name of a host",
+            "Choose an address of this machine with --host.",
+        ),
     ],
 )
 @pytest.mark.usefixtures("settings")
@@ -670,7 +675,7 @@ def test_serve_says_why_it_cannot_listen_and_what_helps(host: str, reason: str, 
         refused = capacity("serve", "--host", host, "--port", str(port))
 
     assert refused.exit_code == 1
-    assert f"Port {port} on {host} cannot be used ({reason} " in refused.output
+    assert f"Port {port} on {host} cannot be used ({reason}" in refused.output
     assert refused.output.endswith(f"). {advice}\n")
 
 
