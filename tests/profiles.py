@@ -27,9 +27,9 @@ class Profile(NamedTuple):
     """Whether tests marked `nightly` run too."""
 
 
-CI = Profile(10, 5, 2, 30)
+CI = Profile(8, 4, 2, 15)
 PROFILES = {
-    "fast": Profile(5, 5, 2, 30),
+    "fast": Profile(5, 4, 2, 15),
     "ci": CI,
     "full": CI._replace(long_tests=True),
     "nightly": Profile(500, 500, 60, 400, long_tests=True),

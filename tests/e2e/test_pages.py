@@ -359,6 +359,7 @@ def test_a_wide_screen_shows_everything_larger_by_the_same(browser: Browser, add
     assert ratios == pytest.approx([2] * len(ratios), abs=0.01)
 
 
+@pytest.mark.nightly("starts further pages")
 def test_what_opens_the_pages_is_sent_to_no_other_port(browser: Browser, empty_home: Path) -> None:
     seen: list[str | None] = []
 

@@ -173,6 +173,7 @@ def test_up_answers_its_own_pages_only_and_opens_reports_by_a_click(stack: ui.St
     assert answer(f"{base}/", {"X": "x" * 1_000_000}) == 400, "a head that is too large"
 
 
+@pytest.mark.nightly("opens nine further pages")
 def test_no_other_site_frames_the_ui_or_a_report(stack: ui.Stack, browser: Browser) -> None:
     (stack.home / "reports" / "framed.html").write_text("<p>framed</p>")
     base = f"http://127.0.0.1:{stack.port}"
@@ -220,6 +221,7 @@ def test_the_lineage_leads_from_the_samples_over_each_period_to_the_report(page:
         expect(page.get_by_text(name, exact=True).last).to_be_visible()
 
 
+@pytest.mark.nightly("opens a further page of Dagster")
 def test_an_asset_explains_itself_and_its_columns(page: Page) -> None:
     ui.visit(page, "/assets/monthly_database_aggregations?view=overview")
 
@@ -317,6 +319,7 @@ def test_what_was_wiped_is_computed_by_a_run_that_is_cancelled_and_run_again_fro
     assert ui.materializations(port, asset, [quarter], {again}).keys() == {quarter}
 
 
+@pytest.mark.nightly("opens a further page of Dagster")
 def test_a_schedule_is_switched_off_and_on_again(page: Page, stack: ui.Stack) -> None:
     query = """query { schedulesOrError(repositorySelector: {repositoryLocationName: "capacity_assets",
       repositoryName: "__repository__"}) { ... on Schedules { results { name scheduleState { status } } } } }"""

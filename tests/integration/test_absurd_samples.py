@@ -89,6 +89,7 @@ ABSURD = {
 }
 
 
+@pytest.mark.nightly("computes every period of further servers")
 def test_samples_that_no_engine_can_hold_fail_their_own_servers_alone(
     fleet: Engine, database: URL, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -115,6 +115,7 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.nightly("executes further runs")
 def test_files_go_to_any_storage_that_fsspec_knows(sample: Settings) -> None:
     settings = sample.model_copy(update={"export_url": "memory://bucket/capacity"})
 

@@ -67,6 +67,7 @@ def test_a_run_that_waits_for_the_database_is_ended_and_not_repeated(orders: Eng
     assert stored(orders, DATABASE) == []
 
 
+@pytest.mark.nightly("computes until it is stopped")
 def test_the_recomputation_beside_the_documents_ends_before_its_next_commit(orders: Engine, settings: Settings) -> None:
     runner = task_runner(orders, settings)
     runner.run_period("daily", [DAY])

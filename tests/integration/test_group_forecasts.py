@@ -15,6 +15,7 @@ from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.pages import served_pages
+from tests.profiles import nightly_except
 from tests.runways import FIRST
 
 pytestmark = pytest.mark.usefixtures("growing_servers")
@@ -101,7 +102,7 @@ def test_days_on_which_a_server_is_missing_are_not_a_drop_and_no_forecast_begins
     assert (retired["size_mb"], retired["change_mb_per_day"]) == (100, 0), "its growth left with it"
 
 
-@pytest.mark.parametrize("is_sampled", [True, False], ids=["samples", "daily aggregates only"])
+@pytest.mark.parametrize("is_sampled", nightly_except([True, False], True), ids=["samples", "daily aggregates only"])
 def test_a_server_that_left_is_not_in_the_history_of_its_groups_as_if_it_had_never_been_there(
     engine: Engine, service: AggregationService, is_sampled: bool
 ) -> None:

@@ -143,6 +143,7 @@ stackdriver_cloudsql_database_cloudsql_googleapis_com_database_disk_bytes_used{d
 """Series as the exporters write them; values in GiB or percent."""
 
 
+@pytest.mark.nightly("starts a further Prometheus")
 def test_the_sources_for_clouds_in_the_documents_give_storage_and_sizes_on_a_real_prometheus(
     engine: Engine, sources: Path, tmp_path: Path
 ) -> None:

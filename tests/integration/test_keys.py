@@ -388,6 +388,7 @@ def test_a_report_is_waited_for_while_indexes_are_built_and_others_go_on_meanwhi
     assert count(former_database, "database_size_stats WHERE database_name = 'meanwhile'") == 1
 
 
+@pytest.mark.nightly("upgrades a further shape")
 def test_two_upgrades_at_once_both_succeed(former_database: Engine) -> None:
     outcomes: list[tuple[str, ...]] = []
     threads = [threading.Thread(target=lambda: outcomes.append(initialise(former_database))) for _ in range(2)]

@@ -230,6 +230,7 @@ def test_of_two_that_gather_at_once_the_second_waits_and_each_change_counts(
     assert compute_everything(computed) == 0
 
 
+@pytest.mark.nightly("computes with many threads")
 def test_many_may_gather_write_and_compute_at_once_and_nothing_is_lost_or_deadlocked(
     engine: Engine, computed: AggregationService
 ) -> None:

@@ -105,6 +105,7 @@ def test_importing_old_history_leaves_the_last_day_a_database_was_seen(legacy: E
     ]
 
 
+@pytest.mark.nightly("measures a further server")
 def test_what_is_measured_here_is_known_to_the_legacy_pages(legacy: Engine) -> None:
     """The server that holds the tables: measured for real, whose dropped database becomes inactive."""
     initialise(legacy)

@@ -179,6 +179,7 @@ def never_opened(file: Path) -> Iterator[None]:
         os.close(writer)
 
 
+@pytest.mark.nightly("starts a further server")
 def test_one_kind_that_does_not_answer_leaves_the_others_known(
     mysql: MySQLServer, collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

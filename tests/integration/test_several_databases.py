@@ -26,9 +26,10 @@ from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, s
 from tests.other_postgres import other_postgres
 
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-pytestmark = pytest.mark.skipif(
-    not INSTALLED, reason="no PostgreSQL of the machine: the embedded one lacks postgres_fdw"
-)
+pytestmark = [
+    pytest.mark.nightly("fills two regions"),
+    pytest.mark.skipif(not INSTALLED, reason="no PostgreSQL of the machine: the embedded one lacks postgres_fdw"),
+]
 FIRST = date(2025, 5, 1)
 SECTION = (ROOT / "docs" / "scale.md").read_text().split("\n## Several capacity databases\n")[1].split("\n## ")[0]
 SETUP, QUERY = re.findall(r"```sql\n(.*?)```", SECTION, re.DOTALL)
@@ -85,7 +86,6 @@ def together(regions: tuple[EmbeddedServer, EmbeddedServer]) -> Iterator[Engine]
     engine.dispose()
 
 
-@pytest.mark.nightly("fills two regions")
 def test_sums_over_both_regions_are_sums_of_their_figures(together: Engine) -> None:
     with together.begin() as connection:
         connection.execute(text("SET LOCAL ROLE analyst"))

@@ -28,6 +28,7 @@ from capacity_assets.database.embedded import (
 )
 from capacity_assets.runtime import open_engine, prepare_database
 from tests.command import capacity
+from tests.profiles import nightly_except
 from tests.servers import free_port
 
 pytestmark = pytest.mark.single_server("starts an embedded server of its own")
@@ -203,7 +204,9 @@ def test_a_server_that_ended_is_started_again_with_its_port(
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
-@pytest.mark.parametrize("is_cut", [False, True], ids=["another program has its number", "its file is cut"])
+@pytest.mark.parametrize(
+    "is_cut", nightly_except([False, True], False), ids=["another program has its number", "its file is cut"]
+)
 def test_after_a_crash_the_server_starts_and_no_other_program_is_ended(own: Settings, *, is_cut: bool) -> None:
     other = subprocess.Popen(["/bin/sleep", "30"])
     for _ in range(2):
