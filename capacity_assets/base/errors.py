@@ -44,6 +44,7 @@ SCHEMA_SQLSTATES: dict[str, str] = {
 }
 
 INSUFFICIENT_PRIVILEGE = "42501"
+INVALID_PARAMETER_VALUE = "22023"
 _REMEDIES_BY_SQLSTATE = {
     INSUFFICIENT_PRIVILEGE: "The role lacks a right: docs/operations.md, Roles, has the statements that grant it.",
     "25006": "Connect to the primary, as a role that may write.",

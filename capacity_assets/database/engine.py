@@ -21,7 +21,15 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import URL, Connection, Engine, Executable, Row, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.base.errors import DATABASE_FAILURES, CapacityError, is_transient, reason_of
+from capacity_assets.base.errors import (
+    DATABASE_FAILURES,
+    INVALID_PARAMETER_VALUE,
+    CapacityError,
+    ValidationError,
+    is_transient,
+    reason_of,
+    sqlstate_of,
+)
 from capacity_assets.base.periods import Clock
 from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES
 
@@ -170,7 +178,8 @@ FORMER_DEFAULT = "Asia/Shanghai"
 def record_zone(engine: Engine, zone: str, *, chosen: bool) -> str:
     """Record the zone if none is recorded, or nothing is stored yet; return the recorded one.
 
-    A database that already contains figures, and for which no zone was chosen, gets the former default.
+    A database that already contains figures, and for which no zone was chosen, gets the former default. Raises
+    ValidationError if PostgreSQL does not know the zone.
     """
     with engine.begin() as connection:
         recorded = _recorded_zone(connection)
@@ -180,7 +189,20 @@ def record_zone(engine: Engine, zone: str, *, chosen: bool) -> str:
         zone = zone if chosen or not filled else FORMER_DEFAULT
         if zone != recorded:
             connection.execute(text(_RECORD), {"name": ZONE, "value": zone})
+            _refuse_unknown_zone(connection, zone)
     return zone
+
+
+def _refuse_unknown_zone(connection: Connection, zone: str) -> None:
+    try:
+        connection.execute(text("SELECT now() AT TIME ZONE CAST(:zone AS text)"), {"zone": zone})
+    except DBAPIError as error:
+        if sqlstate_of(error) != INVALID_PARAMETER_VALUE:
+            raise
+        raise ValidationError(
+            f"PostgreSQL does not know the time zone {zone}. Set CAPACITY_TIMEZONE to another name of this zone, or "
+            "update the server's time zone data, then run `capacity init` again."
+        ) from None
 
 
 def recorded_zone(engine: Engine) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.base.errors import ValidationError
 from capacity_assets.base.settings import Settings, load_settings
 from capacity_assets.database.engine import FORMER_DEFAULT, are_same_days, record_zone, recorded_zone
 from tests.command import capacity
@@ -50,6 +51,14 @@ def test_the_zone_may_change_as_long_as_nothing_is_stored(engine: Engine, monkey
     monkeypatch.setenv("CAPACITY_TIMEZONE", "Asia/Shanghai")
     capacity("init")
     assert recorded_zone(engine) == "Europe/Berlin"
+
+
+def test_a_zone_that_postgresql_does_not_know_is_refused_and_not_recorded(engine: Engine) -> None:
+    """As where its time zone data is older than this machine's."""
+    with pytest.raises(ValidationError, match="PostgreSQL does not know the time zone Newer/City. Set CAPACITY_TIMEZ"):
+        record_zone(engine, "Newer/City", chosen=True)
+
+    assert recorded_zone(engine) is None
 
 
 @pytest.mark.parametrize("chosen", [None, "Europe/Berlin"])
