@@ -68,6 +68,7 @@ def test_the_embedded_server_stops_with_its_last_user(home: Path) -> None:
     assert processes_naming(str(home)) == []
 
 
+@pytest.mark.nightly("starts a further stack")
 def test_up_refuses_a_redis_that_refuses_it_and_does_not_show_the_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

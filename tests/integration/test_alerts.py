@@ -444,6 +444,7 @@ def test_partitions_that_are_left_call_a_person_once_a_day_and_not_after_each_ru
     assert not any("instance" in message for message in receiver.texts), "there are no samples of that level"
 
 
+@pytest.mark.nightly("executes further runs")
 def test_a_check_that_failed_is_not_forgotten_by_a_run_of_another_partition(
     house: House, receiver: Receiver, engine: Engine
 ) -> None:

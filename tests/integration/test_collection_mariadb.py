@@ -122,7 +122,7 @@ def test_a_wrong_password_and_each_missing_right_fail_their_server_instead_of_mi
     assert {name: kind for name, (kind, _) in found.items()} == {
         "locked": "login",
         **dict.fromkeys((*users, "cheap"), "rights"),
-    }
+    }, found
     assert "SHOW VIEW on *.* is missing" in found["poor"][1]
     assert "SHOW VIEW on *.* is missing" in found["former"][1]
     assert "SHOW VIEW on *.* is missing" in found["cheap"][1], "or tables of other engines would count as nothing"

@@ -84,6 +84,7 @@ NOTHING = {
 }
 
 
+@pytest.mark.nightly("computes every forecast twice")
 def test_a_scenario_that_assumes_nothing_is_the_base_case_to_the_last_digit(limited: Engine) -> None:
     for server in (None, "server-1"):
         base = compute_runways(limited, TODAY, server)

@@ -329,7 +329,7 @@ def from_days(computed: Engine) -> dict[str, dict[tuple[object, ...], Row]]:
     purge=st.one_of(st.none(), st.integers(40, DAYS - 1)),
 )
 @hypothesis_settings(
-    max_examples=max(5, PROFILE.long_histories // 3),
+    max_examples=max(3, PROFILE.long_histories // 3),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 def test_in_any_order_and_in_any_batches_before_and_after_retention_the_rows_are_the_same(
