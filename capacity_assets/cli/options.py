@@ -86,7 +86,7 @@ def _exit_with(message: str, code: int) -> None:
     sys.exit(code)
 
 
-WIDEST = 1000
+WIDEST = 1_000_000
 STANDARD_OUTPUT = "-"
 NOTHING_CHANGED = "Dry run: nothing was changed."
 

@@ -40,6 +40,18 @@ POOL_TIMEOUT_SECONDS = 30
 STATEMENT_TIMEOUT_SECONDS = 1800
 LOCK_TIMEOUT_SECONDS = 60
 
+# What statements and the driver rely on, whatever a database or role sets for its sessions.
+_RELIED_ON = {
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
+    "array_nulls": "on",
+    "default_transaction_isolation": r"read\ committed",
+}
+DRIVER_OPTIONS = " ".join(f"-c {name}={value}" for name, value in _RELIED_ON.items())
+"""Options of a session in which the driver reads dates, text and arrays as PostgreSQL writes them by default."""
+DRIVER_ARGUMENTS = {"client_encoding": "utf8"}
 # jit: statements have many small expressions over few rows per plan node; compiling them costs more than it saves.
 _SESSION_OPTIONS = " ".join(
     f"-c {name}={value}"
@@ -97,7 +109,11 @@ def capacity_engine(
         pool_timeout=pool_timeout_seconds,
         pool_pre_ping=True,
         # The later of two settings wins in PostgreSQL, so the user's come last.
-        connect_args={**arguments, "options": f"{_SESSION_OPTIONS} -c timezone={timezone} {own_options}".strip()},
+        connect_args={
+            **DRIVER_ARGUMENTS,
+            **arguments,
+            "options": f"{DRIVER_OPTIONS} {_SESSION_OPTIONS} -c timezone={timezone} {own_options}".strip(),
+        },
     )
 
 

@@ -797,11 +797,15 @@ class _ScenarioForecaster:
         )
 
     def _limits_on(self, server: str, day: date) -> list[LimitChange]:
-        return [
-            limit
-            for limit in self._limits
-            if limit.server in {None, server} and (limit.day or date.min) <= day and limit.add_mb != 0
-        ]
+        """Return the limits that hold on a day; a new one replaces what was assumed of its subject before."""
+        held: dict[object, list[LimitChange]] = {}
+        for limit in sorted(self._limits, key=lambda change: change.day or date.min):
+            if limit.server in {None, server} and (limit.day or date.min) <= day and limit.add_mb != 0:
+                of_subject = held.setdefault((limit.server, limit.database, limit.volume), [])
+                if limit.limit_mb is not None:
+                    of_subject.clear()
+                of_subject.append(limit)
+        return [limit for of_subject in held.values() for limit in of_subject]
 
     def _limited_subject(
         self, row: LimitedSubject, every: Sequence[Effect], own: Sequence[Effect], day: date

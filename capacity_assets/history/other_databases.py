@@ -24,7 +24,13 @@ from capacity_assets.aggregates.levels import DATABASE, Level
 from capacity_assets.base.errors import DatabaseError, ValidationError, database_errors
 from capacity_assets.base.settings import CAPACITY_DRIVER, Settings, variable
 from capacity_assets.collection.credentials import SecretFolders, password_of
-from capacity_assets.database.engine import CONNECT_TIMEOUT_SECONDS, copy_rows, safe_url
+from capacity_assets.database.engine import (
+    CONNECT_TIMEOUT_SECONDS,
+    DRIVER_ARGUMENTS,
+    DRIVER_OPTIONS,
+    copy_rows,
+    safe_url,
+)
 from capacity_assets.database.sql import DIALECT, quoted, temporary_table
 from capacity_assets.database.tables import capacity_locks, capacity_settings, instances, metadata
 from capacity_assets.history.rows import layout_of
@@ -71,10 +77,11 @@ def address_of(source: str, password_from: str | None, settings: Settings) -> UR
 
 def open_legacy(url: URL) -> Engine:
     """Return an engine of a legacy database whose sessions can only read."""
-    options = f"{url.query.get('options', '')} -c default_transaction_read_only=on -c timezone=UTC".strip()
+    given = url.query.get("options", "")
+    options = f"{given} {DRIVER_OPTIONS} -c default_transaction_read_only=on -c timezone=UTC".strip()
     return create_engine(
         url.difference_update_query(["options"]),
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": options},
+        connect_args={**DRIVER_ARGUMENTS, "connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": options},
     )
 
 

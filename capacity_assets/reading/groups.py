@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -11,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from capacity_assets.base.periods import Period, Window
+from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.units import first_of, human_mb, percent_of
 from capacity_assets.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.ownership.bills import group_named
@@ -351,8 +352,8 @@ def partial_groups(
 ) -> dict[date, set[str | None]]:
     """Return the groups that lack a server, of a window and of the previous one, each by its first day.
 
-    The rule is that of `short_servers`, but a server is expected if this window or the previous one has it. `sizes_mb`
-    are the sizes of the groups.
+    The rule is that of `short_servers`, but a server is expected if this window or the previous one has it. A day that
+    it missed counts for its group of that day. `sizes_mb` are the sizes of the groups.
     """
     missing = """
         WITH stored AS MATERIALIZED (
@@ -376,27 +377,90 @@ def partial_groups(
         LEFT JOIN capacity_servers s ON s.server_id = e.server_id
         WHERE (e.window_start = t.before OR b.server_id IS NULL)
           AND (s.is_active OR a.server_id IS NOT NULL) AND coalesce(n.measured_days, 0) < best.days"""
-    labels = """
-        SELECT instance_id, value FROM capacity_label_spans
-        WHERE instance_id = ANY (CAST(:servers AS integer[])) AND key = :key AND value IS NOT NULL
-          AND valid_from <= :day AND :day < valid_until AND (database_pattern = '' OR CAST(:own AS boolean))"""
     windows = [*period.back(window, 3), period.following(window)]
     starts = [shown.start for shown in windows]
     spans = {"befores": starts[:2], "current": starts[1:3], "afters": starts[2:]}
     with planned_with(connection, WITHOUT_LOOPS):
         missing_rows = rows(connection, missing, **of_windows(period, starts), **spans)
     groups: dict[date, set[str | None]] = {start: set() for start in starts[1:3]}
-    names_of: dict[int, set[str | None]] = {row.server_id: {row.engine} for row in missing_rows}
-    if missing_rows and grouped_by != "engine":
-        parameters = {"servers": sorted(names_of), "key": grouped_by, "day": window.end}
-        of_server = {row.instance_id for row in rows(connection, labels, **parameters, own=False)}
-        names_of = {server: set() if server in of_server else {None} for server in names_of}
-        for row in rows(connection, labels, **parameters, own=True):
-            names_of[row.instance_id].add(row.value)
-    for row in missing_rows if grouped_by != "server" else ():
-        noticed = (name for name in names_of[row.server_id] if row.lost_mb > (1 - NOTICEABLE) * sizes_mb.get(name, 0))
-        groups[row.start] |= set(noticed)
+    of_servers = {(row.server_id, period.window_of(row.start)): row.engine for row in missing_rows}
+    shares = {of_server: {engine: 1.0} for of_server, engine in of_servers.items()}
+    if grouped_by != "engine":
+        shares = {} if grouped_by == "server" else _groups_on_missed_days(connection, grouped_by, list(of_servers))
+    for row in missing_rows if shares else ():
+        for name, share in shares[row.server_id, period.window_of(row.start)].items():
+            if float(row.lost_mb) * share > (1 - NOTICEABLE) * sizes_mb.get(name, 0):
+                groups[row.start].add(name)
     return groups
+
+
+_LABEL_SPANS = """
+SELECT instance_id AS server_id, value AS name, valid_from, database_pattern = '' AS is_of_server,
+       least(valid_until, CAST(:last AS date) + 1) AS valid_until  -- A date of Python is finite.
+FROM capacity_label_spans
+WHERE key = :key AND value IS NOT NULL AND instance_id = ANY (CAST(:servers AS integer[]))
+  AND valid_from <= :last AND valid_until > :first
+"""
+
+
+def _groups_on_missed_days(
+    connection: Connection, key: str, of_servers: Sequence[tuple[int, Window]]
+) -> dict[tuple[int, Window], dict[str | None, float]]:
+    """Return the groups of servers that missed days of a window, each with its share of the missed days.
+
+    A server, or some of its databases, belongs to other groups from the day on which its labels change.
+    """
+    if not of_servers:
+        return {}
+    windows = [window for _, window in of_servers]
+    ends = {"first": min(window.start for window in windows), "last": max(window.end for window in windows)}
+    spans: dict[int, list[Row[Any]]] = {server_id: [] for server_id, _ in of_servers}
+    for span in rows(connection, _LABEL_SPANS, key=key, servers=sorted(spans), **ends):
+        spans[span.server_id].append(span)
+    changing = [
+        (server_id, window)
+        for server_id, window in of_servers
+        for span in spans[server_id]
+        if window.start < span.valid_from <= window.end or window.start < span.valid_until <= window.end
+    ]
+    missed = _missed_days(connection, changing)
+    shares = {}
+    for server_id, window in of_servers:
+        # Without daily aggregates, the missed days are unknown.
+        days = missed.get((server_id, window)) or [window.end]
+        counts = Counter(name for day in days for name in _groups_on(spans[server_id], day))
+        shares[server_id, window] = {name: count / len(days) for name, count in counts.items()}
+    return shares
+
+
+def _groups_on(spans: Sequence[Row[Any]], day: date) -> set[str | None]:
+    held = [span for span in spans if span.valid_from <= day < span.valid_until]
+    without: set[str | None] = set() if any(span.is_of_server for span in held) else {None}
+    return without | {span.name for span in held}
+
+
+def _missed_days(
+    connection: Connection, of_servers: Sequence[tuple[int, Window]]
+) -> dict[tuple[int, Window], list[date]]:
+    """Return the days of windows on which a server was not measured and others were."""
+    if not of_servers:
+        return {}
+    of_fleet = """
+        SELECT DISTINCT window_start AS day FROM capacity_groups
+        WHERE period = :period AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start AND grouped_by = 'engine'"""
+    of_server = """
+        SELECT server_id, window_start AS day FROM capacity_server_growth
+        WHERE period = :period AND (:with_derived OR NOT is_derived) AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start AND server_id = ANY (CAST(:servers AS integer[]))"""
+    days = of_windows(PERIODS["daily"], sorted({day for _, window in of_servers for day in window.dates}))
+    fleet = {row.day for row in rows(connection, of_fleet, **days)}
+    servers = sorted({server_id for server_id, _ in of_servers})
+    measured = {(row.server_id, row.day) for row in rows(connection, of_server, **days, servers=servers)}
+    return {
+        (server_id, window): [day for day in window.dates if day in fleet and (server_id, day) not in measured]
+        for server_id, window in of_servers
+    }
 
 
 @dataclass(frozen=True)
@@ -430,11 +494,23 @@ def short_servers(
             FROM capacity_servers s
             WHERE s.counted_by IS NULL AND (
                 :grouped_by = 'engine' AND s.engine = CAST(:name AS text)
-                OR :grouped_by = 'server' AND s.server = CAST(:name AS text)
-                OR :grouped_by NOT IN ('engine', 'server') AND CAST(:name AS text) IS NULL
-                   AND NOT s.labels ? CAST(:grouped_by AS text))
+                OR :grouped_by = 'server' AND s.server = CAST(:name AS text))
+            UNION ALL
+            SELECT s.server_id, s.server, s.is_active, n.valid_from, n.valid_until
+            FROM capacity_servers s CROSS JOIN LATERAL (
+                SELECT CAST('-infinity' AS date) AS valid_from,
+                       coalesce(min(l.valid_from), CAST('infinity' AS date)) AS valid_until
+                FROM capacity_label_spans l
+                WHERE l.instance_id = s.server_id AND l.key = :grouped_by AND l.database_pattern = ''
+                UNION ALL
+                SELECT l.valid_from, l.valid_until FROM capacity_label_spans l
+                WHERE l.instance_id = s.server_id AND l.key = :grouped_by AND l.database_pattern = ''
+                  AND l.value IS NULL
+            ) AS n
+            WHERE s.counted_by IS NULL AND CAST(:name AS text) IS NULL AND :grouped_by NOT IN ('engine', 'server')
+              AND n.valid_until > :first
         ), shown AS MATERIALIZED (
-            SELECT server_id, window_start, measured_days, size_mb FROM capacity_server_growth
+            SELECT server_id, window_start, window_end, measured_days, size_mb FROM capacity_server_growth
             WHERE period = :period AND (:with_derived OR NOT is_derived)
               AND window_start = ANY (CAST(:starts AS date[]))
               AND window_start BETWEEN :first_start AND :last_start
@@ -451,18 +527,20 @@ def short_servers(
             GROUP BY window_start
         ), spans AS MATERIALIZED (
             SELECT m.server_id, m.server,
-                   greatest(CASE WHEN m.server_id = ANY (CAST(:before AS integer[])) THEN CAST(:first AS date)
-                                 ELSE min(z.window_start) END, m.valid_from) AS first_start,
+                   CASE WHEN m.server_id = ANY (CAST(:before AS integer[])) THEN CAST(:first AS date)
+                        ELSE min(z.window_start) END AS first_start,
                    CASE WHEN m.is_active THEN CAST('infinity' AS date) ELSE max(z.window_start) END AS last_start,
-                   m.valid_until
+                   m.valid_from, m.valid_until
             FROM members m LEFT JOIN shown z ON z.server_id = m.server_id
             GROUP BY m.server_id, m.server, m.is_active, m.valid_from, m.valid_until
         )
         SELECT DISTINCT w.window_start, s.server_id, s.server, coalesce(z.measured_days, 0) AS measured_days, best.days
-        FROM (SELECT window_start, sum(size_mb) AS total_mb FROM shown GROUP BY window_start) AS w
+        FROM (
+            SELECT window_start, window_end, sum(size_mb) AS total_mb FROM shown GROUP BY window_start, window_end
+        ) AS w
         JOIN best USING (window_start)
         JOIN spans s ON s.first_start <= w.window_start AND w.window_start < s.last_start
-            AND w.window_start < s.valid_until
+            AND s.valid_from <= w.window_end AND w.window_start < s.valid_until
         LEFT JOIN shown z ON z.window_start = w.window_start AND z.server_id = s.server_id
         WHERE z.server_id IS NULL
            OR z.size_mb * (best.days - z.measured_days) > CAST(:noticeable AS numeric) * best.days * w.total_mb
@@ -473,7 +551,7 @@ def short_servers(
     before = list(measured_before(connection, period, windows[0]))
     # The planner does not know how many rows the parts of the statement have.
     with planned_with(connection, WITHOUT_LOOPS):
-        return records(
+        short = records(
             ShortServer,
             connection,
             statement,
@@ -483,6 +561,11 @@ def short_servers(
             noticeable=1 - NOTICEABLE,
             is_daily=period.days == 1,
         )
+    if grouped_by in WITHOUT_LABEL:
+        return short
+    of_servers = [(server.server_id, period.window_of(server.window_start)) for server in short]
+    groups = _groups_on_missed_days(connection, grouped_by, of_servers)
+    return [server for server, of_server in zip(short, of_servers, strict=True) if name in groups[of_server]]
 
 
 def changes_of_databases(

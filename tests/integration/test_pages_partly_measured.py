@@ -241,6 +241,32 @@ def test_the_change_of_a_group_whose_server_missed_a_day_is_that_of_its_database
         assert (group["sizes"][-1]["change_mb"], group["sizes"][-1]["is_change_partial"]) == (0, True)
 
 
+@pytest.mark.usefixtures("partly_measured")
+@pytest.mark.parametrize(("days_after", "partial"), [(2, "two"), (0, "new"), (-2, "new")])
+def test_a_day_that_a_server_missed_is_missing_in_its_group_of_that_day(
+    engine: Engine, days_after: int, partial: str
+) -> None:
+    moved_on = FIRST + timedelta(days=LOST + days_after)
+    declare_labels(engine, [Label("server-2", None, "team", "new")], moved_on)
+    declare_labels(engine, [Label("server-2", None, "environment", "new", moved_on)], moved_on)
+    month = TODAY.replace(day=1)
+    service = AggregationService(engine, fixed_clock())
+    for period in ("monthly", "daily"):
+        compute_windows(service, period, FIRST, TODAY)
+
+    with served_pages(engine.url) as pages:
+        for by, groups in (("team", {"two": "two", "new": "new"}), ("environment", {None: "two", "new": "new"})):
+            page = pages.document(f"/groups?by={by}&period=monthly&window={month}")
+            marked = {groups.get(one["name"], one["name"]) for one in page["groups"] if one["is_partial"]}
+            assert marked == {partial}, by
+            for name, as_team in groups.items():
+                where = f"/group?by={by}&period=monthly&window={month}" + (f"&name={name}" if name else "")
+                newest = pages.document(where)["sizes"][-1]
+                assert newest["is_partial"] == (as_team == partial), (by, name)
+            changes = {one["name"]: one["change_mb"] for one in page["groups"]}
+            assert by != "team" or changes["two"] + changes["new"] == 0, "server-2 did not change"
+
+
 def test_a_group_is_partly_measured_where_the_history_of_a_server_begins_in_the_middle(engine: Engine) -> None:
     """Four of seven days of server-3 are in the mean of its first week, and all of them in that of the next one."""
     fill(engine, holes=())

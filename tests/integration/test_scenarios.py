@@ -159,6 +159,21 @@ def test_a_smaller_disk_is_full_earlier_and_one_that_is_lost_at_once(limited: En
     assert {row.state for row in whole.values()} == {"full"}
 
 
+@pytest.mark.parametrize("is_in_order", [True, False])
+def test_a_new_limit_replaces_the_one_before_it_whatever_their_order(limited: Engine, *, is_in_order: bool) -> None:
+    measured = {row.name: row.size_mb for row in compute_runways(limited, TODAY).rows if row.server == "server-1"}
+    full_on = TODAY + timedelta(days=30)
+    for name, subject in (("/data", {"volume": "/data"}), ("orders", {"database": "orders"})):
+        larger = {"gb": 1000, "day": TODAY + timedelta(days=2)}
+        smaller = {"gb": Decimal(measured[name]) / 1024, "day": full_on}
+        changes = [
+            declaration(LimitChange, {"server": "server-1", **subject, **change})
+            for change in ((larger, smaller) if is_in_order else (smaller, larger))
+        ]
+
+        assert after(limited, Scenario(limit=changes))["server-1", name].middle_day == full_on, name
+
+
 def test_a_day_within_a_year_has_at_least_its_probability_within_a_year(limited: Engine) -> None:
     disk = {"server": "server-1", "volume": "/data"}
     before = after(limited, assumed("limit", **disk, add_gb=0.5))["server-1", "/data"]
