@@ -182,8 +182,10 @@ def _sizes(connection: Connection, windows: Sequence[Window], label: tuple[str, 
     if label is None:
         sizes = fleet_history(connection, WEEKLY, windows)
         return mark_partial(sizes, partial_windows(connection, WEEKLY, sizes))
-    sizes = sorted(group_sizes(connection, WEEKLY, windows, *label), key=lambda size: size.window_start)
-    return mark_partial(sizes, {server.window_start for server in short_servers(connection, WEEKLY, windows, *label)})
+    key, value = label
+    group = (connection, WEEKLY, windows, key, value or None)
+    sizes = sorted(group_sizes(*group), key=lambda size: size.window_start)
+    return mark_partial(sizes, {server.window_start for server in short_servers(*group)})
 
 
 def mail_subject(digest: Digest) -> str:
@@ -323,7 +325,7 @@ def message_of(digest: Digest, pages_url: str | None = None) -> Message:
     if digest.label is None:
         page = address("/changes", period=WEEKLY.name, window=digest.week.start)
     else:
-        page = address("/group", by=digest.label[0], name=digest.label[1])
+        page = address("/group", by=digest.label[0], name=digest.label[1] or None)
     link = None if pages_url is None else MessageLine(f"More about {digest.whose}", page_url(pages_url, page))
     return Message(mail_subject(digest), sentences, sections(digest, pages_url) if digest.has_news else (), link)
 

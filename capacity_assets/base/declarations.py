@@ -201,8 +201,10 @@ def unfit_keys(keys: Sequence[str]) -> list[str]:
 
 
 def fleet_or_label(label: tuple[str, str] | None) -> str:
-    """Return the name of the fleet (None) or of a label: its value, with the key in brackets."""
-    return "the fleet" if label is None else f"{label[1]} ({label[0]})"
+    """Return the name of the fleet (None) or of a label: its value, with the key in brackets; without a value: none."""
+    if label is None:
+        return "the fleet"
+    return f"{label[1]} ({label[0]})" if label[1] else f"no {label[0].replace('_', ' ')}"
 
 
 def checked_label(key: str, value: str | None, keys: Sequence[str]) -> tuple[str, str | None]:

@@ -330,7 +330,9 @@ def _explain_group(
     engine: Engine, settings: Settings, label: tuple[str, str], period: Period, window: Window, *, list_all: bool
 ) -> Report:
     key, value = label
-    checked_label(key, value, settings.label_keys)
+    checked_label(key, value or None, settings.label_keys)
+    if not value:
+        raise ValidationError(f"--label needs a value here: the group without {key} is the fleet without its others.")
     # All queries read one snapshot; otherwise a row that is written in between would seem to differ.
     with database_errors(doing="reading a group"), snapshot(engine) as connection:
         group = ownership.explain_group(connection, period, window, key, value)

@@ -294,7 +294,7 @@ def _query(runner: AggregationTaskRunner, chosen: Export, *, is_guarded: bool) -
         raise ValidationError(f"The first day {first} is after the last day {last}.")
     key, value = chosen.label or (None, None)
     condition = sql.SQL(
-        "({engine} IS NULL OR engine = {engine}) AND ({key} IS NULL OR labels ->> {key} = {value})"
+        "({engine} IS NULL OR engine = {engine}) AND ({key} IS NULL OR coalesce(labels ->> {key}, '') = {value})"
     ).format(engine=chosen.engine, key=key, value=value)
     order = ["server", "subject", "name"]
     if chosen.objects:

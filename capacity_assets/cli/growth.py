@@ -99,6 +99,8 @@ def top(
                 f"Nothing with {'='.join(label)} to list in {chosen.name_of(window)}: none of these databases has such "
                 "a change, or the label applies on other days. `capacity labels list` shows its days."
             )
+        if not rows and top_databases(opened, chosen, window, by="size", limit=1, **filters):
+            return Report([], [f"No database has such a change in {chosen.name_of(window)}."])
     if not rows:
         raise ValidationError(
             f"Nothing to list in {chosen.name_of(window)}: no row is stored, or no row has such a change. "

@@ -404,7 +404,8 @@ def _why_no_date(decision: Decision, runway: StoredRunway | None) -> str:
     if runway is None:
         reason = "no forecast of it was issued"
     elif runway.limit_mb is None:
-        reason = f"its limit is not known. `capacity limits set {shlex.quote(decision.server)}` declares one"
+        named = shlex.join(filter(None, (decision.server, decision.name)))
+        reason = f"its limit is not known. `capacity limits set {named} --gb GIB` declares one"
     elif runway.state == TOO_LITTLE_HISTORY:
         reason = "it has too little history for a forecast"
     elif decision.until > runway.last_day + timedelta(days=max(HORIZONS_DAYS)):

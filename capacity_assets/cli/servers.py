@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -108,7 +109,7 @@ def add(session: DeclarationSession, /, *, name: str, replace: bool, **values: A
         raise ValidationError(f"A server named {name!r} is already registered. `--replace` changes it.")
     server = _server(name, values, known.server if known else None)
     changes = register_servers(session.engine, [server], by=session.by, dry_run=session.dry_run)
-    return _report(session, changes, [server], f"Next: capacity instances test {name}")
+    return _report(session, changes, [server], f"Next: capacity instances test {shlex.quote(name)}")
 
 
 def _server(name: str, new_values: Mapping[str, Any], known: Server | None) -> Server:

@@ -385,9 +385,10 @@ def _runway_lines(issue: ForecastIssue | None) -> Iterator[Line]:
             for runway, mark in zip(runways, marks, strict=True)
         ]
         headings = ("Server", "What", "Early (10 %)", "Middle (50 %)", "Late (90 %)", "Decision")
-        yield Table(f"Greatest risks, as of {human_day(issue.as_of)}", headings, rows)
+        yield Table(f"Greatest risks, by the forecasts of {human_day(issue.as_of)}", headings, rows)
     else:
-        yield f"Greatest risks: nothing with a known limit fills within a year, as of {human_day(issue.as_of)}."
+        day = human_day(issue.as_of)
+        yield f"Greatest risks: by the forecasts of {day}, nothing with a known limit fills within a year."
     if issue.unknown_limits:
         yield f"Limit unknown: {counted(issue.unknown_limits, 'database')}."
 

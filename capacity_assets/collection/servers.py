@@ -120,8 +120,11 @@ def with_engine_defaults(server: Server) -> Server:
         checked_reference(server.password_from)
     refuse(
         (
-            not server.name or server.name != server.name.strip() or len(server.name) > LONGEST_NAME,
-            "a name must have 1 to 255 characters, without spaces at its ends",
+            not server.name
+            or server.name != server.name.strip()
+            or len(server.name) > LONGEST_NAME
+            or not server.name.isprintable(),
+            "a name must have 1 to 255 printable characters, without spaces at its ends",
         ),
         (not server.host.strip() or len(server.host) > LONGEST_NAME, "host: give a name, an address or a socket"),
         (not 1 <= port <= LARGEST_PORT, f"port: {port} is not between 1 and {LARGEST_PORT}"),

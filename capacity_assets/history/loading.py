@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, Row, Table, text
 
 from capacity_assets.aggregates.levels import DATABASE, INSTANCE, SERVER_LEVELS, Level, insert_samples
 from capacity_assets.base.errors import DatabaseError, database_errors
-from capacity_assets.base.units import counted, human_day
+from capacity_assets.base.units import counted, human_day, printable
 from capacity_assets.database.cluster import copied_for_reading
 from capacity_assets.database.engine import copy_rows
 from capacity_assets.database.legacy_tables import record_history
@@ -469,12 +469,12 @@ class Loader:
         connection.execute(text(FIND_BY_NUMBER))
         unknown = connection.execute(text(UNKNOWN)).all()
         report.add({"unknown": sum(row.rows for row in unknown)})
-        report.name("unknown", (f"{row.who}: {counted(row.rows, 'row')}" for row in unknown))
+        report.name("unknown", (f"{printable(row.who)}: {counted(row.rows, 'row')}" for row in unknown))
 
     def _conflict(self, row: Row[Any]) -> str:
         database = f", {row.database}" if row.database else ""
         other = "another row has" if row.another else "stored is"
-        sizes = f"{row.size_mb} MiB, {other} {row.other_mb} MiB"
+        sizes = f"{row.size_mb:,} MiB, {other} {row.other_mb:,} MiB"
         return f"{self.reader.place(row.position)}: {row.server}{database}, {human_day(row.day)}: {sizes}"
 
 

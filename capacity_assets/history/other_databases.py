@@ -62,7 +62,7 @@ def address_of(source: str, password_from: str | None, settings: Settings) -> UR
     try:
         url = make_url(value)
     except (ArgumentError, ValueError):
-        raise ValidationError(f"The source is neither a file nor an address; {WRITE_IT}.") from None
+        raise ValidationError(f"This is not the address of a database; {WRITE_IT}.") from None
     if url.get_backend_name() not in {"postgresql", "postgres"} or not url.database:
         raise ValidationError(f"The source is not a PostgreSQL database; {WRITE_IT}.")
     if named is None and (url.password or SECRET_PARAMETERS.intersection(url.query)):

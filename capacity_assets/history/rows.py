@@ -36,7 +36,7 @@ LARGEST_EXPONENT = 20
 MOST_LISTED, BEGINNING = 20, 4
 ALIKE = 0.75
 """How many headings of a source are shown, and how many characters of one that may be a secret."""
-_HEADING = re.compile(r"[A-Za-z][A-Za-z _]{,30}")
+_HEADING = re.compile(r"[^\W\d_](?:[^\W\d]|[ ()/-]){,30}")
 # Digits of other alphabets and `1_000` are not numbers here.
 _PLAIN = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+", re.ASCII)
 
@@ -266,11 +266,13 @@ class FileSurveyor:
                 index = len(days)
                 if index < MOST_DAYS:
                     days[text] = index
+            is_negative = False
             for column, ways in sizes.items():
                 size = row[places[column]]
                 if size and not size.isdecimal():
                     _note(ways, _decimal_mark(size.strip()), position, size)
-            if index < MOST_DAYS:
+                    is_negative = is_negative or size.lstrip().startswith("-")
+            if index < MOST_DAYS and not is_negative:
                 name = self.server or (row[places[SERVER]] or "").strip()
                 key = (name, "" if name else (row[places[INSTANCE_ID]] or "").strip())
                 days_of[key] = days_of.get(key, 0) | 1 << index

@@ -444,7 +444,8 @@ def read_bill_of(connection: Connection, month: Window, by: str, issue: int | No
         raise NotFoundError(f"The bill of {month_named(month.start)} has no version {issue}; it has {versions}.")
     if not chosen:
         raise NotFoundError(
-            f"There is no bill of {month_named(month.start)}. `capacity bill` issues one where something was measured."
+            f"There is no bill of {month_named(month.start)}. `capacity bill --month {month.start:%Y-%m}` issues one "
+            "if something was measured in it."
         )
     refuse_unknown_grouping(by, chosen[0].label_keys)
     bill_by_group = None

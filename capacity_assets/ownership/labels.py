@@ -217,6 +217,8 @@ def label_of_nothing(engine: Engine, key: str, value: str) -> str | None:
 
 def read_label_of_nothing(connection: Connection, key: str, value: str) -> str | None:
     """Return a sentence as `label_of_nothing`; raises DBAPIError."""
+    if not value:
+        return None
     known = connection.execute(text(KNOWN)).all()
     if (key, value) in {(row.key, row.value) for row in known}:
         return None

@@ -387,7 +387,7 @@ FROM servers ORDER BY abs(change_mb) DESC NULLS LAST, size_mb DESC, server_id LI
 _DECLINES = """
 SELECT g.server_id, g.server, g.database, g.size_mb, g.change_mb FROM capacity_growth g
 WHERE g.period = :period AND g.window_start = :start AND g.counted AND g.change_mb < 0
-  AND (CAST(:key AS text) IS NULL OR g.labels ->> CAST(:key AS text) = :value)
+  AND (CAST(:key AS text) IS NULL OR coalesce(g.labels ->> CAST(:key AS text), '') = :value)
 ORDER BY g.change_mb, g.server_id, g.database LIMIT :listed
 """
 _UNUSUAL = """
@@ -401,7 +401,7 @@ CROSS JOIN LATERAL (
 WHERE g.period = :period AND g.window_start = :start AND g.counted
   AND (g.change_mb >= :least_mb OR g.change_mb <= -:least_mb)
   AND abs(g.change_mb) > CAST(:times AS numeric) * usual.mb AND usual.windows >= :least_windows
-  AND (CAST(:key AS text) IS NULL OR g.labels ->> CAST(:key AS text) = :value)
+  AND (CAST(:key AS text) IS NULL OR coalesce(g.labels ->> CAST(:key AS text), '') = :value)
 ORDER BY abs(g.change_mb) DESC, g.size_mb DESC, g.server_id, g.database
 """
 # Keys are compared first, which an index has in order; the rest is read of the few databases that differ.
@@ -424,14 +424,14 @@ WITH differing AS MATERIALIZED (
       AND g.server_id IN (SELECT server_id FROM capacity_growth WHERE period = :period AND window_start = :start)
 )
 SELECT is_new, server_id, server, database, size_mb FROM found
-WHERE counted AND (CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value)
+WHERE counted AND (CAST(:key AS text) IS NULL OR coalesce(labels ->> CAST(:key AS text), '') = :value)
 ORDER BY size_mb DESC, server_id, database
 """
 # The view is read once, because planning its partitions takes longer than reading it.
 _OF_ONE_WINDOW = """
 WITH stored AS MATERIALIZED (
     SELECT server_id, server, window_start, databases, size_mb,
-           CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value AS is_chosen
+           CAST(:key AS text) IS NULL OR coalesce(labels ->> CAST(:key AS text), '') = :value AS is_chosen
     FROM capacity_server_growth
     WHERE period = :period AND (:with_derived OR NOT is_derived) AND window_start BETWEEN :before AND :start
       AND counted
@@ -451,7 +451,7 @@ WHERE period = :period AND (:with_derived OR NOT is_derived)
 _RETIRED = """
 SELECT server_id FROM capacity_servers
 WHERE NOT is_active AND counted_by IS NULL
-  AND (CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value)
+  AND (CAST(:key AS text) IS NULL OR coalesce(labels ->> CAST(:key AS text), '') = :value)
 """
 
 

@@ -143,7 +143,8 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
     before, size = _sizes(reader, period, window)
     # Comparing all databases takes longest. When a window is computed again, another size of the fleet shows it.
     read_moved = partial(_moved, period=period, window=window)
-    moved = reader.read_cached(("moved", period.name, before, size), read_moved, MOVED_SECONDS, is_for_all=True)
+    moved_key = ("moved", period.name, before, size, shared_revision(reader))
+    moved = reader.read_cached(moved_key, read_moved, MOVED_SECONDS, is_for_all=True)
     page = replace(page, **moved)
     are_measured_both = before.size_mb is not None and size.size_mb is not None
     with reader.transaction() as connection:

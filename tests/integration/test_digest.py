@@ -22,8 +22,9 @@ from capacity_assets.orchestration.documents import DIGEST_JOB, DIGEST_SCHEDULE,
 from capacity_assets.orchestration.graph import Graph
 from tests.alerted_fleet import clock_at
 from tests.clocks import fixed_clock
-from tests.command import capacity
+from tests.command import capacity, printed
 from tests.computing import compute_windows
+from tests.databases import rows
 from tests.digests import DAYS, FIRST, HOSTILE, JUMPED, RUNWAY, STEADY, TEAM, WEEK, WEEKLY, filled, weekly
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_objects, sizes, totals
 from tests.mail_server import Inbox
@@ -410,6 +411,16 @@ def test_the_digest_of_a_label_that_nothing_has_is_refused() -> None:
 
     assert refused.exit_code == 2
     assert "Nothing has the label team=nobody. `capacity labels list` shows all." in refused.output
+
+
+@pytest.mark.usefixtures("week")
+def test_the_digest_of_an_empty_label_value_is_that_of_what_has_no_such_label(engine: Engine) -> None:
+    without = json.loads(printed("digest", "--label", "team=", "--json"))
+
+    stored = f"window_start = '{WEEK.start}' AND period = 'weekly' AND grouped_by = 'engine'"
+    everything = rows(engine, f"SELECT CAST(sum(size_mb) AS bigint) FROM capacity_groups WHERE {stored}")
+    assert everything == [(without["size_mb"],)], "no label was computed"
+    assert printed("digest", "--label", "team=").startswith("no team: 36.7 GiB in the week of ")
 
 
 @pytest.mark.usefixtures("week")

@@ -73,6 +73,16 @@ def test_csv_on_standard_output_equals_the_table_hostile_names_included(engine: 
 
 
 @pytest.mark.usefixtures("sample")
+def test_an_empty_label_value_selects_what_has_no_such_label(engine: Engine) -> None:
+    everything = exported(capacity("export", "--period", "monthly").output)
+    declare_labels(engine, [Label("mysql-核心-01", None, "team", "core", ALWAYS)], TODAY)
+
+    without = exported(capacity("export", "--period", "monthly", "--label", "team=").output)
+
+    assert without == [row for row in everything if row["server"] != "mysql-核心-01"] != []
+
+
+@pytest.mark.usefixtures("sample")
 def test_parquet_has_the_types_and_the_values_of_the_view(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

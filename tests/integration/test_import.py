@@ -177,6 +177,7 @@ UNREADABLE = [
     ),
     ("instance_id,database,day,size_mb\n", [], "--map instance_id=NAME"),
     ("server,databse,day,size_mb\n", [], "Name them with --map database=databse. It has 'server', 'databse'"),
+    ("server,Größe (MB),day,Database-Name\n", [], "It has 'server', 'Größe (MB)', 'day', 'Database-Name'"),
     (HEAD, ["--map", "size_mb=nope"], "the source has no such column"),
     (HEAD, ["--map", "colour=size_mb"], "there is no such column; known are server"),
     (HEAD, ["--map", "size_mb"], "is not of the form OURS=THEIRS"),

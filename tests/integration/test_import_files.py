@@ -269,6 +269,14 @@ def test_days_without_samples_are_counted_and_the_longest_stretch_is_named(tmp_p
     assert f"  gap: {gap}" in done.output
 
 
+def test_a_refused_row_ends_no_gap(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.csv", HEAD + "alpha,a,2025-01-01,1\nalpha,a,2025-01-09,-7\n")
+
+    done = json.loads(capacity("import", file, "--json").output)
+
+    assert (done["counts"]["bad"], done["gaps"]["days"]) == (1, 0)
+
+
 def test_gaps_of_servers_that_are_named_by_number_are_theirs_and_impossible_numbers_are_refused(
     engine: Engine, tmp_path: Path
 ) -> None:

@@ -303,7 +303,7 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
     early, full, late = (TODAY + timedelta(days=days) for days in (13, 20, 73))
     assert "Greatest risks: no forecast was issued within the last month." in before.output
     lines = shown.output.splitlines()
-    place = lines.index(f"Greatest risks, as of {human_day(TODAY)}")
+    place = lines.index(f"Greatest risks, by the forecasts of {human_day(TODAY)}")
     assert lines[place + 2].split() == [
         "server-1",
         "orders",
