@@ -325,11 +325,16 @@ class Budget:
         )
         if self.unpriced_gib_months:
             sentences.append(f"{self.unpriced_gib_months:,.1f} GiB of that bill have no price, and cost nothing here.")
-        if any(line.is_mean_price for line in self.lines):
-            names = (group_named(line.name, self.grouped_by) for line in self.lines if line.is_mean_price)
-            listed = first_of(names, GROUPS_NAMED)
-            sentences.append(f"Priced at the mean of the fleet, because they are not in that bill: {listed}.")
-        return [*sentences, *self._budget_notes()]
+        return [*sentences, *self.mean_price_notes, *self._budget_notes()]
+
+    @property
+    def mean_price_notes(self) -> list[str]:
+        """Return a sentence on the groups that have the mean price of the fleet, or none."""
+        names = [group_named(line.name, self.grouped_by) for line in self.lines if line.is_mean_price]
+        if not names or self.bill_month is None:
+            return []
+        bill = f"the bill of {month_named(self.bill_month)}"
+        return [f"Priced at the mean of the fleet, because they are not in {bill}: {first_of(names, GROUPS_NAMED)}."]
 
     @property
     def why_no_amounts(self) -> str:

@@ -216,7 +216,7 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
     before_by_name = {line.name: line for line in base.lines}
     return ScenarioResult(
         *common,
-        [*comparison.notes, *_groups_of_other_growth(scenario, base, grouped)],
+        [*comparison.notes, *_groups_of_other_growth(scenario, base, grouped), *assumed.mean_price_notes],
         grouped_by=by,
         last_day=base.last_day,
         currency=base.currency,

@@ -8,6 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 from math import floor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,7 +149,9 @@ def test_the_growth_of_a_team_counts_also_where_the_fleet_as_a_whole_stays_as_it
 
 
 @pytest.mark.usefixtures("two_teams")
-def test_a_label_reaches_budgets_at_once_and_what_another_one_took_over_counts_once(engine: Engine) -> None:
+def test_a_label_reaches_budgets_at_once_and_what_another_one_took_over_counts_once(
+    engine: Engine, tmp_path: Path
+) -> None:
     of_databases = text("SELECT count(*), max(issued_at) FROM capacity_runways WHERE subject <> 'group'")
     with engine.connect() as connection:
         issued = connection.execute(of_databases).one()
@@ -160,7 +163,11 @@ def test_a_label_reaches_budgets_at_once_and_what_another_one_took_over_counts_o
 
     said = printed("labels", "set", "server-2", "team=shop", "--from", "2025-07-10", "--now")
     before = budget()
-    assert "Priced at the mean of the fleet, because they are not in that bill: shop." in printed("budget")
+    note = "Priced at the mean of the fleet, because they are not in the bill of May 2025: shop."
+    file = tmp_path / "growth.toml"
+    file.write_text("[[growth]]\nfactor = 1.1\n")
+    assert note in printed("budget")
+    assert note in printed("scenario", str(file))
     printed("labels", "set", "server-1", "team=shop", "--from", "2025-07-10", "--now")
 
     assert "Forecasts of groups updated." in said
