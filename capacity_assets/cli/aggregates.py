@@ -332,7 +332,9 @@ def _explain_group(
     key, value = label
     checked_label(key, value or None, settings.label_keys)
     if not value:
-        raise ValidationError(f"--label needs a value here: the group without {key} is the fleet without its others.")
+        raise ValidationError(
+            f"--label needs a value, such as {key}=NAME. Databases without {key} cannot be explained as a group."
+        )
     # All queries read one snapshot; otherwise a row that is written in between would seem to differ.
     with database_errors(doing="reading a group"), snapshot(engine) as connection:
         group = ownership.explain_group(connection, period, window, key, value)
