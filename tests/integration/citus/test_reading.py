@@ -25,7 +25,7 @@ from tests.pages import KEYS, Pages, served_pages
 from tests.pages_fleet import ADDRESSES, filled
 
 # When something was declared, computed or issued.
-MOMENT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d\.\d+(Z|\+00(:00)?)| UTC)")
+MOMENT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d\.\d+(Z|[+-]\d\d(:\d\d)?)| UTC)")
 SELECTED = (
     "/changes?period=daily&by=team",
     "/servers?order=growth&engine=postgresql",
