@@ -40,27 +40,27 @@ POOL_TIMEOUT_SECONDS = 30
 STATEMENT_TIMEOUT_SECONDS = 1800
 LOCK_TIMEOUT_SECONDS = 60
 
-# What statements and the driver rely on, whatever a database or role sets for its sessions.
-_RELIED_ON = {
-    "datestyle": "ISO",
-    "intervalstyle": "postgres",
-    "standard_conforming_strings": "on",
-    "quote_all_identifiers": "off",
-    "array_nulls": "on",
-    "default_transaction_isolation": r"read\ committed",
-}
-DRIVER_OPTIONS = " ".join(f"-c {name}={value}" for name, value in _RELIED_ON.items())
-"""Options of a session in which the driver reads dates, text and arrays as PostgreSQL writes them by default."""
+
+def _options(**settings: str) -> str:
+    return " ".join(f"-c {name}={value}" for name, value in settings.items())
+
+
+DRIVER_OPTIONS = _options(
+    datestyle="ISO",
+    intervalstyle="postgres",
+    standard_conforming_strings="on",
+    quote_all_identifiers="off",
+    array_nulls="on",
+    default_transaction_isolation=r"read\ committed",
+)
+"""What statements and the driver rely on, whatever a database or role sets for its sessions."""
 DRIVER_ARGUMENTS = {"client_encoding": "utf8"}
 # jit: statements have many small expressions over few rows per plan node; compiling them costs more than it saves.
-_SESSION_OPTIONS = " ".join(
-    f"-c {name}={value}"
-    for name, value in {
-        "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
-        "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
-        "jit": "off",
-        "client_connection_check_interval": "10s",
-    }.items()
+_SESSION_OPTIONS = _options(
+    statement_timeout=f"{STATEMENT_TIMEOUT_SECONDS}s",
+    lock_timeout=f"{LOCK_TIMEOUT_SECONDS}s",
+    jit="off",
+    client_connection_check_interval="10s",
 )
 
 

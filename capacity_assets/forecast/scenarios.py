@@ -709,6 +709,7 @@ class _ScenarioForecaster:
 
     def __init__(self, scenario: Scenario, effects: Sequence[Effect], measured: _Measurements, plans: Plans) -> None:
         self._limits, self._measured, self._plans = scenario.limit, measured, plans
+        self._limits_by_day = sorted(scenario.limit, key=lambda limit: limit.day or date.min)
         self._by_server: dict[str, list[Effect]] = {}
         for effect in effects:
             self._by_server.setdefault(effect.server, []).append(effect)
@@ -799,7 +800,7 @@ class _ScenarioForecaster:
     def _limits_on(self, server: str, day: date) -> list[LimitChange]:
         """Return the limits that hold on a day; a new one replaces what was assumed of its subject before."""
         held: dict[object, list[LimitChange]] = {}
-        for limit in sorted(self._limits, key=lambda change: change.day or date.min):
+        for limit in self._limits_by_day:
             if limit.server in {None, server} and (limit.day or date.min) <= day and limit.add_mb != 0:
                 of_subject = held.setdefault((limit.server, limit.database, limit.volume), [])
                 if limit.limit_mb is not None:

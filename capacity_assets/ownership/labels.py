@@ -216,7 +216,7 @@ def label_of_nothing(engine: Engine, key: str, value: str) -> str | None:
 
 
 def read_label_of_nothing(connection: Connection, key: str, value: str) -> str | None:
-    """Return a sentence as `label_of_nothing`; raises DBAPIError."""
+    """Return a sentence as `label_of_nothing`, None also for an empty value, which is no label; raises DBAPIError."""
     if not value:
         return None
     known = connection.execute(text(KNOWN)).all()

@@ -246,7 +246,7 @@ def _label_filter(connection: Connection, today: date) -> LabelFilter:
 
     def having(subjects: Sequence[Subject], label: tuple[str, str]) -> Collection[Subject]:
         labels = read_labels(connection, subjects, today, label=label)
-        refusal = None if labels or not label[1] else read_label_of_nothing(connection, *label)
+        refusal = None if labels else read_label_of_nothing(connection, *label)
         if refusal:
             raise NotFoundError(refusal)
         return labels

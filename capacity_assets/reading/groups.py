@@ -383,12 +383,12 @@ def partial_groups(
     with planned_with(connection, WITHOUT_LOOPS):
         missing_rows = rows(connection, missing, **of_windows(period, starts), **spans)
     groups: dict[date, set[str | None]] = {start: set() for start in starts[1:3]}
-    of_servers = {(row.server_id, period.window_of(row.start)): row.engine for row in missing_rows}
-    shares = {of_server: {engine: 1.0} for of_server, engine in of_servers.items()}
-    if grouped_by != "engine":
-        shares = {} if grouped_by == "server" else _groups_on_missed_days(connection, grouped_by, list(of_servers))
-    for row in missing_rows if shares else ():
-        for name, share in shares[row.server_id, period.window_of(row.start)].items():
+    of_servers = [(row.server_id, period.window_of(row.start)) for row in missing_rows]
+    labelled = {} if grouped_by in WITHOUT_LABEL else _groups_on_missed_days(connection, grouped_by, of_servers)
+    for row, of_server in zip(missing_rows, of_servers, strict=True):
+        # Groups by server are not marked: without its server, such a group has no row.
+        names = {row.engine: 1.0} if grouped_by == "engine" else labelled.get(of_server, {})
+        for name, share in names.items():
             if float(row.lost_mb) * share > (1 - NOTICEABLE) * sizes_mb.get(name, 0):
                 groups[row.start].add(name)
     return groups

@@ -115,7 +115,7 @@ def refuse_unknown_filters(connection: Connection, engine: str | None, label: tu
         if engine not in known:
             there = f" There are {', '.join(known)}." if known else ""
             raise NotFoundError(f"No server has the engine {engine!r}.{suggestion(engine, known) or there}")
-    refusal = read_label_of_nothing(connection, *label) if label and label[1] else None
+    refusal = read_label_of_nothing(connection, *label) if label else None
     if refusal:
         raise NotFoundError(refusal)
 
