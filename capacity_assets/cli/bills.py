@@ -341,7 +341,7 @@ def _bill_lines(issued: BillByGroup) -> Iterator[Line]:
     yield from (*bills.bill_notes(issued), bills.quantity_note(issued))
 
 
-NO_CURRENCY, UNPRICED = "no currency", "no price"
+NO_CURRENCY, UNPRICED, UNKNOWN = "no currency", "no price", "unknown"
 
 
 def _bill_cells(name: str, group: BillGroup, issued: BillByGroup) -> list[object]:
@@ -458,16 +458,18 @@ def _budget_lines(group_budget: Budget) -> Iterator[Line]:
         ("Total", group_budget.total),
     ]
     has_budget = group_budget.total.budget is not None
+    have_forecast = [line.end_lower_mb is not None for line in group_budget.lines]
     rows = [
         [
             name,
-            *_budget_sizes(sums),
+            human_mb(sums.size_mb),
+            human_mb(sums.end_size_mb) if has_forecast else UNKNOWN,
             getattr(sums, "size_range", ""),
             *_budget_amounts(sums),
             getattr(sums, "amount_range", ""),
         ]
         + ([money(sums.budget), bills.money_change(sums.budget_difference)] if has_budget else [])
-        for name, sums in named
+        for (name, sums), has_forecast in zip(named, (*have_forecast, any(have_forecast)), strict=True)
     ]
     yield Table(_budget_title(group_budget), (*headings, *((">Budget", ">Over budget") if has_budget else ())), rows)
     if has_budget:
@@ -482,10 +484,6 @@ def _budget_lines(group_budget: Budget) -> Iterator[Line]:
             by_month,
         )
     yield from group_budget.notes
-
-
-def _budget_sizes(sums: BudgetSums) -> list[object]:
-    return [human_mb(sums.size_mb), human_mb(sums.end_size_mb)]
 
 
 def _budget_amounts(sums: BudgetSums) -> list[object]:

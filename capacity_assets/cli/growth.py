@@ -115,6 +115,8 @@ def _top_objects(engine: Engine, period: Period, window: Window, server_id: int 
         days = compared_samples(connection, window.start, window.end, servers=servers)
         listed = list_objects(connection, days, order="growth", shown=limit)
     objects = listed.objects
+    if not objects and days:
+        return Report([], [f"No table or index is known to have grown in {period.name_of(window)}."])
     if not objects:
         raise ValidationError(
             f"No table or index is known to have grown in {period.name_of(window)}. CAPACITY_OBJECTS names the servers "

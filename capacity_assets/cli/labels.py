@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import date
+from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -173,7 +173,8 @@ def adopt(session: DeclarationSession, /, *, column: str, key: str | None, now: 
 def _cells(stored: LabelSpan) -> list[object]:
     label = stored.declaration
     subject = [label.server, label.database or "all without their own"]
-    days = [declaring.since_text(label.valid_from).removeprefix("from "), stored.valid_until or ""]
+    last_day = "" if stored.valid_until is None else stored.valid_until - timedelta(days=1)
+    days = [declaring.since_text(label.valid_from).removeprefix("from "), last_day]
     return [*subject, label.key, label.value or "none", *days, *declaring.declared_cells(stored)]
 
 
@@ -182,7 +183,7 @@ def _cells(stored: LabelSpan) -> list[object]:
 @click.option("--on", "day", type=options.DAY, help="Only labels that apply on this day.")
 @declaring.list_command(
     "Labels",
-    ("Server", "Database", "Label", "Value", "From", "Until", *DECLARED),
+    ("Server", "Database", "Label", "Value", "From", "Last day", *DECLARED),
     _cells,
     "No label is declared. `capacity labels set` declares one, `capacity labels import` those in a file.",
 )

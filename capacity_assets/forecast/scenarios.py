@@ -882,6 +882,8 @@ def _combine(starts: Sequence[Sizes], every: Sequence[FillDays]) -> FillDays:
             # An interval that has ended counts with the probability at its end.
             last = np.sum(np.asarray(HORIZONS_DAYS)[None, : place + 1] < end[:, None], axis=1) - 1
             upto = np.where(last >= 0, fill_days.probability[np.arange(len(last)), np.maximum(last, 0)], 0.0)
+            # What is full at once is certain, even if the interval ends before the first horizon.
+            upto = np.where(fill_days.late_days == 0, 1.0, upto)
             has_begun = (start <= horizon) & (start < end)
             probability[:, place] = np.where(has_begun, np.fmax(probability[:, place], upto), probability[:, place])
     # An interval that ends between two horizons may have a day there.

@@ -277,6 +277,9 @@ def labels_from_values(
     server: str, database: str | None, values: Mapping[str, str | None], keys: Sequence[str], valid_from: date | None
 ) -> list[Label]:
     """Return the labels that `values` gives a subject by key; raises as `checked_label`."""
+    empty = [key for key, value in values.items() if key in keys and value is not None and not value.strip()]
+    if empty:
+        raise ValidationError(f"The value of {empty[0]} is empty. `capacity labels remove` removes a label.")
     pairs = [checked_label(key, value, keys) for key, value in values.items()]
     return [Label(server, database, key, value, valid_from) for key, value in pairs]
 

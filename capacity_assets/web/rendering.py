@@ -145,9 +145,8 @@ class PageRoute:
         """
         columns, rows = self._table(content, name)
         file = io.StringIO()
-        if rows:
-            # None is written as an empty cell.
-            csv.writer(file).writerows([columns, *(map(_as_text, row) for row in rows)])
+        # None is written as an empty cell.
+        csv.writer(file).writerows([columns, *(map(_as_text, row) for row in rows)])
         return f"{BYTE_ORDER_MARK}{file.getvalue()}"
 
     def workbook(self, content: Any, name: str = "") -> bytes:
@@ -167,11 +166,38 @@ class PageRoute:
         beside = {path.rpartition(".")[2]: _value_at(shown, path) for path in written.beside}
         listed = [{**beside, **row} for row in _value_at(shown, written.path) or ()]
         rows = [_cells(row) for row in listed]
-        # If some rows have a mapping and others have None, the columns of its values are enough.
-        kinds = {(name, type(value)) for row in listed for name, value in row.items()}
-        mappings = {name for name, kind in kinds if issubclass(kind, Mapping)}
-        columns = list(dict.fromkeys(name for row in rows for name in row if name not in mappings))
+        columns = [*beside, *_columns_of(self.form.json_schema(mode="serialization"), written.path, rows)]
         return columns, [[row.get(name) for name in columns] for row in rows]
+
+
+def _columns_of(schema: Mapping[str, Any], path: str, rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return the columns of the list at a path, as the schema has them; the rows know the keys of mappings.
+
+    So an empty list has its columns, and a column does not depend on values. Rows of several kinds have their own.
+    """
+
+    def resolved(part: Mapping[str, Any]) -> Mapping[str, Any]:
+        options = [option for option in part.get("anyOf", ()) if option.get("type") != "null"]
+        if len(options) == 1 or (options and not rows):
+            return resolved(options[0])
+        name = part.get("$ref", "").rpartition("/")[2]
+        return resolved(schema["$defs"][name]) if name else part
+
+    def columns(part: Mapping[str, Any], prefix: str) -> Iterator[str]:
+        for name, column in part.get("properties", {}).items():
+            value = resolved(column)
+            if "properties" in value:
+                yield from columns(value, f"{prefix}{name}_")
+            elif value.get("type") == "object":
+                yield from (key for row in rows for key in row if key.startswith(f"{prefix}{name}_"))
+            elif value.get("type") != "array":
+                yield f"{prefix}{name}"
+
+    listed = resolved(schema)
+    for name in path.split("."):
+        listed = resolved(listed["properties"][name])
+    row = resolved(listed["items"])
+    return list(dict.fromkeys(columns(row, "") if "properties" in row else (name for row in rows for name in row)))
 
 
 def _value_at(shown: Any, path: str) -> Any:

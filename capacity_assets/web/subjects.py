@@ -144,6 +144,8 @@ class ServerPage(SubjectPage):
     fills: SpaceUsage | None
     databases: Sequence[DatabaseInList]
     has_more_databases: bool
+    listed_window_start: date | None
+    """First day of the window of `databases`; None: none was computed."""
     order: str
     attempts: Sequence[subjects.Attempt]
 
@@ -155,6 +157,8 @@ class DatabasePage(SubjectPage):
     database: str
     labels: dict[str, str]
     neighbours: Sequence[DatabaseInList]
+    listed_window_start: date | None
+    """First day of the window of `neighbours`; None: none was computed."""
     inside: DatabaseGrowth | None
     """What grew inside, in the chosen window or range, otherwise in the last 30 days; None: not measured twice."""
 
@@ -214,6 +218,7 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
             fills=space_usage(connection, number, volumes, None, query.today),
             databases=with_usage_of_databases(connection, period, window, listed, reader.thresholds, query.today),
             has_more_databases=more,
+            listed_window_start=None if window is None else window.start,
             order=order,
             attempts=subjects.attempts_of(connection, number, ATTEMPTS_SHOWN),
         )
@@ -250,6 +255,7 @@ def read_database(reader: Reader, query: PageQuery) -> DatabasePage:
             ],
             database=name,
             labels=stored.labels if stored else {},
+            listed_window_start=None if window is None else window.start,
             neighbours=with_usage_of_databases(connection, period, window, others, reader.thresholds, query.today),
             inside=growth_inside(connection, number, name, *_days_inside(query, shown, period)),
         )

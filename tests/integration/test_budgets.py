@@ -28,6 +28,7 @@ from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
 from tests.computing import compute_windows
 from tests.databases import execute
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 GIB = 1024
 
@@ -200,6 +201,24 @@ def test_a_budget_names_a_group_that_is_younger_than_the_last_complete_day_of_th
     assert set(by_name(after)) == set(by_name(before)) == {"search", "payments"}
     said = " ".join(printed("budget").split())
     assert "Without a line yet: shop (6.0 GiB). These groups began after " in said
+
+
+@pytest.mark.usefixtures("settings", "today")
+def test_the_command_knows_no_size_ahead_of_a_group_with_too_little_history(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    add_instance_sizes(engine, totals(1, TODAY.isoformat(), [(413, 1)]))
+    add_database_sizes(engine, sizes(1, "orders", TODAY.isoformat(), [413]))
+    compute_windows(service, "daily", TODAY, TODAY)
+    issue_runways(engine, TODAY, TODAY)
+
+    lines = [line.split() for line in printed("budget", "--group-by", "engine").splitlines()]
+
+    assert [line[:4] for line in lines if "unknown" in line] == [
+        ["postgresql", "413", "MiB", "unknown"],
+        ["Total", "413", "MiB", "unknown"],
+    ]
 
 
 @given(ends=st.lists(st.integers(0, 500), min_size=5, max_size=5), days=st.integers(0, 460))

@@ -128,6 +128,19 @@ def test_what_grew_most_over_the_fleet_is_listed_with_its_database() -> None:
     assert capacity("top", "--tables", "--by", "size").exit_code == 2
 
 
+@pytest.mark.usefixtures("settings", "today")
+def test_tables_of_which_none_grew_are_an_empty_list(engine: Engine) -> None:
+    add_instances(engine, [1])
+    for day in (FIRST, LAST):
+        measured(engine, day, [table("audit", 500)], 1600 * MIB)
+
+    assert json.loads(printed("top", "--tables", "--window", "2025-06-10", "--json")) == []
+    assert printed("top", "--tables", "--window", "2025-06-10") == (
+        "No table or index is known to have grown in June 2025.\n"
+    )
+    assert capacity("top", "--tables", "--window", "2024-06-10").exit_code == 2
+
+
 @pytest.mark.usefixtures("story", "today")
 def test_what_was_not_measured_twice_is_refused_with_what_to_do() -> None:
     refused = capacity("inside", "server-1", "orders", "--from", "2025-07-01")

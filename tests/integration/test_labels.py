@@ -192,7 +192,8 @@ def test_a_key_that_is_not_configured_is_refused_with_the_nearest_one(monkeypatc
 NO_LABELS = [
     (["server-1", "team"], "such as team=payments"),
     (["server-1", "pay_a", "team=a"], "Name the database with --database."),
-    (["server-1", "team="], "1 to 100 printable"),
+    (["server-1", "team="], "The value of team is empty. `capacity labels remove` removes a label."),
+    (["server-1", f"team={101 * 'a'}"], "1 to 100 printable"),
     (["server-1", "team=a", "team=b"], "Each key can be given only once."),
     (["server-1", "team=a", "--database", "pay_c"], "Did you mean 'pay_"),
     (["server-9", "team=a"], "No server 'server-9'"),
@@ -253,6 +254,9 @@ def test_the_list_says_until_when_a_label_held() -> None:
     ]
     on_the_day_before = json.loads(labelled("list", "--on", str(date(2025, 4, 10) - timedelta(days=1)), "--json"))
     assert [one["value"] for one in on_the_day_before] == ["platform"]
+    shown = " ".join(labelled("list").split())
+    assert "From Last day" in shown
+    assert "platform always 2025-04-09" in shown
 
 
 def test_what_always_holds_says_which_later_days_it_takes_away_and_a_past_one_until_when_it_holds() -> None:

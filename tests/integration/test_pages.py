@@ -46,6 +46,23 @@ def test_every_page_is_html_json_csv_and_excel(pages: Pages) -> None:
         assert headings == [name.removeprefix("\ufeff") for name in rows[0]], address
 
 
+def test_a_file_of_an_empty_list_has_the_columns_of_the_list(pages: Pages) -> None:
+    empty = {
+        "/servers": "window=2015-06-10",
+        "/databases": "window=2015-06-10",
+        "/changes": "window=2015-06-10",
+        "/decisions": "page=90",
+        "/filling": "page=90",
+        "/search": "q=nothing-has-this-name",
+    }
+    for path, query in empty.items():
+        listed = pages.ask(f"{path}?format=csv&{query}").text
+        [headings] = csv.reader(io.StringIO(listed.removeprefix("\ufeff")))
+        # Which labels there are is known from the rows.
+        columns = [name for name in pages.workbook(path)[0] if not str(name).startswith("labels_")]
+        assert headings == columns, path
+
+
 def test_titles_and_maps_escape_signs_that_turn_or_hide_text(
     engine: Engine, service: AggregationService, database: URL
 ) -> None:

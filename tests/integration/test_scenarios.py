@@ -190,6 +190,17 @@ def test_a_day_within_a_year_has_at_least_its_probability_within_a_year(limited:
     assert row.probabilities[365] == 0.5
 
 
+def test_what_is_full_today_is_certain_also_if_its_limit_rises_before_the_first_horizon(limited: Engine) -> None:
+    changes = ({"add_gb": -900}, {"add_gb": 900, "day": TODAY + timedelta(days=3)})
+    disk = {"server": "server-1", "volume": "/data"}
+    limits = [declaration(LimitChange, {**disk, **change}) for change in changes]
+
+    row = after(limited, Scenario(limit=limits))["server-1", "/data"]
+
+    assert row.middle_day == TODAY
+    assert set(row.probabilities.values()) == {1.0}
+
+
 def test_a_database_that_moves_takes_its_size_and_growth_along(limited: Engine) -> None:
     moved = after(limited, assumed("move", server="server-1", database="orders", to="server-2", day=SOON))
 
