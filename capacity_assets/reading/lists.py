@@ -140,8 +140,76 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     """
     if window is None:
         return [], False
-    of_window = [_GROWTH.period == period.name, _GROWTH.window_start == window.start]
-    conditions = [*of_window, _counts_in_sums(connection) if server_id is None else _GROWTH.server_id == server_id]
+    skipped = (page - 1) * shown
+    if label is None and is_sorted_as_a_whole(period, order):
+        keys = database_keys(
+            *(connection, period, window),
+            order=order,
+            server_id=server_id,
+            engine=engine,
+            skipped=skipped,
+            shown=shown + 1,
+        )
+        return databases_of_keys(connection, period, window, order, keys[:shown]), len(keys) > shown
+    conditions = _conditions(connection, period, window, order, server_id, engine)
+    if label is not None:
+        candidates = _is_one_of(_labelled_servers(connection, *label, window.end))
+        conditions.append(candidates if label[1] else sa.not_(candidates))
+    statement = sa.select(*_DATABASE_COLUMNS).where(*conditions).order_by(*ORDERS[order])
+    if label is not None:
+        # Rows come from an index in order; labels are looked up row by row until the page is full.
+        every = statement.offset(sa.literal_column("0")).subquery("sorted")
+        statement = sa.select(every).where(_has_label(every.c.labels, *label))
+    listed = records(DatabaseRow, connection, statement.limit(shown + 1).offset(skipped))
+    return listed[:shown], len(listed) > shown
+
+
+def is_sorted_as_a_whole(period: Period, order: str) -> bool:
+    """Return whether a list needs all rows of a window to be sorted, because no index has its order."""
+    return order in _WITHOUT_INDEX or period.days == 1
+
+
+def database_keys(  # noqa: PLR0913 -- one argument per filter
+    connection: sa.Connection,
+    period: Period,
+    window: Window,
+    *,
+    order: str,
+    server_id: int | None = None,
+    engine: str | None = None,
+    skipped: int = 0,
+    shown: int,
+) -> list[tuple[int, str]]:
+    """Return server IDs and names of a part of the databases that `databases` lists, in order."""
+    conditions = _conditions(connection, period, window, order, server_id, engine)
+    statement = sa.select(_GROWTH.server_id, _GROWTH.database).where(*conditions).order_by(*ORDERS[order])
+    return [(row.server_id, row.database) for row in rows(connection, statement.limit(shown).offset(skipped))]
+
+
+def databases_of_keys(
+    connection: sa.Connection, period: Period, window: Window, order: str, keys: Sequence[tuple[int, str]]
+) -> list[DatabaseRow]:
+    """Return these databases of a window in order; names of servers and labels are looked up for them only."""
+    if not keys:
+        return []
+    server_ids = sa.literal([server_id for server_id, _ in keys], sa.ARRAY(sa.Integer))
+    names = sa.literal([name for _, name in keys], sa.ARRAY(sa.Text))
+    shown = sa.func.unnest(server_ids, names).table_valued("server_id", "database", name="shown").render_derived()
+    is_shown = sa.and_(_GROWTH.server_id == shown.c.server_id, _GROWTH.database == shown.c.database)
+    statement = sa.select(*_DATABASE_COLUMNS).where(*_of_window(period, window), is_shown).order_by(*ORDERS[order])
+    return records(DatabaseRow, connection, statement)
+
+
+def _of_window(period: Period, window: Window) -> list[sa.ColumnElement[bool]]:
+    return [_GROWTH.period == period.name, _GROWTH.window_start == window.start]
+
+
+def _conditions(  # noqa: PLR0913, PLR0917 -- the window and one argument per filter
+    connection: sa.Connection, period: Period, window: Window, order: str, server_id: int | None, engine: str | None
+) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions for the databases of a list, without that for a label."""
+    counts = _counts_in_sums(connection) if server_id is None else _GROWTH.server_id == server_id
+    conditions = [*_of_window(period, window), counts]
     if engine == UNKNOWN_ENGINE:
         conditions.append(_GROWTH.engine == engine)
     elif engine:
@@ -150,25 +218,7 @@ def databases(  # noqa: PLR0913 -- one argument per filter
         conditions.append(_is_one_of([row.server_id for row in of_engine]))
     if order in _CONDITIONS:
         conditions.append(_CONDITIONS[order])
-    if label is not None:
-        candidates = _is_one_of(_labelled_servers(connection, *label, window.end))
-        conditions.append(candidates if label[1] else sa.not_(candidates))
-    of_row = _columns(_GROWTH, DatabaseRow.__dataclass_fields__)
-    statement = sa.select(*of_row).where(*conditions).order_by(*ORDERS[order])
-    if label is None and (order in _WITHOUT_INDEX or period.days == 1):
-        # Only keys are sorted; names of servers and labels are looked up for the displayed rows.
-        keys = sa.select(_GROWTH.server_id, _GROWTH.database).where(*conditions).order_by(*ORDERS[order])
-        shown_keys = keys.limit(shown + 1).offset((page - 1) * shown).subquery("shown")
-        is_shown = sa.and_(_GROWTH.server_id == shown_keys.c.server_id, _GROWTH.database == shown_keys.c.database)
-        statement = sa.select(*of_row).where(*of_window, is_shown).order_by(*ORDERS[order])
-    else:
-        if label is not None:
-            # Rows come from an index in order; labels are looked up row by row until the page is full.
-            every = statement.offset(sa.literal_column("0")).subquery("sorted")
-            statement = sa.select(every).where(_has_label(every.c.labels, *label))
-        statement = statement.limit(shown + 1).offset((page - 1) * shown)
-    listed = records(DatabaseRow, connection, statement)
-    return listed[:shown], len(listed) > shown
+    return conditions
 
 
 def most_changed(
@@ -187,7 +237,7 @@ def _most_changed_in_a_day(
     connection: sa.Connection, period: Period, window: Window, shown: int
 ) -> tuple[list[DatabaseRow], list[DatabaseRow]]:
     """Return the first rows of the lists by growth and by shrinkage; without an index, both from one reading."""
-    of_window = [_GROWTH.period == period.name, _GROWTH.window_start == window.start]
+    of_window = _of_window(period, window)
     known = [*of_window, _counts_in_sums(connection), _GROWTH.change_mb.is_not(None)]
     some = sa.select(_GROWTH.change_mb).where(*known).limit(ROWS_TRIED).cte("some").prefix_with("MATERIALIZED")
     # What is first among some rows bounds what can be first among all. The bound is read once, as a value.
@@ -210,8 +260,7 @@ def _most_changed_in_a_day(
     ]
     listed = sa.union_all(*keys).subquery("listed")
     is_listed = sa.and_(_GROWTH.server_id == listed.c.server_id, _GROWTH.database == listed.c.database)
-    of_row = _columns(_GROWTH, DatabaseRow.__dataclass_fields__)
-    statement = sa.select(listed.c.is_growth, *of_row).where(*of_window, is_listed).order_by(listed.c.place)
+    statement = sa.select(listed.c.is_growth, *_DATABASE_COLUMNS).where(*of_window, is_listed).order_by(listed.c.place)
     changed = records(lambda is_growth, **row: (is_growth, DatabaseRow(**row)), connection, statement)
     return [row for is_growth, row in changed if is_growth], [row for is_growth, row in changed if not is_growth]
 
@@ -241,6 +290,9 @@ def servers(  # noqa: PLR0913 -- one argument per filter
 def _columns(view: ReadOnlyColumnCollection[str, Any], names: Iterable[str]) -> list[sa.ColumnElement[Any]]:
     percent = sa.cast(view.change_percent, sa.Double).label("change_percent")
     return [percent if name == "change_percent" else view[name] for name in names]
+
+
+_DATABASE_COLUMNS = _columns(_GROWTH, DatabaseRow.__dataclass_fields__)
 
 
 def with_usage_of_databases(  # noqa: PLR0913, PLR0917 -- what is listed, and how it is marked

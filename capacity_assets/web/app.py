@@ -11,17 +11,20 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import math
 import re
 import resource
 import secrets
 import threading
+import time
 from base64 import b64decode
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,7 @@ from capacity_assets.reading.access import MISSING_RIGHT, STATEMENT_TIMEOUT_SECO
 from capacity_assets.reading.subjects import address, subject_address
 from capacity_assets.reading.table_growth import ORDERS as TABLE_ORDERS
 from capacity_assets.web.api import API, DOCUMENT, openapi, refuse_unknown_parameters
+from capacity_assets.web.groups import read_groups
 from capacity_assets.web.metrics import OPENMETRICS, PLAIN, MetricsScope, read_metrics
 from capacity_assets.web.reader import (
     ANSWER_SECONDS,
@@ -99,6 +103,8 @@ logger = logging.getLogger("capacity_assets")
 SECONDS_KEPT = 10
 # Values cached for half a minute are read again before a request would wait for them.
 SECONDS_BETWEEN_READING_AHEAD = 20
+# What takes long of these pages is kept for five minutes or longer, and only then read again.
+SECONDS_BETWEEN_READING_EARLIER, WINDOWS_READ_AHEAD, GROUPS_READ_AHEAD = 300, 8, 20
 # A page that is still being read waits for it again after this pause.
 SECONDS_BETWEEN_ASKING = 1
 # After so many seconds without any answer, a page that waits says that the database may hang.
@@ -252,18 +258,36 @@ class PageServer:
             *((path, {}) for path in ("/groups", "/bill", "/budget", "/accuracy")),
             *(("/tables", {"order": order}) for order in TABLE_ORDERS),
             ("/search", {"q": "-", "shown": "1"}),
+            ("/databases", {}),
         ]
+        earlier_read_at = -math.inf
         while not ended.is_set():
-            for path, values in ahead:
-                if ended.is_set():
-                    return
-                try:
-                    PAGE_OF[path].read(self._reader, self._query(path, values))
-                except (DatabaseError, *DATABASE_FAILURES):
-                    break
-                except Exception:
-                    logger.exception("A page that is read ahead has a defect. The other pages work.")
+            is_due = time.monotonic() - earlier_read_at >= SECONDS_BETWEEN_READING_EARLIER
+            with suppress(DatabaseError, *DATABASE_FAILURES):
+                for path, values in chain(ahead, self._earlier() if is_due else ()):
+                    if ended.is_set():
+                        return
+                    self._read_one_ahead(path, values)
+                earlier_read_at = time.monotonic() if is_due else earlier_read_at
             ended.wait(SECONDS_BETWEEN_READING_AHEAD)
+
+    def _earlier(self) -> Iterator[tuple[str, Mapping[str, str]]]:
+        """Yield what is read ahead less often: changes of earlier windows, the newest first, and the largest groups."""
+        for period in PERIODS.values():
+            _, last = shared_windows(self._reader, self._query("/changes", {}), period)
+            for window in reversed(period.back(last, WINDOWS_READ_AHEAD) if last else ()):
+                yield "/changes", {"period": period.name, "window": window.start.isoformat()}
+        page = read_groups(self._reader, self._query("/groups", {}))
+        for group in page.groups[:GROUPS_READ_AHEAD]:
+            yield "/group", {"by": page.grouped_by, "name": group.name or ""}
+
+    def _read_one_ahead(self, path: str, values: Mapping[str, str]) -> None:
+        try:
+            PAGE_OF[path].read(self._reader, self._query(path, values))
+        except (DatabaseError, *DATABASE_FAILURES):
+            raise
+        except Exception:
+            logger.exception("A page that is read ahead has a defect. The other pages work.")
 
     def _read(self, page: PageRoute, query: PageQuery) -> ReadContent:
         """Read a page, or return what was read within the last seconds."""

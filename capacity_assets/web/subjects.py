@@ -36,8 +36,11 @@ from capacity_assets.reading.lists import (
     DatabaseInList,
     NameMatch,
     ServerInList,
+    database_keys,
     databases,
+    databases_of_keys,
     engines,
+    is_sorted_as_a_whole,
     servers,
     with_usage_of_databases,
     with_usage_of_servers,
@@ -83,6 +86,7 @@ from capacity_assets.web.reader import (
     chosen_window,
     every_few,
     found_names,
+    shared_revision,
     shared_unmeasured,
     shared_windows,
     shown_range,
@@ -413,6 +417,8 @@ def _samples(
 
 UNMEASURED_SHOWN = 20
 ENGINES_SECONDS = 30
+SORTED_SECONDS, SORTED_AT_ONCE = 10, 1000
+"""Pages of a list of databases without an index are parts of one sorting. Only the order is kept, not the figures."""
 COMPARED_SECONDS, TABLES_SECONDS, TABLES_AT_ONCE = 60, 1800, 500
 """Pages of a list of tables are parts of one comparison, which takes far longer than reading its rows. It is kept while
 the compared samples are the same, which is looked up more often."""
@@ -544,17 +550,15 @@ def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
     period, order = query.period(), query.one_of("order", tuple(ORDERS))
     engine, label = query.text("engine") or None, query.label()
     window = chosen_window(reader, query, period)
+    sorts_all = is_sorted_as_a_whole(period, order) and label is None and not query.is_file
+    shown, keys = query.rows_shown, _keys_in_order(reader, query, period, window, order) if sorts_all else []
     with reader.transaction() as connection:
-        listed, has_more = databases(
-            connection,
-            period,
-            window,
-            order=order,
-            engine=engine,
-            label=label,
-            page=query.page,
-            shown=query.rows_shown,
-        )
+        if sorts_all and window is not None:
+            listed, has_more = databases_of_keys(connection, period, window, order, keys[:shown]), len(keys) > shown
+        else:
+            listed, has_more = databases(
+                connection, period, window, order=order, engine=engine, label=label, page=query.page, shown=shown
+            )
         if not listed:
             subjects.refuse_unknown_filters(connection, engine, label)
         with_usage = with_usage_of_databases(
@@ -568,6 +572,20 @@ def read_databases(reader: Reader, query: PageQuery) -> DatabasesPage:
         label=None if label is None else "=".join(label),
         **_list_values(reader, query, period, window, order),
     )
+
+
+def _keys_in_order(
+    reader: Reader, query: PageQuery, period: Period, window: Window | None, order: str
+) -> Sequence[tuple[int, str]]:
+    """Return the databases of a page and, if there are more, the next one. Many pages share one sorting."""
+    if window is None:
+        return []
+    skipped, engine = (query.page - 1) * query.rows_shown, query.text("engine") or None
+    start = skipped % SORTED_AT_ONCE
+    read = partial(database_keys, period=period, window=window, order=order, engine=engine)
+    read = partial(read, skipped=skipped - start, shown=SORTED_AT_ONCE + 1)
+    key = ("sorted", period.name, window.start, order, engine, skipped - start, shared_revision(reader))
+    return reader.read_cached(key, read, SORTED_SECONDS)[start:][: query.rows_shown + 1]
 
 
 def read_tables(reader: Reader, query: PageQuery) -> TablesPage:

@@ -528,8 +528,14 @@ def test_lists_are_sorted_filtered_and_paged(pages: Pages, engine: Engine) -> No
     assert (len(first["databases"]), first["has_more"]) == (50, True)
     assert (len(second["databases"]), second["has_more"]) == (13, False)
     assert not {*values_of(first["databases"], "database")} & {*values_of(second["databases"], "database")}
-    of_file = csv.DictReader(io.StringIO(pages.ask("/databases?format=csv").text))
-    assert [row["database"] for row in of_file] == values_of([*first["databases"], *second["databases"]], "database")
+    # The order by name was read above, and is kept for some seconds.
+    for order in ("size", "growth", "shrinkage", "percent"):
+        address = f"/databases?period=daily&order={order}"
+        on_pages = [row for page in (1, 2) for row in pages.document(f"{address}&page={page}")["databases"]]
+        of_file = csv.DictReader(io.StringIO(pages.ask(f"{address}&format=csv").text))
+        assert [row["database"] for row in of_file] == values_of(on_pages, "database"), order
+    of_postgresql = pages.document("/databases?period=daily&order=size&engine=postgresql&page=2")
+    assert values_of(of_postgresql["databases"], "database") == values_of(second["databases"], "database")
 
 
 def test_databases_of_an_engine_are_those_of_its_servers_and_those_of_none_are_found_too(

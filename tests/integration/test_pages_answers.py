@@ -9,9 +9,11 @@ import socket
 import time
 import weakref
 from base64 import b64encode
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.base.errors import ValidationError
+from capacity_assets.base.periods import PERIODS
 from capacity_assets.database.engine import capacity_engine, disposed
 from capacity_assets.database.schema import initialise
 from capacity_assets.database.views import READ_ON_NODES, READABLE, READER_ROLE
@@ -29,7 +32,7 @@ from capacity_assets.reading.access import (
     refuse_a_role_that_can_write,
     role_to_read_with,
 )
-from capacity_assets.web import app
+from capacity_assets.web import app, bills, changes
 from capacity_assets.web.app import CHALLENGE, HEADERS
 from capacity_assets.web.reader import FORECASTS_SECONDS, Reader
 from capacity_assets.web.rendering import PageRoute
@@ -45,6 +48,18 @@ from tests.servers import ADMIN_PASSWORD, PostgresServer, free_port, silent_sock
 IPV6_ADDRESSES = Path("/proc/net/if_inet6")
 LOOPBACK = "::1" if IPV6_ADDRESSES.exists() and IPV6_ADDRESSES.read_text() else "127.0.0.1"
 PREPARED = {"pages": filled, "filled_pages": filled}
+
+
+class Recorder:
+    """A function that keeps the named arguments of its calls."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.calls.append(named)
+        return self._function(*arguments, **named)
 
 
 @pytest.fixture
@@ -523,6 +538,30 @@ def test_what_every_reader_sees_is_read_before_anybody_asks(database: URL, engin
                 break
 
     assert answers == [200] * 4
+
+
+@pytest.mark.usefixtures("filled_pages")
+def test_changes_of_earlier_windows_and_the_largest_groups_are_read_before_anybody_asks(
+    database: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows, groups = Recorder(changes.new_and_gone), Recorder(bills.free_space)
+    monkeypatch.setattr(changes, "new_and_gone", windows)
+    monkeypatch.setattr(bills, "free_space", groups)
+    with served_pages(database, reads_ahead=True) as pages:
+        start = date.fromisoformat(pages.document("/changes?period=monthly")["window_start"])
+        months = PERIODS["monthly"].back(PERIODS["monthly"].window_of(start), app.WINDOWS_READ_AHEAD)
+        addresses = [f"/changes?period=monthly&window={month.start}" for month in months]
+        names = [group["name"] or "" for group in pages.document("/groups?by=team")["groups"]]
+        addresses += [f"/group?by=team&name={name}" for name in names]
+        deadline = time.monotonic() + 60
+        while {call["name"] for call in groups.calls} < set(names) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        before = len(windows.calls), len(groups.calls)
+
+        assert {pages.ask(address).status for address in addresses} == {200}
+
+    assert (len(windows.calls), len(groups.calls)) == before
+    assert {"payments", "archive"} <= set(names)
 
 
 def test_a_defect_while_reading_ahead_is_logged_and_the_next_round_comes(
