@@ -443,25 +443,13 @@ def _first_on_servers(
     """Return which subject of these kinds fills first on each server; those without a fill date are left out."""
     if not servers:
         return {}
-    statement = _FIRST_ON_NODES if tables_are_distributed(connection) else _FIRST_ON_SERVERS
-    first_rows = rows(connection, statement, servers=[*servers], subjects=[*subjects])
+    first_rows = rows(connection, _FIRST_ON_SERVERS, servers=[*servers], subjects=[*subjects])
     runways = _runways_of_keys(connection, today, _NEWEST, [_key(row) for row in first_rows])
     return {runway.server_id: runway for runway in runways}
 
 
-# On the same day, a volume comes before a server or database. Whether a row stands for itself is looked up in order
-# until one does; a thousand databases may share a volume.
+# On the same day, a volume comes before a server or database.
 _FIRST_ON_SERVERS = """
-SELECT first.* FROM unnest(CAST(:servers AS integer[])) AS s (server_id) CROSS JOIN LATERAL (
-    SELECT server_id, subject, name FROM (
-        SELECT server_id, subject, name, stands_for_itself FROM capacity_runway
-        WHERE server_id = s.server_id AND subject = ANY (CAST(:subjects AS text[])) AND full_middle IS NOT NULL
-        ORDER BY full_middle, full_early, subject DESC, name OFFSET 0
-    ) AS in_order WHERE stands_for_itself LIMIT 1
-) AS first
-"""
-# Where rows are distributed, a subquery must not depend on the outer query.
-_FIRST_ON_NODES = """
 SELECT DISTINCT ON (server_id) server_id, subject, name FROM capacity_runway
 WHERE server_id = ANY (CAST(:servers AS integer[])) AND subject = ANY (CAST(:subjects AS text[]))
   AND full_middle IS NOT NULL AND stands_for_itself
