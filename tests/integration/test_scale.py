@@ -236,7 +236,7 @@ def test_a_list_of_databases_is_read_in_the_order_of_an_index(
         connection.execute(text("SET LOCAL enable_sort = off"))
         connection.execute(text("ANALYZE database_size_aggregations"))
         databases(connection, PERIODS[period], window, order=order, engine=None, label=None, shown=50)
-        [(statement, parameters)] = asked
+        statement, parameters = asked[0]
         plan = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
     event.remove(engine, "before_cursor_execute", record)
 
