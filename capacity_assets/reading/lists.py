@@ -107,7 +107,7 @@ ORDERS: dict[str, tuple[sa.ColumnElement[Any], ...]] = {
 }
 """The sort orders of databases; ties have the same order everywhere."""
 # Unknown changes are excluded if they would be first, so that an index has the order.
-_WITHOUT_INDEX = ("size", "percent")
+_WITHOUT_INDEX = ("percent", "name")
 """Orders without an index: all rows of a window are sorted. Days have none for any order."""
 ROWS_TRIED = 2000
 """Rows of a day among which the least change is found that a list of the largest changes can begin with."""
