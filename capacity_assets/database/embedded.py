@@ -132,20 +132,25 @@ def programs_folder(installed: Path) -> Path:
     """Return the folder of the server's programs: the installed one, or as root a copy that its user can reach."""
     if os.geteuid() != 0 or _lets_others_through(installed):
         return installed
-    package = installed.parent
+    # The programs load libraries from a folder beside the package, which they find by its relative path.
+    server, package = installed.parent, installed.parents[1]
+    libraries = package.with_name(f"{package.name}.libs")
     # With the version in its name: after an upgrade, the old programs must not be used.
     copy = own_folder(PRIVATE) / f"programs-{_mark(package)}-{version(PACKAGE)}"
     if not copy.exists():
         # Renamed when complete, because another process may be doing the same.
         with tempfile.TemporaryDirectory(dir=PRIVATE) as folder:
-            shutil.copytree(package, Path(folder) / "programs", symlinks=True)
-            Path(folder).chmod(0o755)
+            for needed in (server, libraries):
+                if needed.exists():
+                    there = Path(folder) / "programs" / needed.relative_to(package.parent)
+                    shutil.copytree(needed, there, symlinks=True)
+            _let_others_read(Path(folder))
             try:
                 (Path(folder) / "programs").rename(copy)
             except OSError:
                 if not copy.exists():
                     raise
-    return copy / installed.name
+    return copy / installed.relative_to(package.parent)
 
 
 def socket_folder(data: Path, socket_name: str = SOCKET_NAME) -> Path:
@@ -172,6 +177,14 @@ def _mark(path: Path) -> str:
 
 def _fits_a_socket(folder: Path, socket_name: str = SOCKET_NAME) -> bool:
     return len(os.fsencode(folder / socket_name)) <= LONGEST_SOCKET
+
+
+def _let_others_read(folder: Path) -> None:
+    """Let any user read a copy of a public package, whatever the umask of this process or of its installation was."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(mode | (0o055 if mode & stat.S_IXUSR else 0o044))
 
 
 def _lets_others_through(folder: Path) -> bool:

