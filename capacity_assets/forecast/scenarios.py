@@ -77,6 +77,10 @@ label."""
 MOST_FACTOR = 1000
 
 
+class ContradictionError(ValidationError):
+    """Assumptions that are well formed, and contradict each other or what was measured."""
+
+
 def _factor(written: object) -> Decimal:
     factor = number_of(written)
     if factor.is_nan():
@@ -590,20 +594,22 @@ def _refuse_unknown(scenario: Scenario, measured: _Measurements) -> None:
 
 
 def _refuse_contradictions(scenario: Scenario, measured: _Measurements, as_of: date) -> None:
-    """Refuse past days, repeated moves, and databases that exist already; raises ValidationError."""
+    """Refuse past days, repeated moves, and databases that exist already; raises ContradictionError."""
     dated: list[NewDatabase | Purge | LimitChange | Move]
     dated = [*scenario.new_database, *scenario.purge, *scenario.limit, *scenario.move]
     for change in dated:
         if change.day is not None and change.day < as_of:
-            raise ValidationError(f"{change.text}: the sizes measured up to {human_day(as_of)} already include this.")
+            raise ContradictionError(
+                f"{change.text}: the sizes measured up to {human_day(as_of)} already include this."
+            )
     moved = Counter((move.server, move.database) for move in scenario.move)
     for (server, database), count in moved.items():
         if count > 1:
-            raise ValidationError(f"{database} on {server} moves more than once.")
+            raise ContradictionError(f"{database} on {server} moves more than once.")
     arriving = [(new.server, new.database) for new in scenario.new_database if new.server]
     for server, database in (*arriving, *((move.to, move.database) for move in scenario.move)):
         if (server, database) in measured.databases:
-            raise ValidationError(f"{server} already has a database {database!r}.")
+            raise ContradictionError(f"{server} already has a database {database!r}.")
 
 
 def _effects(

@@ -63,6 +63,12 @@ WITHIN_DAYS = 90
 LONGEST_HORIZON = 365
 NOTABLE_DIFFERENCE = 0.25
 """Difference between the growth of a group and that of its databases, as a share, above which there is a note."""
+FACTOR_NOTE = (
+    "A factor applies to the forecast growth of each database. What the databases then grow more or less is added to "
+    "the forecast of their group, which is made from the history of the group as a whole. So the growth of a group may "
+    "change by another factor."
+)
+"""How a factor, which applies to databases, is related to a budget, which rests on forecasts of groups."""
 OTHER_GROWTH_SHOWN, OTHER_GROWTH_NAMED = 3, 8
 """Maximum number of groups with a separate note, and of other groups that are named."""
 
@@ -216,7 +222,12 @@ def read_result(  # noqa: PLR0913, PLR0917 -- what a result is of
     before_by_name = {line.name: line for line in base.lines}
     return ScenarioResult(
         *common,
-        [*comparison.notes, *_groups_of_other_growth(scenario, base, grouped), *assumed.mean_price_notes],
+        [
+            *comparison.notes,
+            *([FACTOR_NOTE] if grown else []),
+            *_groups_of_other_growth(scenario, base, grouped),
+            *assumed.mean_price_notes,
+        ],
         grouped_by=by,
         last_day=base.last_day,
         currency=base.currency,

@@ -6,7 +6,7 @@ import ast
 import inspect
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from itertools import pairwise
@@ -24,13 +24,16 @@ API = "/api/v1"
 DOCUMENT = f"{API}/openapi.json"
 ABOUT = (
     "What the pages show, read-only. Sizes are whole MiB, amounts are text, days are in the time zone of the capacity "
-    "database, and what is unknown is null. Within a version, names may be added but are never removed or "
-    "changed."
+    "database, and what is unknown is null. An empty parameter counts as a missing one. Within a version, names may be "
+    "added but are never removed or changed."
 )
+RULES = "x-parameter-rules"
+"""The key of an operation for what OpenAPI cannot say: JSON Schema for its parameters as one object."""
 OWN, SHARED = "#/$defs/", "#/components/schemas/"
 REFUSAL_TEXTS = {
     "400": "A parameter is unknown or invalid.",
     "404": "Not found.",
+    "422": "Assumptions contradict each other or what was measured.",
     "503": "The database did not respond.",
 }
 
@@ -79,20 +82,26 @@ def _schemas() -> tuple[dict[str, str], dict[str, Any]]:
     return {name: reference["$ref"].removeprefix(OWN) for (name, _), reference in references.items()}, schemas["$defs"]
 
 
-def parameter_schema(page: PageRoute, name: str) -> dict[str, object]:
-    """Return the JSON schema of a parameter of a page."""
+def parameter_schema(page: PageRoute, name: str, label_keys: Sequence[str]) -> dict[str, object]:
+    """Return the JSON schema of a parameter of a page, with the keys of labels by which there are groups."""
     _, schema = PARAMETERS[name]
-    return {**schema, **({"enum": list(page.choices[name])} if name in page.choices else {})}
+    choices = (*page.groupings, *label_keys) if name == "by" else page.choices.get(name)
+    is_needed_text = name in page.needed and schema["type"] == "string"
+    return {**schema, **({"enum": list(choices)} if choices else {}), **({"minLength": 1} if is_needed_text else {})}
 
 
-def arguments_schema(page: PageRoute) -> dict[str, Any]:
+def arguments_schema(page: PageRoute, label_keys: Sequence[str]) -> dict[str, Any]:
     """Return the JSON schema of the parameters of a page, as one object."""
-    described = {name: {**parameter_schema(page, name), "description": PARAMETERS[name][0]} for name in page.parameters}
+    described = {
+        name: {**parameter_schema(page, name, label_keys), "description": PARAMETERS[name][0]}
+        for name in page.parameters
+    }
     return {
         "type": "object",
         "properties": described,
         "required": list(page.needed),
         "additionalProperties": False,
+        **page.rules,
     }
 
 
@@ -106,8 +115,8 @@ def refuse_unknown_parameters(page: PageRoute, names: Iterable[str]) -> None:
             )
 
 
-def openapi() -> dict[str, Any]:
-    """Return the OpenAPI document of the answers of pages."""
+def openapi(label_keys: Sequence[str]) -> dict[str, Any]:
+    """Return the OpenAPI document of the answers of pages, with the keys of labels by which there are groups."""
     names, kinds = _schemas()
     schemas = json.loads(json.dumps(kinds).replace(f'"{OWN}', f'"{SHARED}'))
     refusal = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
@@ -115,7 +124,8 @@ def openapi() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "capacity_assets", "version": version("capacity_assets"), "description": ABOUT},
         "paths": {
-            f"{API}/{page.name}": {"get": _operation(page, {"$ref": f"{SHARED}{names[page.name]}"})} for page in PAGES
+            f"{API}/{page.name}": {"get": _operation(page, label_keys, {"$ref": f"{SHARED}{names[page.name]}"})}
+            for page in PAGES
         },
         "components": {
             "schemas": {**schemas, "Refusal": {**refusal, "description": "Why there is no answer."}},
@@ -129,18 +139,19 @@ def openapi() -> dict[str, Any]:
     }
 
 
-def _operation(page: PageRoute, schema: Mapping[str, object]) -> dict[str, object]:
+def _operation(page: PageRoute, label_keys: Sequence[str], schema: Mapping[str, object]) -> dict[str, object]:
     return {
         "operationId": page.name,
         "summary": page.title,
         "description": page.description,
+        **({RULES: page.rules} if page.rules else {}),
         "parameters": [
             {
                 "name": name,
                 "in": "query",
                 "required": name in page.needed,
                 "description": PARAMETERS[name][0],
-                "schema": parameter_schema(page, name),
+                "schema": parameter_schema(page, name, label_keys),
             }
             for name in page.parameters
         ],

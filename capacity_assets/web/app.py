@@ -55,6 +55,7 @@ from capacity_assets.base.errors import (
 from capacity_assets.base.periods import PERIODS, Clock
 from capacity_assets.base.units import counted
 from capacity_assets.charts.drawing import STYLES
+from capacity_assets.forecast.scenarios import ContradictionError
 from capacity_assets.reading.access import MISSING_RIGHT, STATEMENT_TIMEOUT_SECONDS
 from capacity_assets.reading.subjects import address, subject_address
 from capacity_assets.reading.table_growth import ORDERS as TABLE_ORDERS
@@ -82,7 +83,9 @@ CSV_TYPE = "text/csv; charset=utf-8"
 EXCEL_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 REFUSED_ERRORS = (ValidationError, NotFoundError, DatabaseError, *DATABASE_FAILURES)
 """Errors that a reader sees as a sentence; any other error is a bug."""
-TITLES = {400: "Invalid request", 404: "Not found"}
+STATUSES: Mapping[type[Exception], int] = {ContradictionError: 422, ValidationError: 400, NotFoundError: 404}
+"""The status of an error; the first kind that fits counts."""
+TITLES = {400: "Invalid request", 404: "Not found", 422: "Invalid request"}
 """Titles of error pages, by status."""
 
 CHALLENGE = 'Basic realm="capacity pages", charset="UTF-8"'
@@ -161,7 +164,7 @@ def create_app(reader: Reader, serving: WebOptions) -> ASGIApp:
         routes=[
             *(Route(page.path, answers.of(page)) for page in PAGES),
             *(Route(f"{API}/{page.name}", answers.of(page, is_api=True)) for page in PAGES),
-            Route(DOCUMENT, answers.in_time(described)),
+            Route(DOCUMENT, answers.in_time(answers.described)),
             Route("/metrics", answers.in_time(answers.metrics)),
             Mount("/static", StaticFiles(directory=STATIC)),
             Mount("/charts", StaticFiles(directory=STYLES)),
@@ -176,11 +179,6 @@ def create_app(reader: Reader, serving: WebOptions) -> ASGIApp:
     )
     # Outermost, so that responses to defects have the headers too.
     return SecurityHeaders(app)
-
-
-def described(_request: Request) -> Response:
-    """Answer with the description of the API."""
-    return JSONResponse(openapi())
 
 
 @dataclass(frozen=True)
@@ -236,6 +234,15 @@ class PageServer:
         refuse_unknown_parameters(page, parameters)
         self._reader.refuse_a_newer_schema()
         return page.json(self._read(page, self._query(page.path, parameters)).content)
+
+    @property
+    def label_keys(self) -> Sequence[str]:
+        """The keys of labels by which there are groups."""
+        return self._serving.label_keys
+
+    def described(self, _request: Request) -> Response:
+        """Answer with the description of the API."""
+        return JSONResponse(openapi(self.label_keys))
 
     def metrics(self, request: Request) -> Response:
         """Answer with the metrics, or a sentence in plain text."""
@@ -437,8 +444,9 @@ def _slow(seconds: int) -> str:
 
 def refusal_of(error: Exception) -> tuple[int, str]:
     """Return the status and the sentence of one of REFUSED_ERRORS."""
-    if isinstance(error, ValidationError | NotFoundError):
-        return 400 if isinstance(error, ValidationError) else 404, str(error)
+    for kind, status in STATUSES.items():
+        if isinstance(error, kind):
+            return status, str(error)
     return 503, _trouble(error)
 
 

@@ -24,7 +24,7 @@ from capacity_assets.reading.changes import (
 )
 from capacity_assets.reading.coverage import MissedDays, coverage_of
 from capacity_assets.reading.forecasts import FillDateChange, moved_fill_dates
-from capacity_assets.reading.groups import Group, GroupMove, group_moves, groups_of, out_of_service_note
+from capacity_assets.reading.groups import Group, GroupMove, group_moves, groups_of, server_notes
 from capacity_assets.reading.lists import databases
 from capacity_assets.reading.sizes import (
     SizeInWindow,
@@ -64,10 +64,10 @@ class ChangesPage:
     """The largest changes, largest first."""
     other_groups: int = 0
     """Number of groups that are not listed."""
-    other_change_mb: int = 0
-    """The sum of the known changes of these."""
+    other_change_mb: int | None = None
+    """The sum of the known changes of these; None: none is known."""
     out_of_service: str | None = None
-    """A sentence on servers that the groups contain and the size of the fleet does not."""
+    """Sentences on servers that only the groups, or only the size of the fleet, contain."""
     rest_change_mb: int | None = None
     """The change of the fleet minus the changes of all groups; None: no change of the fleet is shown.
 
@@ -76,8 +76,11 @@ class ChangesPage:
     """
     is_rest_rounding: bool = True
     """Whether rounding alone explains it."""
-    once_measured_mb: int = 0
-    """The size added by servers measured in only one of the two windows; 0 if rounding alone explains it."""
+    once_measured_mb: int | None = None
+    """The size added by servers measured in only one of the two windows; 0 if rounding alone explains it.
+
+    None: no change of the fleet is shown.
+    """
     moves: Sequence[GroupMove] = ()
     """Databases that left one group for another in the window, the largest first."""
     has_more_moves: bool = False
@@ -86,25 +89,27 @@ class ChangesPage:
     changed: Sequence[MovedDatabase] = ()
     """Databases that grew most, then those that shrank most. A file contains all with a known change."""
     new: Sequence[DatabaseOfOneWindow] = ()
-    new_databases: int | None = 0
+    new_databases: int | None = None
     """None: nothing was measured in the window, or in the one before."""
     gone: Sequence[DatabaseOfOneWindow] = ()
-    gone_databases: int | None = 0
+    gone_databases: int | None = None
     """None: as for `new_databases`."""
     came: Sequence[ServerOfOneWindow] = ()
     """Servers that were first measured in the window; their size is not in the change of the fleet."""
-    came_servers: int | None = 0
+    came_servers: int | None = None
     """None: as for `new_databases`."""
     went: Sequence[ServerOfOneWindow] = ()
     """Servers out of service that are no longer measured; their size is not in the change either."""
-    went_servers: int | None = 0
+    went_servers: int | None = None
     """None: as for `new_databases`."""
     sooner: Sequence[FillDateChange] = ()
     """Fill dates that came closer by more than a week since the first day of the window, or are new."""
-    sooner_dates: int = 0
+    sooner_dates: int | None = None
+    """None: there are no two forecasts to compare."""
     later: Sequence[FillDateChange] = ()
     """Fill dates that moved further away by more than a week, or are no longer within a year."""
-    later_dates: int = 0
+    later_dates: int | None = None
+    """None: as for `sooner_dates`."""
     forecast_as_of: date | None = None
     compared_as_of: date | None = None
     """Days on which the two compared forecasts were issued; None: none was."""
@@ -153,7 +158,7 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
             # Nothing has such a label.
             by = WITHOUT_LABEL[0]
             groups = groups_of(connection, period, window, by)
-        out_of_service = out_of_service_note(connection, period, window, by)
+        out_of_service = server_notes(connection, period, window, by)
         moves = group_moves(connection, period, [window], by, shown=LISTED + 1, every=True)
         changed = page.changed if query.page == 1 else ()
         if query.is_file:
@@ -176,11 +181,11 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
         groupings=groupings,
         groups=[replace(group, fills_first=fills.get(group.name)) for group in groups[:GROUPS_SHOWN]],
         other_groups=len(groups[GROUPS_SHOWN:]),
-        other_change_mb=_sum_of(groups[GROUPS_SHOWN:]),
+        other_change_mb=_sum_of_others(groups),
         out_of_service=out_of_service,
         rest_change_mb=rest if is_compared else None,
         is_rest_rounding=abs(rest) <= rounding_mb,
-        once_measured_mb=once_mb if is_compared and abs(once_mb) > rounding_mb else 0,
+        once_measured_mb=(once_mb if abs(once_mb) > rounding_mb else 0) if is_compared else None,
         moves=moves[:LISTED],
         has_more_moves=len(moves) > LISTED,
         changed=changed,
@@ -193,6 +198,13 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
 
 def _sum_of(groups: Sequence[Group]) -> int:
     return sum(group.change_mb or 0 for group in groups)
+
+
+def _sum_of_others(groups: Sequence[Group]) -> int | None:
+    """Return the known changes of the groups that are not listed; None: there is no group, or none is known."""
+    others = groups[GROUPS_SHOWN:]
+    is_known = any(group.change_mb is not None for group in others) if others else bool(groups)
+    return _sum_of(others) if is_known else None
 
 
 def _of_any_grouping(
@@ -216,9 +228,9 @@ def _of_any_grouping(
         went=went[:LISTED],
         went_servers=len(went),
         sooner=dates.sooner[:LISTED],
-        sooner_dates=len(dates.sooner),
+        sooner_dates=len(dates.sooner) if dates.compared_as_of else None,
         later=dates.later[:LISTED],
-        later_dates=len(dates.later),
+        later_dates=len(dates.later) if dates.compared_as_of else None,
         forecast_as_of=dates.as_of,
         compared_as_of=dates.compared_as_of,
         decided_dates=dates.decided,

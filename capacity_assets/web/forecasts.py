@@ -20,12 +20,12 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.base.errors import INSUFFICIENT_PRIVILEGE, DatabaseError, ValidationError, sqlstate_of
 from capacity_assets.base.periods import PERIODS, Window
 from capacity_assets.base.settings import HORIZONS_DAYS
-from capacity_assets.base.units import MB_PER_GB
+from capacity_assets.base.units import LARGEST_MB, MB_PER_GB
 from capacity_assets.collection.servers import refuse_unregistered
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.forecast.decisions import read_decisions
 from capacity_assets.forecast.results import VOLUME
-from capacity_assets.forecast.scenarios import KINDS_OF_ASSUMPTIONS, Scenario, scenario_of_tables
+from capacity_assets.forecast.scenarios import KINDS_OF_ASSUMPTIONS, MOST_FACTOR, Scenario, scenario_of_tables
 from capacity_assets.ownership.labels import WITHOUT_LABEL, default_grouping
 from capacity_assets.ownership.scenario_results import (
     LargeScenarioError,
@@ -49,9 +49,9 @@ from capacity_assets.reading.subjects import active_servers, address, server_fac
 from capacity_assets.reading.windows import complete_window, newest_window
 from capacity_assets.web.reader import (
     DATE,
-    NUMBER,
+    LABEL_TEXT,
+    NAME,
     SHARED_SECONDS,
-    TEXT,
     PageQuery,
     Reader,
     part_of_page,
@@ -223,23 +223,48 @@ MOST_DATABASES = 10_000
 """The most databases that a page forecasts; more take longer than readers wait."""
 FILLING_SHOWN = 50
 """Number of subjects among which the first disk is searched."""
+LARGEST_GB = LARGEST_MB // MB_PER_GB
+FACTOR: Mapping[str, object] = {"type": "number", "minimum": 0, "maximum": MOST_FACTOR}
+GB: Mapping[str, object] = {"type": "number", "minimum": 0, "maximum": LARGEST_GB}
 ASSUMPTION_PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    "growth_factor": ("Factor for the forecast growth.", NUMBER),
-    "growth_label": ("Only databases with this label; team=: those without it.", TEXT),
-    "growth_server": ("Only databases of this server.", TEXT),
-    "limit_add_gb": ("GiB by which every limit, or the named one, is higher; negative: lower.", {"type": "number"}),
-    "limit_server": ("Server with that limit.", TEXT),
-    "limit_volume": ("Volume with that limit.", TEXT),
+    "growth_factor": ("Factor for the forecast growth.", FACTOR),
+    "growth_label": ("Only databases with this label; team=: those without it.", LABEL_TEXT),
+    "growth_server": ("Only databases of this server.", NAME),
+    "limit_add_gb": (
+        "GiB by which every limit, or the named one, is higher; negative: lower.", {**GB, "minimum": -LARGEST_GB},
+    ),
+    "limit_server": ("Server with that limit.", NAME),
+    "limit_volume": ("Volume with that limit.", NAME),
     "limit_day": ("First day of that limit.", DATE),
-    "new_database_gb": ("Size of a new database, GiB.", NUMBER),
-    "new_database_growth_gb_per_month": ("Its growth, GiB per month.", NUMBER),
-    "new_database_server": ("Its server; if missing: where it fits.", TEXT),
-    "new_database_volume": ("Its volume.", TEXT),
+    "new_database_gb": ("Size of a new database, GiB.", GB),
+    "new_database_growth_gb_per_month": ("Its growth, GiB per month.", GB),
+    "new_database_server": ("Its server; if missing: where it fits.", NAME),
+    "new_database_volume": ("Its volume.", NAME),
     "new_database_day": ("Its first day.", DATE),
-    "purge_gb": ("GiB deleted from a database.", NUMBER),
-    "purge_server": ("Server of the purged database.", TEXT),
-    "purge_database": ("Purged database.", TEXT),
+    "purge_gb": ("GiB deleted from a database.", GB),
+    "purge_server": ("Server of the purged database.", NAME),
+    "purge_database": ("Purged database.", NAME),
     "purge_day": ("Day of the purge.", DATE),
+}  # fmt: skip
+_ASSUMPTIONS_NEED = {
+    "growth": ("growth_factor",),
+    "limit": ("limit_add_gb",),
+    "new_database": ("new_database_gb",),
+    "purge": ("purge_gb", "purge_server", "purge_database"),
+}
+RULES_OF_ASSUMPTIONS: Mapping[str, object] = {
+    "dependentRequired": {
+        **{
+            name: [other for other in _ASSUMPTIONS_NEED[kind] if other != name]
+            for kind in _ASSUMPTIONS_NEED
+            for name in ASSUMPTION_PARAMETERS
+            if name.startswith(f"{kind}_")
+        },
+        "limit_volume": ["limit_add_gb", "limit_server"],
+        "new_database_volume": ["new_database_gb", "new_database_server"],
+    },
+    # A stored scenario has assumptions of its own.
+    "dependentSchemas": {"name": {"properties": dict.fromkeys(ASSUMPTION_PARAMETERS, False)}},
 }
 ASSUMPTION_NAMES = {
     kind: [name for name in ASSUMPTION_PARAMETERS if name.startswith(f"{kind}_")] for kind in KINDS_OF_ASSUMPTIONS

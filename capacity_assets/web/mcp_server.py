@@ -18,6 +18,8 @@ from capacity_assets.web.rendering import PageRoute
 from capacity_assets.web.routes import PAGES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mcp.server.lowlevel.server import Server
     from mcp.types import CallToolRequestParams, CallToolResult, ListToolsResult, PaginatedRequestParams, Tool
 
@@ -68,7 +70,7 @@ def tools_server(answers: PageServer) -> Server[Any]:
     from mcp.types import ListToolsResult
 
     async def on_list(_context: object, _params: PaginatedRequestParams | None) -> ListToolsResult:
-        return ListToolsResult(tools=[tool_of(page) for page in PAGES])
+        return ListToolsResult(tools=[tool_of(page, answers.label_keys) for page in PAGES])
 
     async def on_call(_context: object, params: CallToolRequestParams) -> CallToolResult:
         return await asyncio.to_thread(call_tool, answers, params.name, params.arguments or {})
@@ -82,11 +84,11 @@ def tools_server(answers: PageServer) -> Server[Any]:
     )
 
 
-def tool_of(page: PageRoute) -> Tool:
+def tool_of(page: PageRoute, label_keys: Sequence[str]) -> Tool:
     """Return the tool of an answer."""
     from mcp.types import Tool, ToolAnnotations
 
-    arguments = arguments_schema(page)
+    arguments = arguments_schema(page, label_keys)
     return Tool(
         name=page.name,
         title=page.title,

@@ -25,7 +25,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.base.declarations import key_and_value
+from capacity_assets.base.declarations import KEY, key_and_value
 from capacity_assets.base.errors import DatabaseError, ValidationError
 from capacity_assets.base.periods import FIRST_YEAR, LAST_YEAR, PERIODS, Period, Window
 from capacity_assets.base.settings import DEFAULT_THRESHOLDS, Thresholds
@@ -381,9 +381,18 @@ RANGE_NAMES = ("range", "first", "last", "compare")
 ALL, CUSTOM, LONGEST_DAYS = "all", "custom", 3660
 RANGES = {"30d": ("30 days", 30), "90d": ("90 days", 90), "1y": ("1 year", 366), ALL: ("All", LONGEST_DAYS)}
 """Ranges of charts up to the newest window: name and number of days. ALL begins with the oldest window."""
-DATE: Mapping[str, object] = {"type": "string", "format": "date"}
-NUMBER: Mapping[str, object] = {"type": "number", "minimum": 0}
-TEXT: Mapping[str, object] = {"type": "string", "maxLength": LONGEST}
+_YEAR, _LEAP_YEAR = r"(19|2[0-9])[0-9]{2}", r"((19|2[0-9])(0[48]|[2468][048]|[13579][26])|2[048]00)"
+_DAY = (
+    rf"{_YEAR}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    rf"|02-(0[1-9]|1[0-9]|2[0-8]))|{_LEAP_YEAR}-02-29"
+)
+"""The days from FIRST_YEAR to LAST_YEAR as a regular expression."""
+NO_NUL = r"[^\x00]*"
+DATE: Mapping[str, object] = {"type": "string", "format": "date", "pattern": f"^({_DAY})$"}
+MONTH_OR_DAY: Mapping[str, object] = {"type": "string", "pattern": f"^({_YEAR}-(0[1-9]|1[0-2])|{_DAY})$"}
+TEXT: Mapping[str, object] = {"type": "string", "maxLength": LONGEST, "pattern": f"^{NO_NUL}$"}
+NAME: Mapping[str, object] = {**TEXT, "minLength": 1}
+LABEL_TEXT: Mapping[str, object] = {**TEXT, "pattern": f"^{KEY.pattern}={NO_NUL}$"}
 OLDEST_SECONDS = 300
 MOST_COLUMNS = 200
 """Stacked columns of a chart; more would be thinner than a line."""
@@ -393,7 +402,10 @@ MOST_WINDOWS, MOST_FLEET_WINDOWS = 400, 130
 
 @dataclass(frozen=True)
 class PageQuery:
-    """The parameters of a request. A method raises ValidationError if the value of its parameter is invalid."""
+    """The parameters of a request. A method raises ValidationError if the value of its parameter is invalid.
+
+    An empty value counts as a missing one.
+    """
 
     path: str
     values: Mapping[str, str]
@@ -427,7 +439,7 @@ class PageQuery:
     def number(self, name: str, default: int, most: int) -> int:
         """Return a whole number from 1 to `most`."""
         text = self.text(name)
-        if text is None:
+        if not text:
             return default
         if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= most):
             raise ValidationError(f"{name} must be a whole number from 1 to {most:,}.")
@@ -582,11 +594,11 @@ def shown_range(reader: Reader, query: PageQuery, default: str = "daily", most: 
 
 def chosen_range(query: PageQuery, default: str = "daily") -> ChartRange:
     """Return the range of the address by its period; raises ValidationError."""
-    period, name = query.period(default).name, query.text("range")
+    period, name = query.period(default).name, query.text("range") or None
     first, last = query.day("first"), query.day("last")
     is_compared = query.one_of("compare", ("", "year")) == "year"
     if name is not None and name not in RANGES:
         raise ValidationError(f"range must be one of {', '.join(RANGES)}.")
     if first is not None and last is not None and first > last:
-        raise ValidationError(f"The first day, {first}, is after the last day, {last}.")
+        first, last = last, first
     return ChartRange(CUSTOM if first or last else name, first, last, period, is_compared=is_compared)

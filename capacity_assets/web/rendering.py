@@ -52,6 +52,7 @@ from capacity_assets.forecast.decisions import PLANNED, decide_command, is_left_
 from capacity_assets.forecast.results import FORECAST, FULL, display_name
 from capacity_assets.history.exporting import write_workbook
 from capacity_assets.ownership.bills import MonthlyAmount, group_named, mean_price, money, money_change
+from capacity_assets.ownership.labels import WITHOUT_LABEL
 from capacity_assets.reading.forecasts import (
     ForecastDay,
     GroupSizeForecast,
@@ -108,6 +109,10 @@ class PageRoute:
     """The possible values of a parameter on this page, the default first."""
     needed: Sequence[str] = ()
     """Required parameters."""
+    groupings: Sequence[str] = WITHOUT_LABEL
+    """The values of the parameter `by` besides the keys of labels."""
+    rules: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """Keywords of JSON Schema for the parameters as one object: which of them belong together."""
     above: Sequence[str] = ()
     """Paths of the pages above it, for its breadcrumbs."""
     in_menu: bool = False

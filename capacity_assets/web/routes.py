@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from capacity_assets.aggregates.groups import ENGINE
 from capacity_assets.base.periods import PERIODS
 from capacity_assets.base.settings import HORIZONS_DAYS
 from capacity_assets.reading.lists import NAME_KINDS, ORDERS, SERVER_ORDERS
@@ -15,13 +16,23 @@ from capacity_assets.web.forecasts import (
     ASSUMPTION_PARAMETERS,
     EVERY,
     OPEN,
+    RULES_OF_ASSUMPTIONS,
     read_accuracy,
     read_decisions_page,
     read_filling,
     read_scenario,
 )
 from capacity_assets.web.groups import GROUP_ORDERS, read_group, read_groups
-from capacity_assets.web.reader import DATE, MOST_PAGES, RANGE_NAMES, RANGES, ROWS_PER_PAGE, TEXT
+from capacity_assets.web.reader import (
+    DATE,
+    LABEL_TEXT,
+    MONTH_OR_DAY,
+    MOST_PAGES,
+    RANGE_NAMES,
+    RANGES,
+    ROWS_PER_PAGE,
+    TEXT,
+)
 from capacity_assets.web.rendering import FileList, PageRoute
 from capacity_assets.web.subjects import (
     read_database,
@@ -44,20 +55,20 @@ PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "window": ("Any day of the window; by default, the last complete one.", DATE),
     "order": ("Order of the list.", {"type": "string"}),
     "engine": ("Only this engine, such as postgresql.", TEXT),
-    "label": ("Only this label, such as team=payments; team=: those without it.", TEXT),
+    "label": ("Only this label, such as team=payments; team=: those without it.", LABEL_TEXT),
     "page": ("Part of a long list, from 1; has_more: there is a next one.", _number(MOST_PAGES)),
-    "by": ("Grouping: engine, server, or the key of a label such as team.", TEXT),
+    "by": ("Grouping: engine, server, or a key of CAPACITY_LABEL_KEYS such as team.", {"type": "string"}),
     "name": ("Name of the database, volume, table, group or scenario.", TEXT),
     "database": ("Name of the database in which the table is.", TEXT),
     "schema": ("Schema of the table; none where the engine has none within a database.", TEXT),
     "server": ("ID of the server, server_id in other answers; the search finds it by name.", _number(2**31 - 1)),
-    "month": ("The month, by any of its days or as 2026-03.", {"type": "string"}),
+    "month": ("The month, by any of its days or as 2026-03.", MONTH_OR_DAY),
     "issue": ("Version of the bill; by default, the newest.", _number(10_000)),
     "q": ("Words that are in the name, in any order.", TEXT),
     "kind": ("Only names of this kind.", {"enum": list(NAME_KINDS)}),
     "shown": ("Maximum number of names.", _number(ROWS_PER_PAGE)),
     "range": ("Days of the sizes, up to the newest.", {"enum": list(RANGES)}),
-    "first": ("First day of the sizes.", DATE),
+    "first": ("First day of the sizes. If it is after the last one, the two are exchanged.", DATE),
     "last": ("Last day of the sizes.", DATE),
     "compare": ("Whether to return the sizes of the year before, too.", {"enum": ["year"]}),
     "state": ("Whether to list decisions that are past or closed, too.", {"type": "string"}),
@@ -67,6 +78,7 @@ PARAMETERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
 }
 """The parameters of all pages with their meaning and JSON schema."""
 
+GROUPINGS_OF_BUDGETS = (ENGINE,)
 BILL_COLUMNS = ("month", "currency", "issue", "is_final", "grouped_by")
 WINDOW_COLUMNS = ("period", "window_start", "window_end")
 BUDGET_COLUMNS = ("as_of", "last_day", "currency", "grouped_by")
@@ -141,6 +153,7 @@ PAGES = (
         ("by", "months"),
         above=("/", "/bill"),
         in_menu=True,
+        groupings=GROUPINGS_OF_BUDGETS,
         beside=BUDGET_COLUMNS,
     ),
     PageRoute(
@@ -158,6 +171,8 @@ PAGES = (
         above=("/", "/filling"),
         in_menu=True,
         also="scenario",
+        groupings=GROUPINGS_OF_BUDGETS,
+        rules=RULES_OF_ASSUMPTIONS,
         other_lists={"budget": FileList("result.budget", ("result.grouped_by", "result.last_day", "result.currency"))},
     ),
     PageRoute(

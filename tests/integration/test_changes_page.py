@@ -65,6 +65,15 @@ def fleet_row(pages: Pages, path: str) -> list[str]:
     return [" ".join(re.sub("<[^>]+>", " ", cell).split()) for cell in re.findall("<td[^>]*>(.*?)</td>", row)]
 
 
+DASH = "\u2013"
+
+
+def card(html: str, name: str) -> str:
+    """The value of a card and what is said of it."""
+    found = html.partition(f"<dt>{name}</dt>")[2].partition("</div>")[0]
+    return " ".join(re.sub("<[^>]+>", " ", found).split())
+
+
 def size_of(page: Any) -> str:
     return human_mb(page["size"]["size_mb"])
 
@@ -145,13 +154,17 @@ def test_a_window_without_a_measurement_says_so_and_has_no_zeros(pages: Pages) -
         html = pages.ask(f"/changes?window={window}").text
 
         assert (page["size"], page["headline"]) == (None, sentence)
-        assert [page[name] for name in ("new_databases", "gone_databases", "missed_servers")] == [None] * 3
+        unknown = ("new_databases", "gone_databases", "came_servers", "went_servers", "missed_servers", "sooner_dates")
+        unknown += ("later_dates", "other_change_mb", "once_measured_mb", "rest_change_mb", "before_mb")
+        assert {name: page[name] for name in unknown} == dict.fromkeys(unknown)
+        assert card(html, "New databases") == f"{DASH} nothing measured in the week"
+        assert card(html, "Fill dates closer") == f"{DASH} no forecast in the week"
         assert (">0<" in html, "Every server in service was measured" in html) == (False, False), window
     first = pages.document(f"/changes?period=daily&window={FIRST}")
     assert first["size"]["size_mb"] > 0
     assert (first["new_databases"], first["missed_servers"]) == (None, 0), "nothing to compare with"
     shown = pages.ask(f"/changes?period=daily&window={FIRST}").text
-    assert "nothing measured in the day before" in shown
+    assert card(shown, "New databases") == f"{DASH} nothing measured in the day before"
     assert fleet_row(pages, f"/changes?period=daily&window={FIRST}") == [size_of(first), "unknown", ""]
     assert "The change of the fleet is unknown: nothing was measured in the day before." in shown
 

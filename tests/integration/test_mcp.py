@@ -56,7 +56,7 @@ def test_a_tool_returns_as_many_rows_as_it_says_and_lowers_a_larger_number(datab
     engine = reading_engine(database)
     answers = PageServer(Reader(engine), WebOptions(fixed_clock(), KEYS, reads_ahead=False))
     for name, given, most in (("search", {"q": "server"}, 50), ("servers", {}, 200)):
-        described = tool_of(PAGE_BY_NAME[name]).input_schema["properties"]["shown"]
+        described = tool_of(PAGE_BY_NAME[name], KEYS).input_schema["properties"]["shown"]
         results = [call_tool(answers, name, {**given, "shown": shown}) for shown in (most, 1_000)]
         assert (described["maximum"], [result.is_error for result in results]) == (most, [False] * 2), results
     answers.close()

@@ -642,10 +642,7 @@ def test_a_chart_shows_the_days_or_the_range_that_the_address_names_by_a_period_
     assert (decades["period"], decades["shown"]["is_longer_period"]) == ("monthly", True)
     month = pages.document("/?range=30d")
     assert (month["period"], len(month["sizes"])) == ("daily", 30)
-    for wrong, why in (
-        ("range=ever", "range must be one of 30d, 90d, 1y, all."),
-        ("first=2025-02-02&last=2025-02-01", "The first day, 2025-02-02, is after the last day, 2025-02-01."),
-    ):
+    for wrong, why in (("range=ever", "range must be one of 30d, 90d, 1y, all."),):
         refused = pages.ask(f"/server?server=1&{wrong}&format=json")
         assert (refused.status, refused.json["error"]) == (400, why)
 

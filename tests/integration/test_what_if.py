@@ -133,12 +133,13 @@ def address(values: dict[str, Any]) -> str:
 
 
 def test_the_described_parameters_take_every_assumption() -> None:
-    described = Draft202012Validator(arguments_schema(PAGE_OF["/scenario"]))
+    described = Draft202012Validator(arguments_schema(PAGE_OF["/scenario"], KEYS))
     for values in ASSUMED:
-        numbers = {
-            name: float(str(value)) for name, value in values.items() if name.endswith(("_factor", "_gb", "_month"))
+        given = {
+            name: float(str(value)) if name.endswith(("_factor", "_gb", "_month")) else str(value)
+            for name, value in values.items()
         }
-        assert [error.message for error in described.iter_errors(numbers)] == [], values
+        assert [error.message for error in described.iter_errors(given)] == [], values
 
 
 @pytest.mark.usefixtures("today")
@@ -280,7 +281,7 @@ REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
         "server-1 has no measured disk '/x'; it has /data",
     ),
     ({"new_database_gb": "-1"}, 400, "'-1' is not a number of GiB from 0 to"),
-    ({"purge_gb": "1", **PURGE, "purge_day": FIRST}, 400, "the sizes measured up to 20 Jul 2025 already include this."),
+    ({"purge_gb": "1", **PURGE, "purge_day": FIRST}, 422, "the sizes measured up to 20 Jul 2025 already include this."),
     ({"purge_gb": "1", **PURGE, "purge_day": "soon"}, 400, "Purge: 'soon' is not a day of the calendar"),
     ({"purge_gb": "1", "purge_server": "server-1"}, 400, "Purge: database missing."),
     ({"growth_factor": "2", "name": "twice the growth"}, 400, "Give assumptions or the name of a stored scenario"),
@@ -488,22 +489,22 @@ def test_a_group_whose_forecast_is_level_says_why_a_factor_changes_it(
 def test_a_group_that_grows_otherwise_than_its_databases_says_so(fleet: Engine, database: URL) -> None:
     values = address({"growth_factor": "1.2", "growth_label": "team=payments"})
     grows = ", ".join(f"forecast_{days}_mb = size_mb + {days} * 100" for days in (7, 30, 90, 365))
-    placeless = "server-1: the disk is not known, so only the server changes."
+    notes = ["server-1: the disk is not known, so only the server changes.", scenario_results.FACTOR_NOTE]
 
     with served_pages(database) as pages:
-        assert pages.document(values)["result"]["notes"] == [placeless], "a growth has no `volume` to name"
+        assert pages.document(values)["result"]["notes"] == notes, "a growth has no `volume` to name"
     with fleet.begin() as connection:
         connection.execute(text(f"UPDATE capacity_runways SET {grows} WHERE name = 'team=payments'"))
     with served_pages(database) as pages:
         assert pages.document(values)["result"]["notes"] == [
-            placeless,
+            *notes,
             "The forecast of payments grows by 3.0 GiB per month, but its databases that grow add 1.5 GiB per month. "
             "The factor applies to them.",
         ]
         everything = pages.document(address({"growth_factor": "1.2"}))["result"]["notes"]
         assert [one for one in everything if "The forecast of payments grows by 3.0 GiB" in one]
         of_server = pages.document(address({"growth_factor": "1.2", "growth_server": "server-1"}))["result"]["notes"]
-        assert of_server == [placeless], "databases on other servers may be the rest of the growth"
+        assert of_server == notes, "databases on other servers may be the rest of the growth"
 
 
 @pytest.mark.usefixtures("reader_role")
