@@ -23,6 +23,7 @@ _KEYS = (
 
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
+    "0028": ("DROP VIEW capacity_left_out_servers",),
     "0027": ("ALTER TABLE capacity_runways DROP COLUMN stands_for_itself CASCADE",),
     "0026": ("DROP VIEW capacity_derived_windows",),
     "0025": ("DROP INDEX ix_capacity_runways_issued",),

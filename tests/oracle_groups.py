@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import cached_property
 
+from capacity_assets.base.units import LARGEST_MB
 from tests import oracle
 
 ALWAYS = date(1, 1, 1)
@@ -65,6 +66,27 @@ class Fleet:
     def keys(self) -> set[str]:
         return {one.key for one in self.labels}
 
+    @cached_property
+    def possible_totals(self) -> dict[tuple[int, date], tuple[int, int]]:
+        return {place: total for place, total in self.totals.items() if total[0] <= LARGEST_MB}
+
+    @cached_property
+    def left_out(self) -> dict[date, set[int]]:
+        """The servers that are in no group, by day: with them, a group of the day may be above 8 EiB."""
+        sums: dict[date, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        for (server, _, day), size in self.sizes.items():
+            sums[day][server] += size
+        for (server, day), (total, _) in self.possible_totals.items():
+            sums[day][server] = max(sums[day][server], total)
+        left_out: dict[date, set[int]] = defaultdict(set)
+        for day, of_servers in sums.items():
+            added = 0
+            for server in sorted(of_servers.keys() - self.counted_by.keys(), key=lambda one: (of_servers[one], one)):
+                added += of_servers[server]
+                if added > LARGEST_MB:
+                    left_out[day].add(server)
+        return left_out
+
     def days(self) -> dict[tuple[str, str], dict[date, tuple[int, int, int]]]:
         """By key and value, what it has on each day: size, servers, databases."""
         found: dict[tuple[str, str], dict[date, list[tuple[int, int, int]]]] = defaultdict(lambda: defaultdict(list))
@@ -74,8 +96,11 @@ class Fleet:
         for (server, day), here in measured.items():
             if server in self.counted_by:
                 continue
-            total, databases = self.totals.get((server, day), (sum(here.values()), len(here)))
-            kind = "measured" if (server, day) in self.totals else "derived"
+            if server in self.left_out[day]:
+                found["(total)", f"left out {server}"][day].append((server, 0, 0))
+                continue
+            total, databases = self.possible_totals.get((server, day), (sum(here.values()), len(here)))
+            kind = "measured" if (server, day) in self.possible_totals else "derived"
             for group in (("(fleet)", "(fleet)"), ("engine", self.engines[server]), ("(total)", kind)):
                 found[group][day].append((server, total, databases))
             for key in self.keys():

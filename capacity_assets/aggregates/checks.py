@@ -223,8 +223,9 @@ SELECT period_start, 0 AS weight,
               label_key, period_start, size, databases, fleet_size, fleet_databases) AS place
 FROM (
     SELECT period_start, label_key, size, databases,
-           max(size) FILTER (WHERE label_key = '(fleet)') OVER of_window AS fleet_size,
-           max(databases) FILTER (WHERE label_key = '(fleet)') OVER of_window AS fleet_databases
+           -- Without a fleet, every server is left out.
+           coalesce(max(size) FILTER (WHERE label_key = '(fleet)') OVER of_window, 0) AS fleet_size,
+           coalesce(max(databases) FILTER (WHERE label_key = '(fleet)') OVER of_window, 0) AS fleet_databases
     FROM (
         SELECT period_start, label_key, sum(coalesce(sum_size_mb, avg_size_mb)) AS size,
                sum(coalesce(sum_database_count, database_count)) AS databases

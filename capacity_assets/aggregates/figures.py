@@ -65,6 +65,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import INTERVAL, Insert, array, insert
 from sqlalchemy.sql.elements import FrameClause, FrameClauseType, Grouping
 
+from capacity_assets.aggregates.groups import FLEET, LEFT_OUT, TOTAL
 from capacity_assets.aggregates.levels import Level
 from capacity_assets.base.periods import Period
 from capacity_assets.base.trend import trend_direction
@@ -583,8 +584,7 @@ def aggregation_statement(
         return _counts(level, rows, _fits(level, rows)).compile(dialect=DIALECT)
     insertion = _insert(level, rows)
     if not sources.wanted_rows:
-        counted = ("period_start", "instance_id" if level.has_servers else "max_server_count")
-        inserted = insertion.returning(*(level.target.c[name] for name in counted)).cte("inserted")
+        inserted = insertion.returning(*(level.target.c[name] for name in _counted_names(level))).cte("inserted")
         return _counts(level, select(inserted, INSERT.label("action")).subquery("written")).compile(dialect=DIALECT)
     counts = _counts(level, rows).subquery("counts")
     updated = _update(level, rows).returning(level.target.c.period_start).cte("updated")
@@ -686,12 +686,20 @@ def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> st
     return _digest(f"{made_of} {period.windows_per_year} {period.trend_percent} {servers}") + sums_fingerprint(level)
 
 
+EQUAL_SUMS = {"2862d5511b15b6b91c551360fc829a8a": "0713de04220d27406fa8b2c9c115274a"}
+"""Fingerprints of a way to compute sums, with that of an earlier way that gives the same sums for possible sizes.
+
+Stored windows with the earlier one stay current.
+"""
+
+
 @cache
 def sums_fingerprint(level: Level) -> str:
     """Return a fingerprint of how stored sums are computed: 32 digits."""
     measures, sums = _of_0_3_0(level)
     values = tuple(measure.source for measure in measures)
-    return _digest(f"{SUMS_REVISION} {level.source.name} {values} {level.void_flag} {sorted(sums)}{level.rule}")
+    digest = _digest(f"{SUMS_REVISION} {level.source.name} {values} {level.void_flag} {sorted(sums)}{level.rule}")
+    return EQUAL_SUMS.get(digest, digest)
 
 
 def _of_0_3_0(level: Level) -> tuple[tuple[Measure, ...], list[str]]:
@@ -831,12 +839,36 @@ def _is_removed(rows: FromClause, others: FromClause) -> ColumnElement[bool]:
     return and_(StatementParameters.overwrite, rows.c.action == UNSAMPLED, is_sampled)
 
 
+def _counted_names(level: Level) -> tuple[str, ...]:
+    """Return the columns of rows that `_counts` reads, besides `action`."""
+    if not level.has_servers:
+        return ("period_start", *level.keys, "max_server_count")
+    return ("period_start", "instance_id", *(_added_names(level) if level.has_several_rows_of_a_server else ()))
+
+
+def _added_names(level: Level) -> tuple[str, ...]:
+    measure = level.headline
+    changes = (names[0] for names in measure.comparisons.values())
+    return (measure.maximum, measure.minimum, *changes)
+
+
+def _largest_sum_bytes(level: Level, rows: FromClause) -> Element:
+    """Add up the sizes of the databases of a server, and their changes; PostgreSQL refuses a sum above 8 EiB.
+
+    If a day of the window has more, so do the largest sizes of the window.
+    """
+    largest, smallest, *changes = (rows.c[name] for name in _added_names(level))
+    sums = [func.sum(func.greatest(largest, -smallest)), *(func.sum(func.abs(change)) for change in changes)]
+    return cast(func.coalesce(func.greatest(*sums), _whole(0)) * _whole(BYTES_PER_MB), BigInteger)
+
+
 def _counts(level: Level, rows: FromClause, fits: ColumnElement[bool] | None = None) -> Rows:
     """Count the rows by what happens to them: first per server, on its node, and then per window.
 
     `written` counts the inserted rows or, with `fits`, all rows to be written. With `overwrite`, rows without samples
     are `removed` if other rows of their server in the window have samples; otherwise they are `unsampled`. If rows
-    contain many servers, the number of servers is the largest of any group on a day: that of the fleet.
+    contain many servers, the number of servers is the largest of the fleet on a day, and `left_out` has the numbers of
+    the servers that were left out on a day, separated by commas.
     """
     actions = {
         "records": rows.c.action != UNSAMPLED,
@@ -847,15 +879,26 @@ def _counts(level: Level, rows: FromClause, fits: ColumnElement[bool] | None = N
     counted = [func.count().filter(which).label(name) for name, which in actions.items()]
     keys = [rows.c[name] for name in ("instance_id", "period_start") if name in rows.c]
     if not level.has_servers:
-        counted.append(func.coalesce(func.max(rows.c.max_server_count), 0).label("servers"))
+        key, value = (rows.c[name] for name in level.keys)
+        is_left_out = and_(key == TOTAL, value.like(f"{LEFT_OUT}%"), rows.c.action != UNSAMPLED)
+        servers = func.max(rows.c.max_server_count).filter(key == FLEET)
+        numbers = func.string_agg(func.substr(value, len(LEFT_OUT) + 1), ",").filter(is_left_out)
+        counted += [func.coalesce(servers, 0).label("servers"), numbers.label("left_out")]
+    if level.has_several_rows_of_a_server:
+        counted.append(_largest_sum_bytes(level, rows).label("largest_sum_bytes"))
     by_server = select(*keys, *counted).group_by(*keys).subquery("by_server")
     is_sampled = by_server.c.records > 0
+    if level.has_several_rows_of_a_server:
+        # Always true, but PostgreSQL does not know that, and so computes the sum.
+        is_sampled = and_(is_sampled, by_server.c.largest_sum_bytes >= _whole(0))
     is_removed = and_(StatementParameters.overwrite, is_sampled)
     sums: dict[str, Element] = {name: by_server.c[name] for name in actions}
     sums["unsampled"] = case((is_removed, _whole(0)), else_=by_server.c.unsampled)
     sums["removed"] = case((is_removed, by_server.c.unsampled), else_=_whole(0))
+    left_out: Element = null() if level.has_servers else func.max(by_server.c.left_out)
     return select(
         by_server.c.period_start,
         (func.count().filter(is_sampled) if level.has_servers else func.max(by_server.c.servers)).label("instances"),
         *(cast(func.sum(value), BigInteger).label(name) for name, value in sums.items()),
+        cast(left_out, String).label("left_out"),
     ).group_by(by_server.c.period_start)

@@ -102,6 +102,11 @@ class Level:
         """Whether each row is of one server, so that servers can be computed, and can fail, one by one."""
         return "instance_id" in self.keys
 
+    @property
+    def has_several_rows_of_a_server(self) -> bool:
+        """Whether a server has a row for each of its parts, which must add up to a possible size."""
+        return self.has_servers and len(self.keys) > 1
+
     def of_servers(
         self, table: sa.FromClause, instance_ids: sa.ColumnElement[Any]
     ) -> tuple[sa.ColumnElement[bool], ...]:

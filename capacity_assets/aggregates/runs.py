@@ -37,7 +37,12 @@ from capacity_assets.aggregates.figures import (
     node_statements,
     stored_windows,
 )
-from capacity_assets.aggregates.groups import GROUP_DAYS, day_parameters
+from capacity_assets.aggregates.groups import (
+    GROUP_DAYS,
+    SERVERS_LEFT_OUT,
+    day_parameters,
+    left_out_parameters,
+)
 from capacity_assets.aggregates.levels import GROUP, LEVELS, Level
 from capacity_assets.base.errors import (
     MAXIMUM_LISTED_ERRORS,
@@ -51,7 +56,7 @@ from capacity_assets.base.errors import (
 )
 from capacity_assets.base.periods import Period, Window, adjacent_spans
 from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES
-from capacity_assets.base.units import counted
+from capacity_assets.base.units import LARGEST_MB, counted
 from capacity_assets.database.changes import WRITER_SETTING
 from capacity_assets.database.cluster import SETTINGS_OF_A_SLICE, is_distributed
 from capacity_assets.database.partitions import FIRST_PLAUSIBLE
@@ -276,8 +281,8 @@ def prepare_group_days(connection: sa.Connection, work: AggregationWork) -> dict
     step = max(1, SERVER_DAYS_PER_STATEMENT // max(1, len(work.instances)))
     for first in range(0, len(days), step):
         days_to_add = day_parameters(connection, days[first : first + step])
-        connection.execute(sa.text(_ADD_UP), days_to_add)
-        unsampled = [set(some) for name, some in days_to_add.items() if name != "days"]
+        _add_up(connection, days_to_add)
+        unsampled = [set(some) for name, some in days_to_add.items() if name.startswith("without_")]
         dropped = sorted(set.intersection(*unsampled))
         if dropped:
             connection.execute(sa.text(_FORGET_DAYS_SHORT_OF_SERVERS), {"dropped": dropped})
@@ -291,7 +296,23 @@ def prepare_group_days(connection: sa.Connection, work: AggregationWork) -> dict
     return {windows[row.period_start]: row.rows for row in connection.execute(sa.text(_GONE), parameters)}
 
 
-_ADD_UP = f"INSERT INTO {GROUP.source.name} {GROUP_DAYS}"
+def _add_up(connection: sa.Connection, days_to_add: Mapping[str, Sequence[object]]) -> None:
+    """Add up days; those on which a group is above 8 EiB once more, without the servers that are left out."""
+    crowded = connection.execute(sa.text(_ADD_UP), days_to_add).scalars().all()
+    if crowded:
+        days = {name: [day for day in crowded if day in some] for name, some in days_to_add.items()}
+        left_out = left_out_parameters(connection.execute(sa.text(SERVERS_LEFT_OUT), days))
+        connection.execute(sa.text(_FORGET_DAYS), days)
+        connection.execute(sa.text(_ADD_UP), {**days, **left_out})
+
+
+_FORGET_DAYS = f"DELETE FROM {GROUP.source.name} WHERE collected_date = ANY (CAST(:days AS date[]))"  # noqa: S608 -- the name of our table
+# Returns the days on which a group is above 8 EiB.
+_ADD_UP = f"""
+WITH added AS (INSERT INTO {GROUP.source.name} {GROUP_DAYS} RETURNING collected_date, size_mb)
+SELECT DISTINCT collected_date FROM added WHERE size_mb NOT BETWEEN -{LARGEST_MB} AND {LARGEST_MB}
+ORDER BY collected_date
+"""  # noqa: S608 -- the name of our table
 # A server out of service has no daily aggregates that could replace its dropped samples.
 _FORGET_DAYS_SHORT_OF_SERVERS = """
 DELETE FROM capacity_group_days AS d USING capacity_group_days AS f, group_size_aggregations AS g
@@ -342,6 +363,10 @@ READ_ONLY = sa.text("SET TRANSACTION READ ONLY")
 SECONDS_BETWEEN_LINES = 10
 """Seconds between lines of progress in the log; shorter runs have none."""
 
+LEFT_OUT_OF_GROUPS = (
+    "left out of every group on a day of this window, because its total or the sum of its databases is above 8 EiB, or "
+    "the fleet is with it, which is impossible"
+)
 OUT_OF_RANGE = "22003"
 UNIQUE_VIOLATION = "23505"
 TURNS = 3
@@ -456,17 +481,28 @@ class AggregationRunner:
         empty = self._empty(work.period, window)
         if row is None:
             return replace(empty, skipped_instances=len(work.instances), unsampled_records=work.gone.get(window, 0))
+        left_out = self._left_out(work, row.left_out)
+        active = len(work.instances)
+        # Groups also include servers that are not active.
+        processed = min(row.instances, max(row.instances, active) - len(left_out))
         return replace(
             empty,
-            processed_instances=row.instances,
-            # Groups also include servers that are not active.
-            skipped_instances=max(0, len(work.instances) - row.instances),
+            processed_instances=processed,
+            failed_instances=len(left_out),
+            skipped_instances=max(0, active - processed - len(left_out)),
+            errors=left_out[:MAXIMUM_LISTED_ERRORS],
             written_records=row.written,
             unchanged_records=row.unchanged,
             protected_records=row.records - row.written - row.unchanged,
             removed_records=row.removed,
             unsampled_records=row.unsampled,
         )
+
+    def _left_out(self, work: AggregationWork, numbers: str | None) -> tuple[InstanceError, ...]:
+        """Return the servers that are in no group on a day of a window as errors, from their numbers."""
+        names = {instance.id: instance.name for instance in work.instances} if numbers else {}
+        ids = sorted(map(int, numbers.split(","))) if numbers else []
+        return tuple(InstanceError(number, names.get(number, "not active"), LEFT_OUT_OF_GROUPS) for number in ids)
 
     def _write_at_once(self, connection: sa.Connection, work: AggregationWork) -> dict[date, Any]:
         """Compute, decide, write and count in one statement."""
@@ -536,7 +572,8 @@ class AggregationRunner:
         instance = work.instances[0] if self.level.has_servers else InstanceRef(0, "every group")
         reason = reason_of(error)
         if sqlstate_of(error) == OUT_OF_RANGE:
-            reason += ": a size in this window, or in one it is compared with, is above 8 EiB, which is impossible"
+            what = "a size, or the sum of its databases," if self.level.has_several_rows_of_a_server else "a size"
+            reason += f": {what} in this window, or in one it is compared with, is above 8 EiB, which is impossible"
         failure = InstanceError(instance.id, instance.name, reason)
         return replace(self._empty(work.period, window), failed_instances=1, errors=(failure,))
 
@@ -638,10 +675,10 @@ class PeriodSummary:
         if self.status is AggregationStatus.FAILED:
             their = "its existing rows" if self.failed_instances == 1 else "their existing rows"
             stored = f" The rows of {counted(self.processed_instances, 'other server')} are stored."
-            return (
-                f"{window}: {self.failed_instances} of {counted(self.total_instances, 'server')} failed; "
-                f"{their} are unchanged.{stored if self.processed_instances else ''}"
-            )
+            failed = f"{window}: {self.failed_instances} of {counted(self.total_instances, 'server')} failed"
+            if self.level == GROUP.name and self.processed_instances:
+                return f"{failed}; groups were computed from the other servers."
+            return f"{failed}; {their} are unchanged.{stored if self.processed_instances else ''}"
         if self.status is AggregationStatus.SKIPPED:
             reason = "no active server" if not self.total_instances else "no server has samples in this window"
             return f"{window}: nothing to do, {reason}."

@@ -25,7 +25,7 @@ from capacity_assets.forecast.results import display_name
 from capacity_assets.ownership import labels as ownership
 from capacity_assets.ownership.bills import group_heading, group_named
 from capacity_assets.ownership.labels import refuse_unknown_label
-from capacity_assets.reading.groups import Group, groups_of, measured_notes, out_of_service_note
+from capacity_assets.reading.groups import Group, groups_of, measured_notes, server_notes
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.table_growth import (
     DatabaseGrowth,
@@ -320,7 +320,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
             update_group_forecasts(runner.service.engine, Clock(settings.zone))
         with database_errors(doing="reading groups"), runner.service.engine.connect() as connection:
             rows = groups_of(connection, chosen, window, by, ownership.first_fill_date_of_groups(connection, by))
-            out_of_service = out_of_service_note(connection, chosen, window, by)
+            out_of_service = server_notes(connection, chosen, window, by)
             changed_at = None if by == "server" else ownership.groups_changed_at(connection, chosen, [window])
     if not rows:
         raise ValidationError(

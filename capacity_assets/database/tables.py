@@ -150,7 +150,7 @@ def forecast_columns(days: int) -> list[Column[object]]:
     ]
 
 
-SCHEMA_REVISION = "0028"
+SCHEMA_REVISION = "0029"
 """The number of these definitions. Raise it with a column that programs use, so that they require `capacity init`
 first.
 
@@ -316,12 +316,12 @@ group_size_aggregations = table(
     required(
         "label_key",
         String(LONGEST_KEY),
-        "Key of a label; engine; (fleet): all servers; (total): by whether servers have a total",
+        "Key of a label; engine; (fleet): all servers; (total): by whether servers have a total, or are left out",
     ),
     required(
         "label_value",
         String(LONGEST_VALUE),
-        "Value of the label, or engine; empty: subjects without the label; of (total): measured or derived",
+        "Value of the label, or engine; empty: subjects without the label; of (total): measured, derived or left out N",
     ),
     *window_columns(),
     *figure_columns(GROUP_MEASURES, "Days on which something belonged to the group"),
@@ -719,7 +719,9 @@ capacity_bills = table(
     required("unpriced_gib_months", EXACT, "The part without a price, not billed"),
     required("measured_days", BigInteger, "Days of servers on which they were measured"),
     required("billed_days", BigInteger, "Days of servers that were billed"),
-    required("unbilled_servers", Integer, "Servers with totals and no sizes of databases"),
+    required(
+        "unbilled_servers", Integer, "Measured servers that are not billed: no sizes of databases, or above 8 EiB"
+    ),
     required("label_keys", JSON, "Keys of labels by which it can be split"),
     optional("reason", Text, "Why it differs from the issue before; null: it is the first"),
     optional("declared_state", Text, "Numbers and newest times of the labels and prices at the last computation"),

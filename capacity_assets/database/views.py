@@ -515,6 +515,15 @@ SELECT g.period_type AS period,  -- Name of the period, such as daily or monthly
        g.period_start AS window_start  -- First day of the window
 FROM group_size_aggregations g WHERE g.label_key = '(total)' AND g.label_value = 'derived';
 """)
+[LEFT_OUT_VIEW] = views_in("""
+-- Servers that are in no group on days of a window: with them, groups would have more than 8 EiB, which is impossible.
+CREATE VIEW capacity_left_out_servers AS
+SELECT g.period_type AS period,  -- Name of the period, such as daily or monthly
+       g.period_start AS window_start,  -- First day of the window
+       CAST(substr(g.label_value, 10) AS integer) AS server_id,  -- Number of the server
+       g.data_count AS days  -- Days of the window on which it is left out
+FROM group_size_aggregations g WHERE g.label_key = '(total)' AND g.label_value LIKE 'left out %';
+""")
 # The rows of a window, and the rows of the previous window of servers that have none in it.
 _FLEET_AND_COVERAGE = views_in("""
 -- Size of the fleet by engine in each window. Servers that are counted by another one are left out.
@@ -555,8 +564,8 @@ CREATE VIEW capacity_coverage AS
 SELECT s.collected_date AS day,  -- Day of the samples
        count(DISTINCT s.instance_id) AS servers,  -- Servers measured on it
        sum(s.database_count) AS databases,  -- Databases on them
-       sum(s.total_size_mb) FILTER (WHERE i.counted_by IS NULL) AS size_mb
-          -- Sum of the sizes measured of servers that are not counted by another one, MiB
+       sum(s.total_size_mb) FILTER (WHERE i.counted_by IS NULL AND s.total_size_mb <= 8796093022207) AS size_mb
+          -- Sum of the sizes measured of servers that are not counted by another one, without impossible ones, MiB
 FROM instance_size_stats s LEFT JOIN instances i ON i.id = s.instance_id
 WHERE NOT s.is_deleted
 GROUP BY 1;
@@ -724,6 +733,7 @@ VIEWS = (
     ),
     *_FLEET_AND_COVERAGE,
     DERIVED_WINDOWS_VIEW,
+    LEFT_OUT_VIEW,
     *RUNWAY_VIEWS,
     *READER_VIEWS,
     STALE_WINDOWS_VIEW,

@@ -19,7 +19,11 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ARRAY, Connection, Row, Text, TextualSelect, any_, literal, select, text
 
-from capacity_assets.aggregates.groups import GROUP_DAYS_OF_SERVERS
+from capacity_assets.aggregates.groups import (
+    GROUP_DAYS_OF_SERVERS,
+    STORED_SERVERS_LEFT_OUT,
+    left_out_parameters,
+)
 from capacity_assets.database.cluster import copied_for_reading
 from capacity_assets.database.tables import instances, is_active
 from capacity_assets.forecast.model import Sizes, without_steps
@@ -155,7 +159,8 @@ def _departed_parameters(connection: Connection, as_of: date) -> dict[str, objec
         f"without_{name}": [day for day in days if oldest_day is None or day < oldest_day]
         for name, oldest_day in oldest._mapping.items()  # noqa: SLF001 -- SQLAlchemy's public name
     }
-    return {"servers": departed, "days": days, **without}
+    left_out = connection.execute(text(STORED_SERVERS_LEFT_OUT), {"days": days})
+    return {"servers": departed, "days": days, **without, **left_out_parameters(left_out)}
 
 
 @dataclass(frozen=True)

@@ -599,7 +599,8 @@ def bill_notes(bill_by_group: BillByGroup) -> list[str]:
         )
     if bill.unbilled_servers:
         sentences.append(
-            f"Not billed: {counted(bill.unbilled_servers, 'server')} with measured totals but no measured databases."
+            f"Not billed: {counted(bill.unbilled_servers, 'server')} whose databases were not measured, or add up to "
+            "more than 8 EiB, which is impossible."
         )
     if bill.measured_days < bill.billed_days:
         missing = bill.billed_days - bill.measured_days
@@ -695,7 +696,7 @@ ORDER BY day
 # its last one, or to the end of the month if it was measured later. Days in between without a sample count as the
 # average of the others. Aggregates replace samples of other months that retention has dropped.
 _MEASURED = """
-    SELECT m.*, z.database_name, z.segment, z.days, z.bytes
+    SELECT m.*, z.database_name, z.segment, z.days, z.bytes, z.largest_bytes
     FROM (
         SELECT d.instance_id, count(*) AS measured, min(d.day) AS first_day, max(d.day) AS last_day,
                EXISTS (SELECT FROM database_size_stats s
@@ -721,7 +722,9 @@ _MEASURED = """
             ) AS every
         ) AS d GROUP BY d.instance_id
     ) AS m LEFT JOIN (
-        SELECT s.instance_id, s.database_name, s.segment, count(*) AS days, sum(s.bytes) AS bytes FROM (
+        SELECT s.instance_id, s.database_name, s.segment, count(*) AS days, sum(s.bytes) AS bytes,
+               max(abs(s.bytes)) AS largest_bytes
+        FROM (
             SELECT r.instance_id, r.database_name,
                    coalesce(r.size_bytes, r.size_mb * CAST(1048576 AS numeric)) AS bytes,
                    (CAST(:segments AS date[]))[width_bucket(r.collected_date, CAST(:segments AS date[]))] AS segment
@@ -772,7 +775,11 @@ _BILLED_SERVERS = """
     LEFT JOIN LATERAL (SELECT l.server, l.engine FROM capacity_bill_lines l
                        WHERE l.month = :start AND l.instance_id = m.instance_id ORDER BY l.issue DESC LIMIT 1
     ) AS last ON i.id IS NULL
-    WHERE i.counted_by IS NULL"""
+    -- A server of more than 8 EiB is impossible, and no amount of it is right.
+    WHERE i.counted_by IS NULL AND m.instance_id NOT IN (
+        SELECT d.instance_id FROM (
+            SELECT instance_id, max(largest_bytes) AS bytes FROM measured GROUP BY instance_id, database_name
+        ) AS d GROUP BY d.instance_id HAVING sum(d.bytes) > 9223372036854775807)"""
 _SUBJECTS = """
     SELECT row_number() OVER () AS number, instance_id, database_name, segment AS day, days, bytes
     FROM measured WHERE database_name IS NOT NULL"""
@@ -830,8 +837,9 @@ COMPUTED = {
 DAYS = """
 SELECT coalesce(sum(measured), 0) AS measured_days, coalesce(sum(billed), 0) AS billed_days,
        (SELECT max(last_day) FROM measured) AS billed_until,
-       (SELECT count(*) FROM totals t LEFT JOIN instances i ON i.id = t.instance_id
-        WHERE t.is_sized AND i.counted_by IS NULL AND t.instance_id NOT IN (SELECT instance_id FROM billed_servers))
+       (SELECT count(*) FROM (SELECT instance_id FROM totals WHERE is_sized UNION SELECT instance_id FROM measured) AS t
+        LEFT JOIN instances i ON i.id = t.instance_id
+        WHERE i.counted_by IS NULL AND t.instance_id NOT IN (SELECT instance_id FROM billed_servers))
            AS unbilled_servers
 FROM billed_servers
 """

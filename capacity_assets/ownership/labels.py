@@ -20,7 +20,13 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, Row, Text, cast, select, table, text
 from sqlalchemy import column as sql_column
 
-from capacity_assets.aggregates.groups import GROUP_PARTS, ROWS_OF_SERVERS, day_parameters
+from capacity_assets.aggregates.groups import (
+    GROUP_PARTS,
+    ROWS_OF_SERVERS,
+    STORED_SERVERS_LEFT_OUT,
+    day_parameters,
+    left_out_parameters,
+)
 from capacity_assets.base.declarations import DeclaredItems, checked_label, day_of, declarations, refuse_lacking
 from capacity_assets.base.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.base.periods import Period, Window
@@ -549,6 +555,7 @@ class GroupExplanation:
 def explain_group(connection: Connection, period: Period, window: Window, key: str, value: str) -> GroupExplanation:
     """Return the parts of a group in a window; raises NotFoundError if nothing has this label in it, and DBAPIError."""
     days = day_parameters(connection, window.dates)
+    days |= left_out_parameters(connection.execute(text(STORED_SERVERS_LEFT_OUT), days))
     of_group = {"period": period.name, "start": window.start, "key": key, "value": value}
     servers = connection.execute(text(_LABELLED), of_group).scalars().all()
     query = with_queries(_PARTS, **ROWS_OF_SERVERS, parts=GROUP_PARTS)

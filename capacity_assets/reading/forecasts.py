@@ -18,6 +18,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from capacity_assets.base.errors import database_errors
 from capacity_assets.base.settings import HORIZONS_DAYS, Thresholds
+from capacity_assets.base.units import LARGEST_MB
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.database.tables import capacity_runways, instances
 from capacity_assets.database.views import ISSUED_RUNWAYS_VIEW, RUNWAY_VIEW
@@ -579,7 +580,8 @@ def _unknown_limits(source: sa.FromClause, server: str | None = None) -> sa.Labe
 def _headroom(connection: sa.Connection, source: sa.FromClause, server: str | None = None) -> int | None:
     """Return the free space of volumes and, for servers without volumes, up to their own limit, MiB.
 
-    Full ones count as 0; those without a known limit are left out. None: no limit is known.
+    Full ones count as 0; those without a known limit are left out, and so are servers with more than 8 EiB of free
+    space, which is impossible. None: no limit is known.
     """
     of = source.c
     is_chosen = of.counted if server is None else of.server == server
@@ -587,9 +589,15 @@ def _headroom(connection: sa.Connection, source: sa.FromClause, server: str | No
     left_over = chosen.cte("left_over")
     own, volume = left_over.alias("l"), left_over.alias("v")
     has_volumes = sa.exists().where(volume.c.server_id == own.c.server_id, volume.c.subject == VOLUME)
-    total = sa.select(sa.func.sum(sa.func.greatest(own.c.headroom_mb, 0))).where(
-        own.c.headroom_mb.is_not(None), sa.or_(own.c.subject == VOLUME, ~has_volumes)
+    free_mb = sa.func.sum(sa.func.greatest(own.c.headroom_mb, 0))
+    of_servers = (
+        sa.select(free_mb.label("free_mb"))
+        .where(own.c.headroom_mb.is_not(None), sa.or_(own.c.subject == VOLUME, ~has_volumes))
+        .group_by(own.c.server_id)
+        .having(free_mb <= LARGEST_MB)
+        .subquery("of_servers")
     )
+    total = sa.select(sa.func.sum(of_servers.c.free_mb))
     # A separate query: on distributed rows, a subquery may not be combined with an aggregate.
     headroom_mb = connection.execute(total).scalar()
     return None if headroom_mb is None else int(headroom_mb)

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from capacity_assets.base.periods import PERIODS, Period, Window
-from capacity_assets.base.units import first_of, human_mb, percent_of
+from capacity_assets.base.units import counted, first_of, human_mb, percent_of
 from capacity_assets.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.labels import WITHOUT_LABEL, GroupFillDate
@@ -261,13 +261,63 @@ def measured_notes(groups: Sequence[Group], by: str) -> list[str]:
     ]
 
 
-def out_of_service_note(connection: Connection, period: Period, window: Window, by: str) -> str | None:
-    """Return a sentence on servers that groups contain and the size of the fleet does not; None: there are none.
+def server_notes(connection: Connection, period: Period, window: Window, by: str) -> str | None:
+    """Return sentences on servers that only the groups, or only the size of the fleet, contain; None: there are none.
 
-    These are out of service, were measured in the window, and have no row of it. Groups by server do not contain them.
+    Groups by server contain the servers of the fleet.
     """
     if by == "server":
         return None
+    notes = (left_out_note(connection, period, window), _out_of_service_note(connection, period, window))
+    return " ".join(note for note in notes if note) or None
+
+
+@dataclass(frozen=True)
+class LeftOutServer:
+    """A server that is in no group on some days of a window, because its sizes cannot be added up."""
+
+    window_start: date
+    server_id: int
+    server: str
+    engine: str
+    left_out_days: int
+    days: int
+    """Days of the window on which anything was measured."""
+
+
+def left_out_servers(connection: Connection, period: Period, windows: Sequence[Window]) -> list[LeftOutServer]:
+    """Return the servers that are left out of groups, by window and name."""
+    statement = """
+        SELECT l.window_start, l.server_id, coalesce(s.server, 'server ' || l.server_id) AS server,
+               coalesce(s.engine, 'unknown') AS engine, l.days AS left_out_days,
+               greatest(l.days, (SELECT max(g.measured_days) FROM capacity_server_growth g
+                                 WHERE g.period = :period AND (:with_derived OR NOT g.is_derived)
+                                   AND g.window_start = l.window_start AND g.counted)) AS days
+        FROM capacity_left_out_servers l LEFT JOIN capacity_servers s ON s.server_id = l.server_id
+        WHERE l.period = :period AND l.window_start = ANY (CAST(:starts AS date[]))
+          AND l.window_start BETWEEN :first_start AND :last_start
+        ORDER BY l.window_start, server"""
+    parameters = of_windows(period, [window.start for window in windows])
+    return records(LeftOutServer, connection, statement, **parameters)
+
+
+def left_out_note(connection: Connection, period: Period, window: Window) -> str | None:
+    """Return a sentence on the servers that are left out of groups; None: there are none."""
+    servers = left_out_servers(connection, period, [window])
+    if not servers:
+        return None
+    named = first_of((f"{one.server} ({counted(one.left_out_days, 'day')})" for one in servers), GROUPS_NAMED)
+    return (
+        f"Left out of every group, because its sizes, or those of the fleet with it, are above 8 EiB: {named}. "
+        "Correct these samples; the groups are then computed again."
+    )
+
+
+def _out_of_service_note(connection: Connection, period: Period, window: Window) -> str | None:
+    """Return a sentence on servers that groups contain and the size of the fleet does not.
+
+    These are out of service, were measured in the window, and have no row of it.
+    """
     # Not joined, so that distributed tables are read on the nodes.
     retired = {row.server_id: row.server for row in rows(connection, _OUT_OF_SERVICE)}
     of_window = {"period": period.name, "start": window.start}
@@ -353,7 +403,8 @@ def partial_groups(
     """Return the groups that lack a server, of a window and of the previous one, each by its first day.
 
     The rule is that of `short_servers`, but a server is expected if this window or the previous one has it. A day that
-    it missed counts for its group of that day. `sizes_mb` are the sizes of the groups.
+    it missed counts for its group of that day. A server that is left out counts, however large its group is.
+    `sizes_mb` are the sizes of the groups.
     """
     missing = """
         WITH stored AS MATERIALIZED (
@@ -384,7 +435,12 @@ def partial_groups(
         missing_rows = rows(connection, missing, **of_windows(period, starts), **spans)
     groups: dict[date, set[str | None]] = {start: set() for start in starts[1:3]}
     of_servers = [(row.server_id, period.window_of(row.start)) for row in missing_rows]
-    labelled = {} if grouped_by in WITHOUT_LABEL else _groups_on_missed_days(connection, grouped_by, of_servers)
+    left_out = left_out_servers(connection, period, windows[1:3])
+    of_left_out = [(server.server_id, period.window_of(server.window_start)) for server in left_out]
+    of_both = [*of_servers, *of_left_out]
+    labelled = {} if grouped_by in WITHOUT_LABEL else _groups_on_missed_days(connection, grouped_by, of_both)
+    for server, of_server in zip(left_out, of_left_out, strict=True):
+        groups[server.window_start] |= {server.engine} if grouped_by == "engine" else {*labelled.get(of_server, ())}
     for row, of_server in zip(missing_rows, of_servers, strict=True):
         # Groups by server are not marked: without its server, such a group has no row.
         names = {row.engine: 1.0} if grouped_by == "engine" else labelled.get(of_server, {})
@@ -465,7 +521,10 @@ def _missed_days(
 
 @dataclass(frozen=True)
 class ShortServer:
-    """A server of a group that was measured on fewer days of a window than others, so that the group lacks a part."""
+    """A server of a group that was measured on fewer days of a window than others, so that the group lacks a part.
+
+    A server that is left out of groups on a day is one, too.
+    """
 
     window_start: date
     server_id: int
@@ -473,6 +532,8 @@ class ShortServer:
     measured_days: int
     days: int
     """Days of the window on which anything was measured."""
+    left_out_days: int = 0
+    """Days on which it is left out, because its sizes cannot be added up."""
 
 
 def short_servers(
@@ -481,7 +542,7 @@ def short_servers(
     """Return the servers that make windows of a group partly measured, by window and name.
 
     Each is missing in its window, or missed enough days to change the mean of the group noticeably: a group is a mean
-    over days, so a day without a server lowers it by a part of the server's size.
+    over days, so a day without a server lowers it by a part of the server's size. Or it is left out on a day.
     """
     # A server is expected from its first window on; one out of service, only before its last.
     statement = """
@@ -561,11 +622,30 @@ def short_servers(
             noticeable=1 - NOTICEABLE,
             is_daily=period.days == 1,
         )
+    left_out = {} if grouped_by == "server" else _left_out_of_group(connection, period, windows, grouped_by, name)
+    short = [
+        replace(server, left_out_days=left_out.pop((server.window_start, server.server_id), server).left_out_days)
+        for server in short
+    ]
+    short = sorted([*short, *left_out.values()], key=lambda server: (server.window_start, server.server))
     if grouped_by in WITHOUT_LABEL:
         return short
     of_servers = [(server.server_id, period.window_of(server.window_start)) for server in short]
     groups = _groups_on_missed_days(connection, grouped_by, of_servers)
     return [server for server, of_server in zip(short, of_servers, strict=True) if name in groups[of_server]]
+
+
+def _left_out_of_group(
+    connection: Connection, period: Period, windows: Sequence[Window], grouped_by: str, name: str | None
+) -> dict[tuple[date, int], ShortServer]:
+    """Return the servers that are left out, of one engine or of any label."""
+    return {
+        (server.window_start, server.server_id): ShortServer(
+            server.window_start, server.server_id, server.server, 0, server.days, server.left_out_days
+        )
+        for server in left_out_servers(connection, period, windows)
+        if grouped_by != "engine" or server.engine == name
+    }
 
 
 def changes_of_databases(

@@ -82,7 +82,7 @@ from capacity_assets.reading.forecasts import (
     newest_issue,
     with_histories,
 )
-from capacity_assets.reading.groups import Group, group_names, groups_of, measured_notes
+from capacity_assets.reading.groups import Group, group_names, groups_of, left_out_note, measured_notes
 from capacity_assets.reading.sizes import FleetSize, SeriesSize, database_shares, engine_sizes, fleet_sizes
 from capacity_assets.reading.subjects import server_id_of
 from capacity_assets.reading.windows import WindowFacts, window_facts
@@ -124,6 +124,8 @@ class Report:
     runways: ForecastIssue | None = None
     grouped_by: str | None = None
     groups: Sequence[Group] = ()
+    left_out: str | None = None
+    """A sentence on servers that are left out of the groups."""
     """Groups of the window; empty for a single server, or if no database has the label."""
     engines: Sequence[str] = ()
     """All engines, for the colours of the chart; empty for a single server."""
@@ -229,7 +231,8 @@ def read_report(  # noqa: PLR0913 -- one argument per choice of a report
             return report
         groups = groups_of(connection, period, window, by, first_fill_date_of_groups(connection, by))
         has_labels = any(group.name is not None for group in groups)
-        return replace(report, grouped_by=by, groups=groups) if has_labels else report
+        left_out = left_out_note(connection, period, window)
+        return replace(report, grouped_by=by, groups=groups, left_out=left_out) if has_labels else report
 
 
 def _with_objects(connection: Connection, window: Window, changes: DatabaseChanges) -> DatabaseChanges:
@@ -457,7 +460,10 @@ def render(report: Report, edition: Edition | None = None) -> str:
         kinds_listed=KINDS_LISTED,
         series=stacked_series(report),
         notes=notes(report),
-        group_notes=measured_notes(report.groups, report.grouped_by or ""),
+        group_notes=[
+            *measured_notes(report.groups, report.grouped_by or ""),
+            *([report.left_out] if report.left_out else []),
+        ],
         history_chart=fleet_history_chart(report),
         waterfall_chart=growth_chart(report) if report.size_before.servers else "",
         coverage_chart=coverage_chart(report),

@@ -45,7 +45,7 @@ from capacity_assets.reading.groups import (
     group_sizes,
     groups_of,
     like_for_like,
-    out_of_service_note,
+    server_notes,
     short_servers,
     space_of_groups,
 )
@@ -96,7 +96,7 @@ class GroupsPage:
     notice: str | None = None
     """A sentence on when labels changed that the groups do not include yet."""
     out_of_service: str | None = None
-    """A sentence on servers that the groups contain and the size of the fleet does not."""
+    """Sentences on servers that only the groups, or only the size of the fleet, contain."""
     size_mb: int = 0
     """The total of all groups of all pages."""
     change_mb: int | None = None
@@ -195,7 +195,7 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
             if query.page == 1:
                 space = space_of_groups(connection, period, window, by, groups)
         notice = _notice(connection, period, [window] if window else [], by)
-        out_of_service = out_of_service_note(connection, period, window, by) if window else None
+        out_of_service = server_notes(connection, period, window, by) if window else None
     shown, has_more = part_of_page(groups, query)
     changes = [group.change_mb for group in groups if group.change_mb is not None]
     return GroupsPage(

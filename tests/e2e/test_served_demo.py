@@ -106,7 +106,7 @@ def test_bi_tools_read_the_fleet_over_the_port(stack: ui.Stack) -> None:
 def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_few_runs(stack: ui.Stack) -> None:
     port, home = stack.port, stack.home
     nodes = {node["assetKey"]["path"][0]: node for node in ask(port, ui.ASSETS)["assetNodes"]}
-    assert len(nodes) == 26 + 21, "assets, and the views and pages that read them"
+    assert len(nodes) == 26 + 22, "assets, and the views and pages that read them"
     monthly = nodes["monthly_database_aggregations"]
     assert monthly["groupName"] == "monthly"
     partitioned = {name: node["partitionStats"] for name, node in nodes.items() if node["partitionStats"]}

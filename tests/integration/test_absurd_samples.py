@@ -110,10 +110,7 @@ def test_samples_that_no_engine_can_hold_fail_their_own_servers_alone(
 
     names = {f"server-{server}" for server in ABSURD}
     for part, errors in failed.items():
-        # What cannot be counts in no group.
-        assert {name for name in names if any(name in error for error in errors)} == (
-            set() if part.endswith("group") else names
-        ), part
+        assert {name for name in names if any(name in error for error in errors)} == names, part
         assert all("8 EiB" in error and "server-1" not in error for error in errors), part
     assert {*issued.left_out} == names
     assert all(name in caplog.text for name in names)

@@ -30,6 +30,8 @@ FIRST = date(2024, 6, 20)
 DAYS = 395
 PERIODS = ("daily", "weekly", "monthly", "quarterly", "yearly")
 NAMES = ("pay_a", "pay_b", "other")
+# Of the days of a server: those on which a database is impossible, or leaves no room for another like it.
+HUGE_SHARE = 0.01
 # All histories are computed together; each has servers and values of labels of its own.
 EACH = 3
 
@@ -50,9 +52,11 @@ def random_fleet(choose: random.Random) -> Fleet:
         for number in numbers:
             day = FIRST + timedelta(days=number)
             here = {name: choose.randint(0, 500) for name in NAMES if number >= begins[name]}
+            if choose.random() < HUGE_SHARE:
+                here[NAMES[0]] = choose.choice((LARGEST_MB // 2, LARGEST_MB, LARGEST_MB + 1, 2**63 - 1))
             fleet.sizes.update({(server, name, day): size for name, size in here.items()})
             if choose.random() < has_totals:
-                measured = max(0, sum(here.values()) + choose.randint(-3, 9))
+                measured = min(2**63 - 1, max(0, sum(here.values()) + choose.randint(-3, 9)))
                 fleet.totals[server, day] = (measured, len(here) + choose.randint(0, 1))
     return fleet
 
@@ -123,7 +127,7 @@ def assert_adding_up(engine: Engine) -> None:
     for row in rows:
         sums[row.period_type, row.period_start, row.label_key] += row.size
     for (period, start, _), size in sums.items():
-        assert size == sums[period, start, "(fleet)"]
+        assert size == sums.get((period, start, "(fleet)"), 0), "where every server is left out, there is no fleet"
 
 
 def test_groups_equal_a_naive_computation_after_any_change(engine: Engine, service: AggregationService) -> None:
@@ -400,16 +404,39 @@ def test_an_impossible_total_gives_way_to_the_sum_of_its_databases(engine: Engin
 
 
 @pytest.mark.usefixtures("two_months")
-def test_groups_of_a_window_fail_together_where_one_has_more_than_can_be_computed(
+def test_a_server_with_which_the_fleet_would_be_too_large_is_left_out_alone_and_named(
     engine: Engine, service: AggregationService
 ) -> None:
     day = date(2025, 4, 5)
     before = figures(engine, GROUP, "daily")
-    execute(engine, f"UPDATE instance_size_stats SET total_size_mb = {LARGEST_MB} WHERE collected_date = '{day}'")
+    execute(
+        engine,
+        f"UPDATE instance_size_stats SET total_size_mb = {LARGEST_MB} "
+        f"WHERE collected_date = '{day}' AND instance_id = 1",
+    )
 
     run = compute_windows(service, "daily", day - timedelta(days=1), day + timedelta(days=2), scope="group")
 
-    assert {part.period_start.day: part.failed_instances for part in run.summaries} == {4: 0, 5: 1, 6: 1, 7: 0}
-    assert all(error.reason.endswith("is above 8 EiB, which is impossible") for error in run.summaries[1].errors)
-    assert [error.instance_name for error in run.summaries[1].errors] == ["every group"]
-    assert figures(engine, GROUP, "daily") == before, "what was stored stays"
+    of_day = run.summaries[1]
+    assert {part.period_start.day: part.failed_instances for part in run.summaries} == {4: 0, 5: 1, 6: 0, 7: 0}
+    assert (of_day.processed_instances, of_day.skipped_instances) == (1, 0)
+    assert [error.instance_name for error in of_day.errors] == ["server-1"]
+    assert "left out of every group on a day of this window" in of_day.errors[0].reason
+    assert of_day.message.endswith("1 of 2 servers failed; groups were computed from the other servers.")
+    assert size_of(engine, "(fleet)", "(fleet)", day, "daily") == 1085, "the size of server-2"
+    assert size_of(engine, "team", "red", day, "daily") is None
+    assert size_of(engine, "(total)", "left out 1", day, "daily") == 0
+    after = figures(engine, GROUP, "daily")
+    assert {key: row["avg_size_mb"] for key, row in after.items() if key[3] != day} == {
+        key: row["avg_size_mb"] for key, row in before.items() if key[3] != day
+    }
+    assert_adding_up(engine)
+
+    of_month = compute_windows(service, "monthly", APRIL, APRIL, scope="group").summaries[0]
+    assert (of_month.processed_instances, of_month.failed_instances) == (1, 1)
+
+    execute(engine, f"UPDATE instance_size_stats SET total_size_mb = 1135 WHERE total_size_mb = {LARGEST_MB}")
+    for period in ("daily", "monthly"):
+        run = compute_windows(service, period, MARCH, APRIL + timedelta(days=29), scope="group")
+        assert run.total("failed_instances") == 0
+    assert figures(engine, GROUP, "daily") == before

@@ -622,7 +622,8 @@ def test_the_refusal_of_a_role_with_the_former_rights_has_the_statement_that_rep
     )
     reader = reading_engine(database, role=READER_ROLE)
     with pytest.raises(
-        ValidationError, match="cannot read capacity_derived_windows, capacity_issued_runways, so"
+        ValidationError,
+        match="cannot read capacity_derived_windows, capacity_issued_runways, capacity_left_out_servers, so",
     ) as refused:
         refuse_a_role_that_can_write(reader)
     [grant] = re.findall(r"As their owner, run `(.*?)`", str(refused.value))

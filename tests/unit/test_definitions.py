@@ -143,7 +143,7 @@ def test_a_fresh_interpreter_loads_the_code_location_without_a_warning_and_witho
     arguments = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code]
     loaded = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
 
-    assert (loaded.returncode, loaded.stdout.strip()) == (0, "47 True []"), loaded.stderr
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "48 True []"), loaded.stderr
 
 
 def test_the_shipped_workspace_names_the_code_location() -> None:

@@ -9,7 +9,7 @@ from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.base.periods import PERIODS
 
 # If only the text changes, renew the digest. If figures change, raise the number too.
-KNOWN = (1, "6a7edb4e07c5c11b")
+KNOWN = (1, "f4c7a0100c55699d")
 
 
 def test_a_statement_with_other_figures_needs_another_number() -> None:
