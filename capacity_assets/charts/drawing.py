@@ -224,11 +224,13 @@ class _ColumnPlot:
         self._is_known = [any(value is not None for value in column) for column in columns]
         levels = [0, *(level for column in self._levels for level in column)]
         low, high = min(levels), max([*levels, *chart.expected])
+        # The axis ends with the first tick above the highest column.
+        above = high + 1 if high > 0 else high
         if chart.currency:
-            axis = money_axis(high, chart.currency, BAR_STEPS)
+            axis = money_axis(above, chart.currency, BAR_STEPS)
         else:
-            axis = count_axis(high, chart.noun, BAR_STEPS) if chart.noun else size_axis(low, high, BAR_STEPS)
-        self.axis = axis.cut_to(low, high)
+            axis = count_axis(above, chart.noun, BAR_STEPS) if chart.noun else size_axis(low, above, BAR_STEPS)
+        self.axis = axis.cut_to(low, axis.top)
         count = max(len(chart.names), 1)
         self.width = 100 / count * (COLUMN_WIDTH if count <= MOST_GAPS else 1)
 
@@ -337,15 +339,16 @@ def waterfall_chart(title: str, start_mb: int, steps: Sequence[WaterfallStep]) -
     return draw("waterfall", title=title, description=description, plot=plot)
 
 
-def fraction_bar(part: int, whole: int) -> Markup:
-    """Draw a part of a whole as a bar, next to its number."""
-    return span_bar(0, 0 if whole <= 0 else part / whole)
+def fraction_bar(part: float, whole: float, severity: str | None = None) -> Markup:
+    """Draw a part of a whole as a bar, next to its number; in the colour of a severity, whose word is beside it."""
+    return span_bar(0, 0 if whole <= 0 else part / whole, severity=severity)
 
 
-def span_bar(first: float, last: float, mark: float | None = None) -> Markup:
+def span_bar(first: float, last: float, mark: float | None = None, severity: str | None = None) -> Markup:
     """Draw the range between two shares of a whole as a bar, with a mark if one is given."""
     start, end = (round(100 * min(max(share, 0), 1)) for share in (first, last))
-    return draw("bar", start=start, width=end - start, mark=None if mark is None else round(100 * mark))
+    place = None if mark is None else round(100 * mark)
+    return draw("bar", start=start, width=end - start, mark=place, severity=severity)
 
 
 # The shape in which rectangles are placed; the drawing is stretched to the width of the page.

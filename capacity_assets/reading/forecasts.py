@@ -200,6 +200,22 @@ def severity_of(runway: StoredRunway, thresholds: Thresholds) -> Severity | None
     return Severity.ACT if probability >= thresholds.act_percent / 100 else Severity.WATCH
 
 
+def open_severity_of(runway: StoredRunway, thresholds: Thresholds) -> Severity | None:
+    """Return how urgent a forecast is; None: not urgent, or a decision excludes it."""
+    return None if is_left_out(runway.decision) else severity_of(runway, thresholds)
+
+
+def volume_severities(
+    connection: sa.Connection, today: date, server_id: int, thresholds: Thresholds
+) -> dict[str, Severity]:
+    """Return how urgent the newest forecasts of the volumes of a server are, by volume; others are left out."""
+    of_volumes = _select(_NEWEST).where(_R.server_id == server_id, _R.subject == VOLUME)
+    severities = {
+        runway.name: open_severity_of(runway, thresholds) for runway in _runways(connection, today, of_volumes)
+    }
+    return {name: severity for name, severity in severities.items() if severity}
+
+
 def needs_action(runway: StoredRunway, thresholds: Thresholds) -> bool:
     """Whether somebody has to act, regardless of decisions: it is full, or likely to be full soon."""
     return severity_of(runway, thresholds) in {Severity.FULL, Severity.ACT}
@@ -399,6 +415,8 @@ class Usage:
     limit_subject: str | None = None
     """The kind of subject with the limit: database, server or volume."""
     limit_name: str | None = None
+    limit_severity: Severity | None = None
+    """How urgent the forecast of that limit is; None: not urgent, or a decision excludes it."""
     full_by: date | None = None
     """Day by which it is full with a probability of 50 %; None: not within a year, or unknown."""
     forecast_state: str | None = None
@@ -484,6 +502,7 @@ def _usage(state: str, binding: Sequence[StoredRunway], first: StoredRunway | No
         values |= {"limit_mb": shown.limit_mb, "limit_used_mb": shown.size_mb}
         values |= {"limit_subject": shown.subject, "limit_name": shown.name}
         values["limit_used_percent"] = 100 * shown.size_mb / shown.limit_mb if shown.limit_mb else None
+        values["limit_severity"] = open_severity_of(shown, thresholds)
     if first is not None:
         values |= {"full_by": first.full_middle, "full_subject": first.subject, "full_name": first.name}
         values["severity"] = severity_of(first, thresholds)

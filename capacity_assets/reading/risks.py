@@ -41,6 +41,7 @@ from capacity_assets.reading.forecasts import (
     greatest_risks,
     needs_action,
     newest_day_of_issue,
+    open_severity_of,
     runways_of,
     severity_of,
 )
@@ -324,8 +325,7 @@ def limit_command(about: PageSubject) -> str:
 
 def _headline(runway: StoredRunway, text: str, thresholds: Thresholds, linked: str | None = None) -> Headline:
     place = (runway.subject, runway.server_id, runway.server, runway.name)
-    severity = None if is_left_out(runway.decision) else severity_of(runway, thresholds)
-    return Headline(text, severity, runway.full_middle, linked, *place)
+    return Headline(text, open_severity_of(runway, thresholds), runway.full_middle, linked, *place)
 
 
 def _sentence(runway: StoredRunway, subject: str = "") -> str:

@@ -22,12 +22,14 @@ from capacity_assets.base.units import BYTES_PER_GB
 from capacity_assets.reading import subjects
 from capacity_assets.reading.coverage import UnmeasuredServer, newest_measured_days, servers_missing_in
 from capacity_assets.reading.forecasts import (
+    Severity,
     StoredRunway,
     binding_of,
     bound_by_volume,
     first_on_server,
     forecast_day,
     runway_of,
+    volume_severities,
 )
 from capacity_assets.reading.lists import (
     NAME_KINDS,
@@ -145,6 +147,8 @@ class ServerPage(SubjectPage):
     """One server."""
 
     volumes: Sequence[subjects.ServerVolume]
+    volume_severities: Mapping[str, Severity]
+    """How urgent the forecasts of volumes are, by volume; those that are not urgent are left out."""
     fills: SpaceUsage | None
     databases: Sequence[DatabaseInList]
     has_more_databases: bool
@@ -219,6 +223,7 @@ def read_server(reader: Reader, query: PageQuery) -> ServerPage:
             **_declarations(connection, query, period, number, None),
             decisions=decision_rows(connection, query.today, every=True, server_id=number),
             volumes=volumes,
+            volume_severities=volume_severities(connection, query.today, number, reader.thresholds),
             fills=space_usage(connection, number, volumes, None, query.today),
             databases=with_usage_of_databases(connection, period, window, listed, reader.thresholds, query.today),
             has_more_databases=more,

@@ -353,10 +353,15 @@ def test_lists_have_sizes_of_late_and_the_limit_that_each_row_meets_first(
     assert earlier in cards, "the card of the server is about the disk"
     volume = '<td class="wide whole"><a href="/volume?server=1&amp;name=%2Fdata">disk /data</a></td>'
     assert f'{volume}\n<td class="wide limit">' in html, "whose limit it is has a column, and the share of it another"
-    assert '</time> <span class="chip act">Act</span></td>' in html
+    # Phones do not have the column of the share, so the chip is beside the date there.
+    assert '</time> <span class="chip act narrow">Act</span></td>' in html
+    assert re.search(r'<svg class="bar act" .*?</svg> \d+ % <span class="chip act">Act</span></td>', html)
+    assert re.search(r'<svg class="bar watch" .*?</svg> 99 % <span class="chip watch">Watch</span></td>', of_servers)
     database = '<a href="/database?server=1&amp;name=orders">orders</a>'
     assert f'</time> <span class="chip act">Act</span> <span class="under">{database}</span></td>' in of_servers
-    assert '</time> <span class="chip watch">Watch</span> <span class="under narrow">disk /data</span></td>' in html
+    assert (
+        '</time> <span class="chip watch narrow">Watch</span> <span class="under narrow">disk /data</span></td>' in html
+    )
     for module in ("lists", "forecasts"):
         monkeypatch.setattr(f"capacity_assets.reading.{module}.tables_are_distributed", lambda _connection: True)
     with served_pages(engine.url) as on_nodes:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from capacity_assets.base.units import LARGEST_MB
 from capacity_assets.charts.drawing import (
+    BAR_STEPS,
     MOST_SERIES,
     Axis,
     ColumnChart,
@@ -322,7 +323,7 @@ def stacked(*values: list[int | None]) -> ColumnChart:
 def test_the_parts_of_a_column_lie_on_each_other_and_add_up_to_its_total(values: list[list[int]]) -> None:
     chart = stacked(*values)
     totals = [sum(column) for column in zip(*values, strict=True)]
-    pixels = chart.height / (max(totals) or 1)
+    pixels = chart.height / size_axis(0, max(totals) + 1, BAR_STEPS).top
 
     columns: dict[float, list[tuple[float, float]]] = {}
     for part in rectangles(columns_chart(chart)):
@@ -361,14 +362,31 @@ def test_as_many_names_stand_under_columns_as_have_room(count: int, expected: li
     assert [bool(wide) for wide, _ in shown] == [rank % 2 == 1 for rank in range(len(shown))], "on a phone every second"
 
 
-def test_a_long_name_is_whole_in_the_legend_and_every_series_has_its_own_hatching() -> None:
+def test_a_long_name_is_whole_in_the_legend_and_every_series_has_its_own_colour_and_hatching() -> None:
     names = ["x" * 200, "y" * 200]
     chart = columns_chart(ColumnChart("sizes", ["now"], [Series(name, [1]) for name in names]))
 
     assert re.findall(r'<li title="([xy]+)">', chart) == names
     ids = re.findall(r'<pattern id="([^"]+)"', chart)
     assert len(ids) == 2
-    assert re.findall(r'<g fill="url\(#([^)]+)\)">', chart) == ids
+    drawn = re.findall(r'<g class="stack ([^"]+)" fill="url\(#([^)]+)\)">', chart)
+    assert drawn == [(name, name) for name in ids], "the class on screens, the attribute in print"
+
+
+@given(st.lists(st.integers(0, LARGEST_MB // 2), min_size=1, max_size=9), st.sampled_from(["size", "count", "money"]))
+@example([0], "size")
+@example([1024, 2048], "size")
+@example([500, 1000], "count")
+@example([100_00], "money")
+def test_the_axis_ends_with_a_tick_above_the_highest_column(values: list[int], kind: str) -> None:
+    units = {"size": {}, "count": {"noun": "server"}, "money": {"currency": "EUR"}}[kind]
+    names = [str(number) for number in range(len(values))]
+    chart = columns_chart(ColumnChart("all", names, [Series("one", values)], **units))
+
+    ticks = [number(one, "y1") for one in parsed(chart).iter("line") if one.get("class") == "grid"]
+    tops = [number(one, "y") for one in rectangles(chart)]
+    assert min(ticks) == 0
+    assert all(top > 0 for top in tops)
 
 
 def test_the_expected_number_is_a_level_line_over_each_column() -> None:
@@ -376,8 +394,8 @@ def test_the_expected_number_is_a_level_line_over_each_column() -> None:
     chart = columns_chart(ColumnChart("servers", ["a", "b"], servers, "server", [2, 4], "expected", height=100))
 
     [line] = re.findall(r'<polyline class="expected" points="([^"]*)"', chart)
-    assert line == "0.0,50.0 500.0,50.0 500.0,0.0 1000.0,0.0"
-    assert [number(one, "height") for one in rectangles(chart)] == [25, 75]
+    assert line == "0.0,60.0 500.0,60.0 500.0,20.0 1000.0,20.0"
+    assert [number(one, "height") for one in rectangles(chart)] == [20, 60]
     assert "<pattern" not in chart, "its series have colours of the sheet"
 
 
@@ -442,6 +460,11 @@ def test_names_of_steps_have_lines() -> None:
 @pytest.mark.parametrize(("part", "whole", "width"), [(1, 4, 25), (5, 4, 100), (0, 0, 0), (-1, 4, 0)])
 def test_a_bar_shows_a_share_within_its_ends(part: int, whole: int, width: int) -> None:
     assert f'<rect class="part" x="0" width="{width}"' in fraction_bar(part, whole)
+
+
+def test_a_bar_has_the_colour_of_its_severity() -> None:
+    assert '<svg class="bar watch"' in fraction_bar(9, 10, "watch")
+    assert '<svg class="bar"' in fraction_bar(9, 10)
 
 
 def test_a_bar_of_a_span_has_a_mark_in_it() -> None:
