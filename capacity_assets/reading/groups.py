@@ -287,18 +287,29 @@ class LeftOutServer:
 
 def left_out_servers(connection: Connection, period: Period, windows: Sequence[Window]) -> list[LeftOutServer]:
     """Return the servers that are left out of groups, by window and name."""
-    statement = """
+    left_out = """
         SELECT l.window_start, l.server_id, coalesce(s.server, 'server ' || l.server_id) AS server,
-               coalesce(s.engine, 'unknown') AS engine, l.days AS left_out_days,
-               greatest(l.days, (SELECT max(g.measured_days) FROM capacity_server_growth g
-                                 WHERE g.period = :period AND (:with_derived OR NOT g.is_derived)
-                                   AND g.window_start = l.window_start AND g.counted)) AS days
+               coalesce(s.engine, 'unknown') AS engine, l.days
         FROM capacity_left_out_servers l LEFT JOIN capacity_servers s ON s.server_id = l.server_id
         WHERE l.period = :period AND l.window_start = ANY (CAST(:starts AS date[]))
-          AND l.window_start BETWEEN :first_start AND :last_start
         ORDER BY l.window_start, server"""
-    parameters = of_windows(period, [window.start for window in windows])
-    return records(LeftOutServer, connection, statement, **parameters)
+    measured = """
+        SELECT window_start, max(measured_days) AS days FROM capacity_server_growth
+        WHERE period = :period AND (:with_derived OR NOT is_derived) AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start AND counted
+        GROUP BY window_start"""
+    found = rows(connection, left_out, period=period.name, starts=[window.start for window in windows])
+    if not found:
+        return []
+    starts = sorted({row.window_start for row in found})
+    days = {row.window_start: row.days for row in rows(connection, measured, **of_windows(period, starts))}
+    return [
+        LeftOutServer(
+            *(row.window_start, row.server_id, row.server, row.engine, row.days),
+            days=max(row.days, days.get(row.window_start, 0)),
+        )
+        for row in found
+    ]
 
 
 def left_out_note(connection: Connection, period: Period, window: Window) -> str | None:
