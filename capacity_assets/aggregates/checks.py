@@ -223,7 +223,7 @@ SELECT period_start, 0 AS weight,
               label_key, period_start, size, databases, fleet_size, fleet_databases) AS place
 FROM (
     SELECT period_start, label_key, size, databases,
-           -- Without a fleet, every server is left out.
+           -- No fleet row: every server is left out.
            coalesce(max(size) FILTER (WHERE label_key = '(fleet)') OVER of_window, 0) AS fleet_size,
            coalesce(max(databases) FILTER (WHERE label_key = '(fleet)') OVER of_window, 0) AS fleet_databases
     FROM (

@@ -686,10 +686,10 @@ def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> st
     return _digest(f"{made_of} {period.windows_per_year} {period.trend_percent} {servers}") + sums_fingerprint(level)
 
 
-EQUAL_SUMS = {"2862d5511b15b6b91c551360fc829a8a": "0713de04220d27406fa8b2c9c115274a"}
-"""Fingerprints of a way to compute sums, with that of an earlier way that gives the same sums for possible sizes.
+EQUAL_SUMS = {"c2961b6cf5d565f7b124019ffa7c6145": "0713de04220d27406fa8b2c9c115274a"}
+"""Maps a fingerprint to an older one that gives the same sums for all possible sizes.
 
-Stored windows with the earlier one stay current.
+Windows stored with the older one stay current.
 """
 
 
@@ -855,7 +855,7 @@ def _added_names(level: Level) -> tuple[str, ...]:
 def _largest_sum_bytes(level: Level, rows: FromClause) -> Element:
     """Add up the sizes of the databases of a server, and their changes; PostgreSQL refuses a sum above 8 EiB.
 
-    If a day of the window has more, so do the largest sizes of the window.
+    The sum of the largest sizes is at least that of any day, so no day can exceed 8 EiB unnoticed.
     """
     largest, smallest, *changes = (rows.c[name] for name in _added_names(level))
     sums = [func.sum(func.greatest(largest, -smallest)), *(func.sum(func.abs(change)) for change in changes)]
@@ -889,7 +889,7 @@ def _counts(level: Level, rows: FromClause, fits: ColumnElement[bool] | None = N
     by_server = select(*keys, *counted).group_by(*keys).subquery("by_server")
     is_sampled = by_server.c.records > 0
     if level.has_several_rows_of_a_server:
-        # Always true, but PostgreSQL does not know that, and so computes the sum.
+        # Always true; forces PostgreSQL to compute the sum.
         is_sampled = and_(is_sampled, by_server.c.largest_sum_bytes >= _whole(0))
     is_removed = and_(StatementParameters.overwrite, is_sampled)
     sums: dict[str, Element] = {name: by_server.c[name] for name in actions}

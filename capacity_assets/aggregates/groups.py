@@ -5,8 +5,9 @@ a label of its own leaves its server's group and enters its own with its size of
 determines its label. Everything is in whole MiB, so the groups of one key add up to the fleet exactly. If no sample of
 a day is left, its stored daily aggregates are used, which contain the same values.
 
-A group of more than 8 EiB is impossible. On a day that has one, the servers are added up from the smallest, and those
-that do not fit into 8 EiB are left out of every group. `GROUP_DAYS` takes these servers as parameters.
+A group of more than 8 EiB is impossible. On a day that has one, servers are added in order of size, smallest first,
+until the sum would exceed 8 EiB; the remaining servers are left out of all groups. `GROUP_DAYS` takes them as
+parameters.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ out. Labels cannot have these keys."""
 WITHOUT = ""
 """The value of subjects without a label of a key."""
 LEFT_OUT = "left out "
-"""The value of `TOTAL` for a server that is left out, before its number. This group has no size and no databases."""
+"""Prefix of the value of `TOTAL` for a left-out server; its ID follows. The row has size 0 and no databases."""
 
 _EXACT, _, _LONGEST = ranks("r", "d.database_name")
 _SAMPLES = """
@@ -47,8 +48,6 @@ totals AS MATERIALIZED (
     SELECT instance_id, period_start, database_name, avg_size_mb FROM database_size_aggregations
     WHERE period_type = 'daily' AND period_start = ANY (CAST(:without_database_size_stats AS date[]))
 )"""
-# Its text, with its comments, is in the fingerprint of stored groups: if it changes, they count as stale, except as
-# `figures.EQUAL_SUMS` says.
 GROUP_PARTS = f"""
 WITH {_SAMPLES}, left_out AS MATERIALIZED (
     SELECT * FROM unnest(CAST(:left_out_servers AS int[]), CAST(:left_out_days AS date[]))
@@ -151,13 +150,16 @@ SELECT instance_id, collected_date FROM (
 A server counts with its total or with the sum of its databases, whichever is larger. So no group of the others can be
 above 8 EiB.
 """
-STORED_SERVERS_LEFT_OUT = f"""
-SELECT CAST(substr(label_value, {len(LEFT_OUT) + 1}) AS integer) AS instance_id, period_start AS collected_date
-FROM group_size_aggregations
-WHERE period_type = 'daily' AND period_start = ANY (CAST(:days AS date[])) AND label_key = '{TOTAL}'
-  AND label_value LIKE '{LEFT_OUT}%'
-"""  # noqa: S608 -- constants
+STORED_SERVERS_LEFT_OUT = """
+SELECT server_id AS instance_id, window_start AS collected_date FROM capacity_left_out_servers
+WHERE period = 'daily' AND window_start = ANY (CAST(:days AS date[]))
+"""
 """The servers that were left out when the groups of days were computed."""
+
+
+GROUPS_REVISION = 1
+"""Raise it if the same samples give other groups: stored windows then become stale. A test fails when the text of the
+statements changes."""
 
 
 def left_out_parameters(rows: Iterable[Row[Any]]) -> dict[str, list[Any]]:

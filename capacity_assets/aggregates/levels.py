@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from capacity_assets.aggregates.groups import GROUP_DAYS
+from capacity_assets.aggregates.groups import GROUPS_REVISION
 from capacity_assets.base.declarations import LONGEST_KEY, LONGEST_VALUE
 from capacity_assets.database import tables
 from capacity_assets.database.measures import Measure
@@ -221,7 +221,7 @@ GROUP = Level(
     view="capacity_groups",
     view_order=("grouped_by", "group_name"),
     made_of=(tables.database_size_stats, tables.instance_size_stats),
-    rule=GROUP_DAYS,
+    rule=f"groups {GROUPS_REVISION}",
 )
 
 SERVER_LEVELS: dict[str, Level] = {level.name: level for level in (DATABASE, INSTANCE)}

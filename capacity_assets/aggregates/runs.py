@@ -56,7 +56,7 @@ from capacity_assets.base.errors import (
 )
 from capacity_assets.base.periods import Period, Window, adjacent_spans
 from capacity_assets.base.settings import DEFAULT_PARALLEL_SLICES
-from capacity_assets.base.units import LARGEST_MB, counted
+from capacity_assets.base.units import IMPOSSIBLE_SIZES, LARGEST_MB, counted
 from capacity_assets.database.changes import WRITER_SETTING
 from capacity_assets.database.cluster import SETTINGS_OF_A_SLICE, is_distributed
 from capacity_assets.database.partitions import FIRST_PLAUSIBLE
@@ -322,7 +322,8 @@ WHERE d.collected_date = f.collected_date AND f.collected_date = ANY (CAST(:drop
 """
 _GONE = """
 WITH days_left AS MATERIALIZED (
-    SELECT collected_date AS day, 1 AS days FROM capacity_group_days WHERE label_key = '(fleet)'
+    -- On a day on which every server is left out, there is no fleet.
+    SELECT DISTINCT collected_date AS day, 1 AS days FROM capacity_group_days WHERE label_key = '(total)'
     UNION ALL
     SELECT period_start, g.data_count
     FROM unnest(CAST(:shorter_types AS text[]), CAST(:shorter_starts AS date[])) AS p (period_type, period_start)
@@ -363,10 +364,8 @@ READ_ONLY = sa.text("SET TRANSACTION READ ONLY")
 SECONDS_BETWEEN_LINES = 10
 """Seconds between lines of progress in the log; shorter runs have none."""
 
-LEFT_OUT_OF_GROUPS = (
-    "left out of every group on a day of this window, because its total or the sum of its databases is above 8 EiB, or "
-    "the fleet is with it, which is impossible"
-)
+LEFT_OUT_OF_GROUPS = f"left out of all groups on at least one day of this window: {IMPOSSIBLE_SIZES}"
+NOT_ACTIVE = "not active"
 OUT_OF_RANGE = "22003"
 UNIQUE_VIOLATION = "23505"
 TURNS = 3
@@ -482,14 +481,14 @@ class AggregationRunner:
         if row is None:
             return replace(empty, skipped_instances=len(work.instances), unsampled_records=work.gone.get(window, 0))
         left_out = self._left_out(work, row.left_out)
-        active = len(work.instances)
+        active, active_left_out = len(work.instances), sum(error.instance_name != NOT_ACTIVE for error in left_out)
         # Groups also include servers that are not active.
-        processed = min(row.instances, max(row.instances, active) - len(left_out))
+        processed = min(row.instances, max(row.instances, active) - active_left_out)
         return replace(
             empty,
             processed_instances=processed,
             failed_instances=len(left_out),
-            skipped_instances=max(0, active - processed - len(left_out)),
+            skipped_instances=max(0, active - processed - active_left_out),
             errors=left_out[:MAXIMUM_LISTED_ERRORS],
             written_records=row.written,
             unchanged_records=row.unchanged,
@@ -502,7 +501,7 @@ class AggregationRunner:
         """Return the servers that are in no group on a day of a window as errors, from their numbers."""
         names = {instance.id: instance.name for instance in work.instances} if numbers else {}
         ids = sorted(map(int, numbers.split(","))) if numbers else []
-        return tuple(InstanceError(number, names.get(number, "not active"), LEFT_OUT_OF_GROUPS) for number in ids)
+        return tuple(InstanceError(number, names.get(number, NOT_ACTIVE), LEFT_OUT_OF_GROUPS) for number in ids)
 
     def _write_at_once(self, connection: sa.Connection, work: AggregationWork) -> dict[date, Any]:
         """Compute, decide, write and count in one statement."""
@@ -572,7 +571,8 @@ class AggregationRunner:
         instance = work.instances[0] if self.level.has_servers else InstanceRef(0, "every group")
         reason = reason_of(error)
         if sqlstate_of(error) == OUT_OF_RANGE:
-            what = "a size, or the sum of its databases," if self.level.has_several_rows_of_a_server else "a size"
+            is_sum = self.level.has_several_rows_of_a_server
+            what = "a database, or all databases of the server together," if is_sum else "a size"
             reason += f": {what} in this window, or in one it is compared with, is above 8 EiB, which is impossible"
         failure = InstanceError(instance.id, instance.name, reason)
         return replace(self._empty(work.period, window), failed_instances=1, errors=(failure,))
@@ -676,8 +676,8 @@ class PeriodSummary:
             their = "its existing rows" if self.failed_instances == 1 else "their existing rows"
             stored = f" The rows of {counted(self.processed_instances, 'other server')} are stored."
             failed = f"{window}: {self.failed_instances} of {counted(self.total_instances, 'server')} failed"
-            if self.level == GROUP.name and self.processed_instances:
-                return f"{failed}; groups were computed from the other servers."
+            if self.errors and self.errors[0].reason == LEFT_OUT_OF_GROUPS:
+                return f"{failed}; groups do not include them on days with impossible sizes."
             return f"{failed}; {their} are unchanged.{stored if self.processed_instances else ''}"
         if self.status is AggregationStatus.SKIPPED:
             reason = "no active server" if not self.total_instances else "no server has samples in this window"

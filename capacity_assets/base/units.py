@@ -27,6 +27,8 @@ BYTES_PER_GB = 1024 * BYTES_PER_MB
 LARGEST_BYTES = 2**63 - 1
 LARGEST_MB = LARGEST_BYTES // BYTES_PER_MB
 """The largest possible size, 8 EiB: the maximum size of files and file systems with 63-bit offsets."""
+IMPOSSIBLE_SIZES = "sizes above 8 EiB, alone or together with the rest of the fleet"
+"""Why a server that was measured is in no sum."""
 MB_PER_GB = 1024
 _STEP = 1024
 # A decimal of a larger unit hides more.

@@ -340,7 +340,7 @@ def waterfall_chart(title: str, start_mb: int, steps: Sequence[WaterfallStep]) -
 
 
 def fraction_bar(part: float, whole: float, severity: str | None = None) -> Markup:
-    """Draw a part of a whole as a bar, next to its number; in the colour of a severity, whose word is beside it."""
+    """Draw a part of a whole as a bar, next to its number; coloured by severity, with its name as text beside it."""
     return span_bar(0, 0 if whole <= 0 else part / whole, severity=severity)
 
 

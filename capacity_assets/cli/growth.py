@@ -25,7 +25,7 @@ from capacity_assets.forecast.results import display_name
 from capacity_assets.ownership import labels as ownership
 from capacity_assets.ownership.bills import group_heading, group_named
 from capacity_assets.ownership.labels import refuse_unknown_label
-from capacity_assets.reading.groups import Group, groups_of, measured_notes, server_notes
+from capacity_assets.reading.groups import Group, groups_of, left_out_note, measured_notes, out_of_service_note
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.table_growth import (
     DatabaseGrowth,
@@ -320,12 +320,12 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
             update_group_forecasts(runner.service.engine, Clock(settings.zone))
         with database_errors(doing="reading groups"), runner.service.engine.connect() as connection:
             rows = groups_of(connection, chosen, window, by, ownership.first_fill_date_of_groups(connection, by))
-            out_of_service = server_notes(connection, chosen, window, by)
+            notes = [out_of_service_note(connection, chosen, window, by), left_out_note(connection, chosen, window)]
             changed_at = None if by == "server" else ownership.groups_changed_at(connection, chosen, [window])
     if not rows:
         raise ValidationError(
             f"No groups are stored in {chosen.name_of(window)}. `capacity groups --now` computes windows whose labels "
-            "changed, `capacity aggregate` any window."
+            f"changed, `capacity aggregate` any window.{''.join(f' {note}' for note in notes if note)}"
         )
     title = f"Groups by {by}, {chosen.name_of(window)} compared with the previous window"
     headings = (group_heading(by), *GROUP_HEADINGS)
@@ -335,7 +335,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
         Table(title, headings, [_group_cells(group, by) for group in rows]),
         f"Total: {human_mb(sum(group.size_mb for group in rows))}{change}.",
         *measured_notes(rows, by),
-        *([out_of_service] if out_of_service else []),
+        *(note for note in notes if note),
         *([ownership.stale_groups_notice(changed_at)] if changed_at else []),
         *([NO_SUCH_LABEL] if [group.name for group in rows] == [None] else []),
     ]

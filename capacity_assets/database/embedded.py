@@ -132,7 +132,7 @@ def programs_folder(installed: Path) -> Path:
     """Return the folder of the server's programs: the installed one, or as root a copy that its user can reach."""
     if os.geteuid() != 0 or _lets_others_through(installed):
         return installed
-    # The programs load libraries from a folder beside the package, which they find by its relative path.
+    # The programs find their libraries by a relative path, in a folder next to the package.
     server, package = installed.parent, installed.parents[1]
     libraries = package.with_name(f"{package.name}.libs")
     # With the version in its name: after an upgrade, the old programs must not be used.
@@ -180,7 +180,7 @@ def _fits_a_socket(folder: Path, socket_name: str = SOCKET_NAME) -> bool:
 
 
 def _let_others_read(folder: Path) -> None:
-    """Let any user read a copy of a public package, whatever the umask of this process or of its installation was."""
+    """Make a copy of a public package readable for all users, whatever the umask."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             mode = path.stat().st_mode

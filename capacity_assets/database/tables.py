@@ -316,7 +316,7 @@ group_size_aggregations = table(
     required(
         "label_key",
         String(LONGEST_KEY),
-        "Key of a label; engine; (fleet): all servers; (total): by whether servers have a total, or are left out",
+        "Key of a label; engine; (fleet): all servers; (total): how a server counts",
     ),
     required(
         "label_value",
@@ -719,9 +719,7 @@ capacity_bills = table(
     required("unpriced_gib_months", EXACT, "The part without a price, not billed"),
     required("measured_days", BigInteger, "Days of servers on which they were measured"),
     required("billed_days", BigInteger, "Days of servers that were billed"),
-    required(
-        "unbilled_servers", Integer, "Measured servers that are not billed: no sizes of databases, or above 8 EiB"
-    ),
+    required("unbilled_servers", Integer, "Servers not billed: databases not measured, or sizes above 8 EiB"),
     required("label_keys", JSON, "Keys of labels by which it can be split"),
     optional("reason", Text, "Why it differs from the issue before; null: it is the first"),
     optional("declared_state", Text, "Numbers and newest times of the labels and prices at the last computation"),

@@ -516,7 +516,7 @@ SELECT g.period_type AS period,  -- Name of the period, such as daily or monthly
 FROM group_size_aggregations g WHERE g.label_key = '(total)' AND g.label_value = 'derived';
 """)
 [LEFT_OUT_VIEW] = views_in("""
--- Servers that are in no group on days of a window: with them, groups would have more than 8 EiB, which is impossible.
+-- Servers excluded from all groups on some days of a window, because a group would exceed 8 EiB.
 CREATE VIEW capacity_left_out_servers AS
 SELECT g.period_type AS period,  -- Name of the period, such as daily or monthly
        g.period_start AS window_start,  -- First day of the window
@@ -565,7 +565,7 @@ SELECT s.collected_date AS day,  -- Day of the samples
        count(DISTINCT s.instance_id) AS servers,  -- Servers measured on it
        sum(s.database_count) AS databases,  -- Databases on them
        sum(s.total_size_mb) FILTER (WHERE i.counted_by IS NULL AND s.total_size_mb <= 8796093022207) AS size_mb
-          -- Sum of the sizes measured of servers that are not counted by another one, without impossible ones, MiB
+          -- Sum of the sizes measured of servers that are not counted by another one, excluding impossible sizes, MiB
 FROM instance_size_stats s LEFT JOIN instances i ON i.id = s.instance_id
 WHERE NOT s.is_deleted
 GROUP BY 1;

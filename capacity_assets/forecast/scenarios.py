@@ -78,7 +78,7 @@ MOST_FACTOR = 1000
 
 
 class ContradictionError(ValidationError):
-    """Assumptions that are well formed, and contradict each other or what was measured."""
+    """Valid assumptions that contradict each other or the measured sizes."""
 
 
 def _factor(written: object) -> Decimal:

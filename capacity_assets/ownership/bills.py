@@ -599,8 +599,8 @@ def bill_notes(bill_by_group: BillByGroup) -> list[str]:
         )
     if bill.unbilled_servers:
         sentences.append(
-            f"Not billed: {counted(bill.unbilled_servers, 'server')} whose databases were not measured, or add up to "
-            "more than 8 EiB, which is impossible."
+            f"Not billed: {counted(bill.unbilled_servers, 'server')} without measured databases, or with impossible "
+            "sizes (above 8 EiB)."
         )
     if bill.measured_days < bill.billed_days:
         missing = bill.billed_days - bill.measured_days
@@ -775,11 +775,16 @@ _BILLED_SERVERS = """
     LEFT JOIN LATERAL (SELECT l.server, l.engine FROM capacity_bill_lines l
                        WHERE l.month = :start AND l.instance_id = m.instance_id ORDER BY l.issue DESC LIMIT 1
     ) AS last ON i.id IS NULL
-    -- A server of more than 8 EiB is impossible, and no amount of it is right.
+    -- Impossible sizes cannot be billed.
     WHERE i.counted_by IS NULL AND m.instance_id NOT IN (
         SELECT d.instance_id FROM (
             SELECT instance_id, max(largest_bytes) AS bytes FROM measured GROUP BY instance_id, database_name
         ) AS d GROUP BY d.instance_id HAVING sum(d.bytes) > 9223372036854775807)"""
+_UNBILLED_SERVERS = """
+    SELECT t.instance_id
+    FROM (SELECT instance_id FROM totals WHERE is_sized UNION SELECT instance_id FROM measured) AS t
+    LEFT JOIN instances i ON i.id = t.instance_id
+    WHERE i.counted_by IS NULL AND t.instance_id NOT IN (SELECT instance_id FROM billed_servers)"""
 _SUBJECTS = """
     SELECT row_number() OVER () AS number, instance_id, database_name, segment AS day, days, bytes
     FROM measured WHERE database_name IS NOT NULL"""
@@ -826,6 +831,7 @@ _LINES = """
     FROM placed"""
 COMPUTED = {
     "billed_servers": _BILLED_SERVERS,
+    "unbilled_servers": _UNBILLED_SERVERS,
     "subjects": _SUBJECTS,
     "labels_held": LABELS_OF_SUBJECTS,
     "mix": _LABELLED,
@@ -837,10 +843,7 @@ COMPUTED = {
 DAYS = """
 SELECT coalesce(sum(measured), 0) AS measured_days, coalesce(sum(billed), 0) AS billed_days,
        (SELECT max(last_day) FROM measured) AS billed_until,
-       (SELECT count(*) FROM (SELECT instance_id FROM totals WHERE is_sized UNION SELECT instance_id FROM measured) AS t
-        LEFT JOIN instances i ON i.id = t.instance_id
-        WHERE i.counted_by IS NULL AND t.instance_id NOT IN (SELECT instance_id FROM billed_servers))
-           AS unbilled_servers
+       (SELECT count(*) FROM unbilled_servers) AS unbilled_servers
 FROM billed_servers
 """
 # The amount follows from quantity and price. Renaming a server does not change its cost, but a replaced bill shows the
@@ -859,7 +862,8 @@ SELECT EXISTS (
     HAVING sum(here) <> 0
 ) OR EXISTS (
     SELECT FROM capacity_bills b WHERE b.month = :start AND b.issue = :issue
-      AND b.currency <> (SELECT min(currency) FROM capacity_prices)
+      AND (b.currency <> (SELECT min(currency) FROM capacity_prices)
+           OR NOT b.is_final AND b.unbilled_servers <> (SELECT count(*) FROM unbilled_servers))
 )
 """
 TOTAL = """

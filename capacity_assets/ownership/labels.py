@@ -23,6 +23,7 @@ from sqlalchemy import column as sql_column
 from capacity_assets.aggregates.groups import (
     GROUP_PARTS,
     ROWS_OF_SERVERS,
+    SERVERS_LEFT_OUT,
     STORED_SERVERS_LEFT_OUT,
     day_parameters,
     left_out_parameters,
@@ -555,7 +556,7 @@ class GroupExplanation:
 def explain_group(connection: Connection, period: Period, window: Window, key: str, value: str) -> GroupExplanation:
     """Return the parts of a group in a window; raises NotFoundError if nothing has this label in it, and DBAPIError."""
     days = day_parameters(connection, window.dates)
-    days |= left_out_parameters(connection.execute(text(STORED_SERVERS_LEFT_OUT), days))
+    days |= _left_out(connection, period, window, days)
     of_group = {"period": period.name, "start": window.start, "key": key, "value": value}
     servers = connection.execute(text(_LABELLED), of_group).scalars().all()
     query = with_queries(_PARTS, **ROWS_OF_SERVERS, parts=GROUP_PARTS)
@@ -565,13 +566,28 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
     if not parts and stored.sum_mb is None:
         values = connection.execute(text(_VALUES), of_group).scalars().all()
         there = f" {key} has {first_of(values, VALUES_NAMED)} there." if values else ""
-        raise NotFoundError(f"Nothing has {key}={value} in {period.name_of(window)}.{there}")
+        left_out = " Servers with impossible sizes are in no group." if days["left_out_servers"] else ""
+        raise NotFoundError(f"Nothing has {key}={value} in {period.name_of(window)}.{there}{left_out}")
     sum_mb = None if stored.sum_mb is None else int(stored.sum_mb)
     measured = with_queries(_DAYS, capacity_label_spans=_NO_LABELS, parts=GROUP_PARTS)
     measured_days = connection.execute(measured, days).scalar_one()
     return GroupExplanation(key, value, parts, measured_days, sum_mb, stored.days)
 
 
+def _left_out(
+    connection: Connection, period: Period, window: Window, days: Mapping[str, object]
+) -> dict[str, list[Any]]:
+    """Return the parameters of the servers that are left out: as stored by day or, without stored days, by size."""
+    stored = left_out_parameters(connection.execute(text(STORED_SERVERS_LEFT_OUT), days))
+    of_window = {"period": period.name, "start": window.start}
+    if stored["left_out_servers"] or not connection.execute(text(_ANY_LEFT_OUT), of_window).scalar():
+        return stored
+    return left_out_parameters(connection.execute(text(SERVERS_LEFT_OUT), days))
+
+
+_ANY_LEFT_OUT = """
+SELECT EXISTS (SELECT FROM capacity_left_out_servers WHERE period = :period AND window_start = :start)
+"""
 _LABELLED = "SELECT DISTINCT instance_id FROM capacity_labels WHERE key = :key AND value = :value"
 _PARTS = f"""
 SELECT i.name, f.database_name, f.days, CAST(f.sum_mb AS bigint), nullif(held.database_pattern, ''),

@@ -64,11 +64,10 @@ LONGEST_HORIZON = 365
 NOTABLE_DIFFERENCE = 0.25
 """Difference between the growth of a group and that of its databases, as a share, above which there is a note."""
 FACTOR_NOTE = (
-    "A factor applies to the forecast growth of each database. What the databases then grow more or less is added to "
-    "the forecast of their group, which is made from the history of the group as a whole. So the growth of a group may "
-    "change by another factor."
+    "The factor applies to the forecast growth of each database. The difference is added to the forecast of its group, "
+    "which is based on the history of the group, so the growth of the group can change by a different factor."
 )
-"""How a factor, which applies to databases, is related to a budget, which rests on forecasts of groups."""
+"""Why the growth of a group may change by a different factor."""
 OTHER_GROWTH_SHOWN, OTHER_GROWTH_NAMED = 3, 8
 """Maximum number of groups with a separate note, and of other groups that are named."""
 

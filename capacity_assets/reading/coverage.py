@@ -8,7 +8,7 @@ if it existed shortly before, unless the day was collected, because a collection
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from capacity_assets.base.periods import YEAR_AND_MONTH_DAYS, Period, Window
+from capacity_assets.base.units import IMPOSSIBLE_SIZES
 from capacity_assets.database.cluster import tables_are_distributed
 from capacity_assets.reading.access import records, rows
 from capacity_assets.reading.windows import newest_day, newest_window, of_windows, today_of
@@ -23,6 +24,8 @@ from capacity_assets.reading.windows import newest_day, newest_window, of_window
 ATTEMPT_DAYS = 7
 """Days in which attempts are searched; each day has one per server."""
 SILENT_DAYS = 3
+IMPOSSIBLE = "impossible"
+"""The failure of a server that was measured and cannot be added up."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,74 @@ def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers
     return UnmeasuredServers(day, by_day, sampled is not None)
 
 
+@dataclass(frozen=True)
+class LeftOutServer:
+    """A server that is in no group on some days of a window, because its sizes cannot be added up."""
+
+    window_start: date
+    server_id: int
+    server: str
+    engine: str
+    left_out_days: int
+    days: int
+    """Days of the window on which anything was measured."""
+    measured_days: int | None
+    """Days on which it was measured; None: not known, because it failed in the window."""
+
+
+def left_out_servers(connection: Connection, period: Period, windows: Sequence[Window]) -> list[LeftOutServer]:
+    """Return the servers that are left out of groups, by window and name."""
+    left_out = """
+        SELECT l.window_start, l.server_id, coalesce(s.server, 'server ' || l.server_id) AS server,
+               coalesce(s.engine, 'unknown') AS engine, l.days
+        FROM capacity_left_out_servers l LEFT JOIN capacity_servers s ON s.server_id = l.server_id
+        WHERE l.period = :period AND l.window_start = ANY (CAST(:starts AS date[]))
+        ORDER BY l.window_start, server"""
+    measured = """
+        SELECT window_start, server_id, measured_days, counted FROM capacity_server_growth
+        WHERE period = :period AND (:with_derived OR NOT is_derived) AND window_start = ANY (CAST(:starts AS date[]))
+          AND window_start BETWEEN :first_start AND :last_start"""
+    found = rows(connection, left_out, period=period.name, starts=[window.start for window in windows])
+    if not found:
+        return []
+    starts = sorted({row.window_start for row in found})
+    of_servers = rows(connection, measured, **of_windows(period, starts))
+    own = {(row.window_start, row.server_id): row.measured_days for row in of_servers}
+    best: dict[date, int] = {}
+    for row in of_servers:
+        if row.counted:
+            best[row.window_start] = max(row.measured_days, best.get(row.window_start, 0))
+    return [
+        LeftOutServer(
+            *(row.window_start, row.server_id, row.server, row.engine, row.days),
+            days=max(row.days, best.get(row.window_start, 0)),
+            measured_days=own.get((row.window_start, row.server_id)),
+        )
+        for row in found
+    ]
+
+
+def left_out_days(
+    connection: Connection, of_servers: Sequence[tuple[int, Window]]
+) -> dict[tuple[int, Window], list[date]]:
+    """Return the days of windows on which servers are left out, by server and window; known once days are computed."""
+    if not of_servers:
+        return {}
+    statement = """
+        SELECT server_id, window_start AS day FROM capacity_left_out_servers
+        WHERE period = 'daily' AND window_start BETWEEN :first AND :last
+          AND server_id = ANY (CAST(:servers AS integer[])) ORDER BY day"""
+    windows = [window for _, window in of_servers]
+    ends = {"first": min(window.start for window in windows), "last": max(window.end for window in windows)}
+    found = rows(connection, statement, servers=sorted({server_id for server_id, _ in of_servers}), **ends)
+    return {
+        (server_id, window): [
+            row.day for row in found if row.server_id == server_id and window.start <= row.day <= window.end
+        ]
+        for server_id, window in of_servers
+    }
+
+
 def servers_missing_in(
     connection: Connection, period: Period, window: Window, server_id: int | None = None, *, with_never_measured: bool
 ) -> list[UnmeasuredServer]:
@@ -232,6 +303,12 @@ def servers_missing_in(
     missing = [
         server for server in missing if server.last_day or (with_never_measured and server.server_id not in later)
     ]
+    if missing:
+        left_out = {server.server_id for server in left_out_servers(connection, period, [window])}
+        missing = [
+            replace(server, failure=IMPOSSIBLE, reason=IMPOSSIBLE_SIZES) if server.server_id in left_out else server
+            for server in missing
+        ]
     return sorted(missing, key=lambda server: (server.last_day or date.min, server.server))
 
 

@@ -13,12 +13,12 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from capacity_assets.base.periods import PERIODS, Period, Window
-from capacity_assets.base.units import counted, first_of, human_mb, percent_of
+from capacity_assets.base.units import IMPOSSIBLE_SIZES, counted, first_of, human_mb, percent_of
 from capacity_assets.label_rules import LABELS_OF_SUBJECTS
 from capacity_assets.ownership.bills import group_named
 from capacity_assets.ownership.labels import WITHOUT_LABEL, GroupFillDate
 from capacity_assets.reading.access import WITHOUT_LOOPS, planned_with, records, rows
-from capacity_assets.reading.coverage import NOTICEABLE, measured_before
+from capacity_assets.reading.coverage import NOTICEABLE, left_out_days, left_out_servers, measured_before
 from capacity_assets.reading.lists import DatabaseRow, databases
 from capacity_assets.reading.sizes import LastSize, SizeInWindow, last_sizes
 from capacity_assets.reading.windows import newest_day, of_windows
@@ -261,74 +261,22 @@ def measured_notes(groups: Sequence[Group], by: str) -> list[str]:
     ]
 
 
-def server_notes(connection: Connection, period: Period, window: Window, by: str) -> str | None:
-    """Return sentences on servers that only the groups, or only the size of the fleet, contain; None: there are none.
-
-    Groups by server contain the servers of the fleet.
-    """
-    if by == "server":
-        return None
-    notes = (left_out_note(connection, period, window), _out_of_service_note(connection, period, window))
-    return " ".join(note for note in notes if note) or None
-
-
-@dataclass(frozen=True)
-class LeftOutServer:
-    """A server that is in no group on some days of a window, because its sizes cannot be added up."""
-
-    window_start: date
-    server_id: int
-    server: str
-    engine: str
-    left_out_days: int
-    days: int
-    """Days of the window on which anything was measured."""
-
-
-def left_out_servers(connection: Connection, period: Period, windows: Sequence[Window]) -> list[LeftOutServer]:
-    """Return the servers that are left out of groups, by window and name."""
-    left_out = """
-        SELECT l.window_start, l.server_id, coalesce(s.server, 'server ' || l.server_id) AS server,
-               coalesce(s.engine, 'unknown') AS engine, l.days
-        FROM capacity_left_out_servers l LEFT JOIN capacity_servers s ON s.server_id = l.server_id
-        WHERE l.period = :period AND l.window_start = ANY (CAST(:starts AS date[]))
-        ORDER BY l.window_start, server"""
-    measured = """
-        SELECT window_start, max(measured_days) AS days FROM capacity_server_growth
-        WHERE period = :period AND (:with_derived OR NOT is_derived) AND window_start = ANY (CAST(:starts AS date[]))
-          AND window_start BETWEEN :first_start AND :last_start AND counted
-        GROUP BY window_start"""
-    found = rows(connection, left_out, period=period.name, starts=[window.start for window in windows])
-    if not found:
-        return []
-    starts = sorted({row.window_start for row in found})
-    days = {row.window_start: row.days for row in rows(connection, measured, **of_windows(period, starts))}
-    return [
-        LeftOutServer(
-            *(row.window_start, row.server_id, row.server, row.engine, row.days),
-            days=max(row.days, days.get(row.window_start, 0)),
-        )
-        for row in found
-    ]
-
-
 def left_out_note(connection: Connection, period: Period, window: Window) -> str | None:
     """Return a sentence on the servers that are left out of groups; None: there are none."""
     servers = left_out_servers(connection, period, [window])
     if not servers:
         return None
     named = first_of((f"{one.server} ({counted(one.left_out_days, 'day')})" for one in servers), GROUPS_NAMED)
-    return (
-        f"Left out of every group, because its sizes, or those of the fleet with it, are above 8 EiB: {named}. "
-        "Correct these samples; the groups are then computed again."
-    )
+    return f"Not in any group ({IMPOSSIBLE_SIZES}): {named}. Correct the samples to recompute the groups."
 
 
-def _out_of_service_note(connection: Connection, period: Period, window: Window) -> str | None:
-    """Return a sentence on servers that groups contain and the size of the fleet does not.
+def out_of_service_note(connection: Connection, period: Period, window: Window, by: str) -> str | None:
+    """Return a sentence on servers that groups contain and the size of the fleet does not; None: there are none.
 
-    These are out of service, were measured in the window, and have no row of it.
+    These are out of service, were measured in the window, and have no row of it. Groups by server do not contain them.
     """
+    if by == "server":
+        return None
     # Not joined, so that distributed tables are read on the nodes.
     retired = {row.server_id: row.server for row in rows(connection, _OUT_OF_SERVICE)}
     of_window = {"period": period.name, "start": window.start}
@@ -414,7 +362,7 @@ def partial_groups(
     """Return the groups that lack a server, of a window and of the previous one, each by its first day.
 
     The rule is that of `short_servers`, but a server is expected if this window or the previous one has it. A day that
-    it missed counts for its group of that day. A server that is left out counts, however large its group is.
+    it missed counts for its group of that day. A left-out server always marks its groups, whatever its share.
     `sizes_mb` are the sizes of the groups.
     """
     missing = """
@@ -473,7 +421,7 @@ WHERE key = :key AND value IS NOT NULL AND instance_id = ANY (CAST(:servers AS i
 def _groups_on_missed_days(
     connection: Connection, key: str, of_servers: Sequence[tuple[int, Window]]
 ) -> dict[tuple[int, Window], dict[str | None, float]]:
-    """Return the groups of servers that missed days of a window, each with its share of the missed days.
+    """Return the groups of servers that missed days of a window or are left out, each with its share of these days.
 
     A server, or some of its databases, belongs to other groups from the day on which its labels change.
     """
@@ -490,11 +438,11 @@ def _groups_on_missed_days(
         for span in spans[server_id]
         if window.start < span.valid_from <= window.end or window.start < span.valid_until <= window.end
     ]
-    missed = _missed_days(connection, changing)
+    missed, left_out = _missed_days(connection, changing), left_out_days(connection, changing)
     shares = {}
     for server_id, window in of_servers:
         # Without daily aggregates, the missed days are unknown.
-        days = missed.get((server_id, window)) or [window.end]
+        days = [*{*missed.get((server_id, window), ()), *left_out.get((server_id, window), ())}] or [window.end]
         counts = Counter(name for day in days for name in _groups_on(spans[server_id], day))
         shares[server_id, window] = {name: count / len(days) for name, count in counts.items()}
     return shares
@@ -534,13 +482,14 @@ def _missed_days(
 class ShortServer:
     """A server of a group that was measured on fewer days of a window than others, so that the group lacks a part.
 
-    A server that is left out of groups on a day is one, too.
+    Includes servers that are left out on a day.
     """
 
     window_start: date
     server_id: int
     server: str
-    measured_days: int
+    measured_days: int | None
+    """None: not known, because its sizes cannot be added up."""
     days: int
     """Days of the window on which anything was measured."""
     left_out_days: int = 0
@@ -634,10 +583,8 @@ def short_servers(
             is_daily=period.days == 1,
         )
     left_out = {} if grouped_by == "server" else _left_out_of_group(connection, period, windows, grouped_by, name)
-    short = [
-        replace(server, left_out_days=left_out.pop((server.window_start, server.server_id), server).left_out_days)
-        for server in short
-    ]
+    # A left-out server that failed in the window has no row of it, and so is short, too.
+    short = [server for server in short if (server.window_start, server.server_id) not in left_out]
     short = sorted([*short, *left_out.values()], key=lambda server: (server.window_start, server.server))
     if grouped_by in WITHOUT_LABEL:
         return short
@@ -652,7 +599,8 @@ def _left_out_of_group(
     """Return the servers that are left out, of one engine or of any label."""
     return {
         (server.window_start, server.server_id): ShortServer(
-            server.window_start, server.server_id, server.server, 0, server.days, server.left_out_days
+            *(server.window_start, server.server_id, server.server),
+            *(server.measured_days, server.days, server.left_out_days),
         )
         for server in left_out_servers(connection, period, windows)
         if grouped_by != "engine" or server.engine == name

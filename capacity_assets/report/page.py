@@ -124,9 +124,9 @@ class Report:
     runways: ForecastIssue | None = None
     grouped_by: str | None = None
     groups: Sequence[Group] = ()
+    """Groups of the window; empty for a single server, or if no database has the label."""
     left_out: str | None = None
     """A sentence on servers that are left out of the groups."""
-    """Groups of the window; empty for a single server, or if no database has the label."""
     engines: Sequence[str] = ()
     """All engines, for the colours of the chart; empty for a single server."""
 

@@ -24,16 +24,18 @@ API = "/api/v1"
 DOCUMENT = f"{API}/openapi.json"
 ABOUT = (
     "What the pages show, read-only. Sizes are whole MiB, amounts are text, days are in the time zone of the capacity "
-    "database, and what is unknown is null. An empty parameter counts as a missing one. Within a version, names may be "
-    "added but are never removed or changed."
+    "database, and what is unknown is null. Empty parameters are ignored. Within a version, names may be added but are "
+    "never removed or changed."
 )
 RULES = "x-parameter-rules"
-"""The key of an operation for what OpenAPI cannot say: JSON Schema for its parameters as one object."""
+"""The key of an operation with JSON Schema rules across its parameters, which OpenAPI cannot express."""
 OWN, SHARED = "#/$defs/", "#/components/schemas/"
+CONTRADICTION = "422"
+"""Only operations with rules for their parameters have this status."""
 REFUSAL_TEXTS = {
     "400": "A parameter is unknown or invalid.",
     "404": "Not found.",
-    "422": "Assumptions contradict each other or what was measured.",
+    CONTRADICTION: "Assumptions contradict each other or the measured sizes.",
     "503": "The database did not respond.",
 }
 
@@ -157,7 +159,11 @@ def _operation(page: PageRoute, label_keys: Sequence[str], schema: Mapping[str, 
         ],
         "responses": {
             "200": {"description": page.description, "content": _json(schema)},
-            **{status: {"$ref": f"#/components/responses/{status}"} for status in REFUSAL_TEXTS},
+            **{
+                status: {"$ref": f"#/components/responses/{status}"}
+                for status in REFUSAL_TEXTS
+                if status != CONTRADICTION or page.rules
+            },
         },
     }
 

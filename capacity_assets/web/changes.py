@@ -24,7 +24,7 @@ from capacity_assets.reading.changes import (
 )
 from capacity_assets.reading.coverage import MissedDays, coverage_of
 from capacity_assets.reading.forecasts import FillDateChange, moved_fill_dates
-from capacity_assets.reading.groups import Group, GroupMove, group_moves, groups_of, server_notes
+from capacity_assets.reading.groups import Group, GroupMove, group_moves, groups_of, left_out_note, out_of_service_note
 from capacity_assets.reading.lists import databases
 from capacity_assets.reading.sizes import (
     SizeInWindow,
@@ -67,7 +67,9 @@ class ChangesPage:
     other_change_mb: int | None = None
     """The sum of the known changes of these; None: none is known."""
     out_of_service: str | None = None
-    """Sentences on servers that only the groups, or only the size of the fleet, contain."""
+    """A sentence on servers that the groups contain and the size of the fleet does not."""
+    left_out: str | None = None
+    """A sentence on servers whose sizes are impossible, which are in no group."""
     rest_change_mb: int | None = None
     """The change of the fleet minus the changes of all groups; None: no change of the fleet is shown.
 
@@ -158,7 +160,8 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
             # Nothing has such a label.
             by = WITHOUT_LABEL[0]
             groups = groups_of(connection, period, window, by)
-        out_of_service = server_notes(connection, period, window, by)
+        out_of_service = out_of_service_note(connection, period, window, by)
+        left_out = left_out_note(connection, period, window)
         moves = group_moves(connection, period, [window], by, shown=LISTED + 1, every=True)
         changed = page.changed if query.page == 1 else ()
         if query.is_file:
@@ -183,6 +186,7 @@ def read_changes(reader: Reader, query: PageQuery) -> ChangesPage:
         other_groups=len(groups[GROUPS_SHOWN:]),
         other_change_mb=_sum_of_others(groups),
         out_of_service=out_of_service,
+        left_out=left_out,
         rest_change_mb=rest if is_compared else None,
         is_rest_rounding=abs(rest) <= rounding_mb,
         once_measured_mb=(once_mb if abs(once_mb) > rounding_mb else 0) if is_compared else None,

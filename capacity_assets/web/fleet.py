@@ -22,7 +22,7 @@ from capacity_assets.reading.coverage import (
     unmeasured_servers,
 )
 from capacity_assets.reading.forecasts import FreeCapacity, StoredRunway, fills_first, free_capacity
-from capacity_assets.reading.groups import Group, GroupSpace, groups_of, space_of_groups
+from capacity_assets.reading.groups import Group, GroupSpace, groups_of, left_out_note, space_of_groups
 from capacity_assets.reading.lists import DatabaseRow, most_changed
 from capacity_assets.reading.risks import Headline, next_to_fill
 from capacity_assets.reading.sizes import (
@@ -116,6 +116,8 @@ class FleetPage:
     missed: Sequence[MissedDays]
     """Servers in service that missed days of the last 30 days, the most days first."""
     missed_servers: int
+    left_out: str | None
+    """A sentence on servers whose sizes are impossible on the newest day, which are in no group."""
     grouped_by: str
     groups: Sequence[Group]
     space: Sequence[GroupSpace]
@@ -219,6 +221,7 @@ def _read_every_period(connection: Connection, today: date, grouped_by: str, thr
         unmeasured_servers=len(unmeasured.servers),
         missed=coverage.missed,
         missed_servers=coverage.missed_servers,
+        left_out=left_out_note(connection, PERIODS["daily"], newest["daily"]) if "daily" in newest else None,
         grouped_by=grouped_by,
         groups=groups[:GROUPS_SHOWN],
         space=space,

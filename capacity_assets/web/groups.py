@@ -44,8 +44,9 @@ from capacity_assets.reading.groups import (
     group_moves,
     group_sizes,
     groups_of,
+    left_out_note,
     like_for_like,
-    server_notes,
+    out_of_service_note,
     short_servers,
     space_of_groups,
 )
@@ -96,7 +97,9 @@ class GroupsPage:
     notice: str | None = None
     """A sentence on when labels changed that the groups do not include yet."""
     out_of_service: str | None = None
-    """Sentences on servers that only the groups, or only the size of the fleet, contain."""
+    """A sentence on servers that the groups contain and the size of the fleet does not."""
+    left_out: str | None = None
+    """A sentence on servers whose sizes are impossible, which are in no group."""
     size_mb: int = 0
     """The total of all groups of all pages."""
     change_mb: int | None = None
@@ -195,7 +198,8 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
             if query.page == 1:
                 space = space_of_groups(connection, period, window, by, groups)
         notice = _notice(connection, period, [window] if window else [], by)
-        out_of_service = server_notes(connection, period, window, by) if window else None
+        out_of_service = out_of_service_note(connection, period, window, by) if window else None
+        left_out = left_out_note(connection, period, window) if window else None
     shown, has_more = part_of_page(groups, query)
     changes = [group.change_mb for group in groups if group.change_mb is not None]
     return GroupsPage(
@@ -208,6 +212,7 @@ def read_groups(reader: Reader, query: PageQuery) -> GroupsPage:
         groups=shown,
         notice=notice,
         out_of_service=out_of_service,
+        left_out=left_out,
         size_mb=sum(group.size_mb for group in groups),
         change_mb=sum(changes) if changes else None,
         known_before_mb=sum(group.known_before_mb for group in groups),

@@ -404,7 +404,7 @@ MOST_WINDOWS, MOST_FLEET_WINDOWS = 400, 130
 class PageQuery:
     """The parameters of a request. A method raises ValidationError if the value of its parameter is invalid.
 
-    An empty value counts as a missing one.
+    Empty parameters are ignored.
     """
 
     path: str

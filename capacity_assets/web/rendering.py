@@ -23,6 +23,7 @@ from capacity_assets.base.periods import PERIODS, Period, Window
 from capacity_assets.base.settings import Thresholds
 from capacity_assets.base.units import (
     BYTES_PER_MB,
+    IMPOSSIBLE_SIZES,
     as_plain_text,
     counted,
     first_of,
@@ -112,7 +113,7 @@ class PageRoute:
     groupings: Sequence[str] = WITHOUT_LABEL
     """The values of the parameter `by` besides the keys of labels."""
     rules: Mapping[str, object] = field(default_factory=dict, hash=False)
-    """Keywords of JSON Schema for the parameters as one object: which of them belong together."""
+    """JSON Schema for the parameters as one object: which parameters require each other."""
     above: Sequence[str] = ()
     """Paths of the pages above it, for its breadcrumbs."""
     in_menu: bool = False
@@ -427,6 +428,7 @@ def page_templates(pages: tuple[PageRoute, ...], dagster_url: str | None, thresh
         severity_of=partial(severity_of, thresholds=thresholds),
         thresholds=thresholds,
         chips=CHIPS,
+        impossible_sizes=IMPOSSIBLE_SIZES,
         periods={name: period.noun for name, period in PERIODS.items()},
         ranges={name: text for name, (text, _) in RANGES.items()},
         menu=[page for page in pages if page.in_menu],

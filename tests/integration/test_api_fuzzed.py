@@ -81,8 +81,8 @@ def test_days_are_described_as_they_are_taken() -> None:
         assert not described.is_valid(written), written
 
 
-def test_an_empty_parameter_counts_as_a_missing_one(pages: Pages) -> None:
-    assert "An empty parameter counts as a missing one." in pages.ask(DOCUMENT).json["info"]["description"]
+def test_empty_parameters_are_ignored(pages: Pages) -> None:
+    assert "Empty parameters are ignored." in pages.ask(DOCUMENT).json["info"]["description"]
     for address in ADDRESSES:
         path, _, query = address.partition("?")
         page = PAGE_OF[path]

