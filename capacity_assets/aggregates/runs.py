@@ -572,7 +572,7 @@ class AggregationRunner:
         reason = reason_of(error)
         if sqlstate_of(error) == OUT_OF_RANGE:
             is_sum = self.level.has_several_rows_of_a_server
-            what = "a database, or all databases of the server together," if is_sum else "a size"
+            what = "a size, or the sum of the server's databases," if is_sum else "a size"
             reason += f": {what} in this window, or in one it is compared with, is above 8 EiB, which is impossible"
         failure = InstanceError(instance.id, instance.name, reason)
         return replace(self._empty(work.period, window), failed_instances=1, errors=(failure,))
