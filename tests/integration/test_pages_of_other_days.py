@@ -52,6 +52,7 @@ def test_no_page_fails_by_a_clock_far_behind_or_ahead(database: URL, days: int) 
     assert ("Newest measurement: " in answers["/"].text) == (days > 0)
 
 
+@pytest.mark.single_server("has pages compute scenarios")
 def test_what_if_by_a_clock_a_year_behind_says_why_it_has_no_budget(database: URL, engine: Engine) -> None:
     """The last day of the coming twelve months is then the last measured one."""
     add_database_sizes(engine, sizes(1, "orders", "2024-06-01", [5000] * 30))

@@ -83,6 +83,7 @@ def test_a_report_is_requested_when_both_levels_of_its_month_were_made_and_not_b
 # The commands.
 
 
+@pytest.mark.single_server("derives totals from samples of databases")
 @pytest.mark.usefixtures("every_kind")
 def test_the_command_writes_the_page_of_any_window_and_says_where(settings: Settings, tmp_path: Path) -> None:
     usual = capacity("report", "--window", "2025-02-14")

@@ -89,6 +89,7 @@ def test_the_page_of_a_group_names_its_steps_and_moves_in_the_windows_it_shows(p
         assert (values_of(group["steps"], "note"), group["moves"]) == (notes, [])
 
 
+@pytest.mark.single_server("derives totals from samples of databases")
 def test_a_database_that_moved_is_no_growth_of_all_groups_where_one_is_compared_like_for_like(
     engine: Engine, service: AggregationService
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_database_that_moved_is_no_growth_of_all_groups_where_one_is_compared_
     assert (changes["rest_change_mb"], sales["sizes"][-1]["change_mb"]) == (0, -moved)
 
 
+@pytest.mark.single_server("derives totals from samples of databases")
 def test_a_group_into_which_all_its_databases_moved_was_nothing_before(
     engine: Engine, service: AggregationService
 ) -> None:
